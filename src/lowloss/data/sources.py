@@ -1,0 +1,158 @@
+"""Data sets by name, and a user's own arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowloss.data.base import Augmentation, Data
+from lowloss.errors import LowlossError
+
+
+def digits(
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augment: Augmentation | None = None,
+) -> Data:
+    """scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, with a fixed stratified split: 1,437 and 360."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    source = load_digits()
+    images = torch.tensor(source.images / 16.0, dtype=torch.float32)[:, None]
+    labels = torch.tensor(source.target)
+    train, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=source.target)
+    return _normalised(images[train], labels[train], images[test], labels[test], 10, mean, std, augment)
+
+
+def mnist(
+    root: str = "data",
+    download: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augment: Augmentation | None = None,
+) -> Data:
+    """MNIST: 60,000 and 10,000 images, 28 × 28 pixels, one channel."""
+    return _torchvision("MNIST", root, download, mean, std, augment)
+
+
+def fashion_mnist(
+    root: str = "data",
+    download: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augment: Augmentation | None = None,
+) -> Data:
+    """Fashion-MNIST: 60,000 and 10,000 images, 28 × 28 pixels, one channel."""
+    return _torchvision("FashionMNIST", root, download, mean, std, augment)
+
+
+def cifar10(
+    root: str = "data",
+    download: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augment: Augmentation | None = None,
+) -> Data:
+    """CIFAR-10: 50,000 and 10,000 images, 32 × 32 pixels, three channels."""
+    return _torchvision("CIFAR10", root, download, mean, std, augment)
+
+
+def cifar100(
+    root: str = "data",
+    download: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augment: Augmentation | None = None,
+) -> Data:
+    """CIFAR-100: 50,000 and 10,000 images, 32 × 32 pixels, three channels."""
+    return _torchvision("CIFAR100", root, download, mean, std, augment)
+
+
+def arrays(
+    path: str,
+    num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augment: Augmentation | None = None,
+) -> Data:
+    """A user's own data: an .npz file with x_train, y_train, x_test and y_test.
+
+    x: (N, channels, height, width) or (N, features) of any real type; uint8 is scaled to [0, 1].  y: (N,) integers.
+    """
+    names = ("x_train", "y_train", "x_test", "y_test")
+    if not Path(path).is_file():
+        raise LowlossError(f"{path} does not exist: set data.path to an .npz file with {', '.join(names)}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in names if name not in archive]
+            if missing:
+                raise LowlossError(f"{path} lacks {', '.join(missing)}: it must hold {', '.join(names)}")
+            x_train, y_train, x_test, y_test = (torch.from_numpy(archive[name]) for name in names)
+    except (OSError, ValueError, TypeError) as error:
+        raise LowlossError(f"{path} cannot be read as .npz ({error}): write it with numpy.savez") from error
+    return _normalised(_float(x_train), y_train, _float(x_test), y_test, num_classes, mean, std, augment)
+
+
+def _torchvision(
+    name: str,
+    root: str,
+    download: bool,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    augment: Augmentation | None,
+) -> Data:
+    import torchvision
+
+    source: Callable[..., Any] = getattr(torchvision.datasets, name)
+    try:
+        train, test = (source(root, train=is_train, download=download) for is_train in (True, False))
+    except RuntimeError as error:
+        raise LowlossError(
+            f"{name} is not in {Path(root).resolve()}: set data.root to where it lies, or data.download=true"
+        ) from error
+    except OSError as error:
+        raise LowlossError(f"{name} could not be fetched into {root} ({error}): try again, or set data.root") from error
+    x_train, x_test = (_float(_images(split.data)) for split in (train, test))
+    y_train, y_test = (torch.as_tensor(split.targets) for split in (train, test))
+    return _normalised(x_train, y_train, x_test, y_test, len(train.classes), mean, std, augment)
+
+
+def _images(pixels: Any) -> Tensor:
+    """(N, channels, height, width) from torchvision's (N, height, width[, channels])."""
+    images = torch.as_tensor(pixels)
+    return images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+
+
+def _float(x: Tensor) -> Tensor:
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
+def _normalised(
+    x_train: Tensor,
+    y_train: Tensor,
+    x_test: Tensor,
+    y_test: Tensor,
+    num_classes: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    augment: Augmentation | None,
+) -> Data:
+    """Subtract the mean and divide by the standard deviation, a channel each; by default the training split's."""
+    if x_train.dim() < 2:
+        raise LowlossError(f"inputs need at least two axes (N, features), got {tuple(x_train.shape)}")
+    axes = [axis for axis in range(x_train.dim()) if axis != 1]
+    shape = (1, -1) + (1,) * (x_train.dim() - 2)
+    centre = x_train.mean(axes) if mean is None else torch.tensor(list(mean))
+    scale = x_train.std(axes) if std is None else torch.tensor(list(std))
+    for key, value in (("data.mean", centre), ("data.std", scale)):
+        if len(value) not in (1, x_train.shape[1]):
+            raise LowlossError(f"{key} has {len(value)} entries for {x_train.shape[1]} channels")
+    scale = torch.where(scale > 0, scale, 1.0).view(shape)
+    x_train, x_test = ((x - centre.view(shape)) / scale for x in (x_train, x_test))
+    return Data(x_train.contiguous(), y_train, x_test.contiguous(), y_test, num_classes, augment)

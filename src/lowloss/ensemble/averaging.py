@@ -1,0 +1,26 @@
+"""The prediction of an ensemble: the mean of its members' probabilities.
+
+Shapes: M members, N samples, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def ensemble_curve(logits_MNC: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Error (fraction) and negative log-likelihood (nats) of the first 1, 2, … M members together.
+
+    Probabilities are averaged, not logits. Returns two float64 tensors (M,).
+    """
+    log_probability_MNC = logits_MNC.double().log_softmax(2)
+    members = len(log_probability_MNC)
+    error_M, nll_M = torch.empty(members, dtype=torch.float64), torch.empty(members, dtype=torch.float64)
+    total_NC = torch.full_like(log_probability_MNC[0], -torch.inf)
+    for m, member_NC in enumerate(log_probability_MNC):
+        total_NC = torch.logaddexp(total_NC, member_NC)
+        error_M[m] = (total_NC.argmax(1) != y_N).double().mean()
+        # log of a mean of probabilities, kept in logarithms so that no probability underflows.
+        nll_M[m] = -(total_NC.gather(1, y_N[:, None]) - torch.log(torch.tensor(m + 1.0))).mean()
+    return error_M, nll_M

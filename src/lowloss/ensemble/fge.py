@@ -1,0 +1,63 @@
+"""Fast Geometric Ensembling: a cyclical learning rate walks through good networks near a minimum.
+
+Reference: Garipov et al. 2018, sec. 5 and Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from lowloss.errors import LowlossError
+
+
+class FGE:
+    """The recipe of Algorithm 1.
+
+    Args:
+        minimum: which of a study's minima to start from.
+        members: networks to collect, one in the middle of each cycle.
+        cycle_epochs: length of a cycle in epochs (2 to 4 in the paper).
+        lr_max: alpha_1, at the ends of a cycle.
+        lr_min: alpha_2, in its middle, where the member is collected.
+        momentum, weight_decay: of SGD.
+        batch_size: samples a minibatch.
+
+    Raises:
+        LowlossError: the rates are not 0 < lr_min < lr_max, or there is no member to collect.
+    """
+
+    def __init__(
+        self,
+        minimum: int = 0,
+        members: int = 6,
+        cycle_epochs: float = 4,
+        lr_max: float = 0.05,
+        lr_min: float = 0.0005,
+        momentum: float = 0.9,
+        weight_decay: float = 3e-4,
+        batch_size: int = 128,
+    ) -> None:
+        if not 0 < lr_min < lr_max:
+            raise LowlossError(f"ensemble needs 0 < lr_min < lr_max, got {lr_min} and {lr_max}")
+        if members < 1:
+            raise LowlossError(f"ensemble.members must be at least 1, got {members}")
+        self.minimum = minimum
+        self.members, self.cycle_epochs, self.lr_max, self.lr_min = members, cycle_epochs, lr_max, lr_min
+        self.momentum, self.weight_decay, self.batch_size = momentum, weight_decay, batch_size
+
+    def cycle(self, steps_per_epoch: int) -> int:
+        """Iterations c of a cycle: even, and at least two."""
+        return max(2, 2 * round(self.cycle_epochs * steps_per_epoch / 2))
+
+    def steps(self, cycle: int) -> int:
+        """Iterations until the last member is collected."""
+        return (self.members - 1) * cycle + cycle // 2
+
+    def rate(self, i: int, cycle: int) -> float:
+        """alpha(i) of iteration i = 1, 2, …: from lr_max down to lr_min in mid-cycle and up again."""
+        t = ((i - 1) % cycle + 1) / cycle
+        if t <= 0.5:
+            return (1 - 2 * t) * self.lr_max + 2 * t * self.lr_min
+        return (2 - 2 * t) * self.lr_min + (2 * t - 1) * self.lr_max
+
+    def collects(self, i: int, cycle: int) -> bool:
+        """Whether the weights after iteration i = 1, 2, … join the ensemble: mod(i, c) = c / 2."""
+        return i % cycle == cycle // 2

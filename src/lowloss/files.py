@@ -1,0 +1,69 @@
+"""Files that are whole or not there: written beside their place, synced, and renamed into it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowloss.errors import LowlossError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A temporary file to write; it takes the place of `file` once the block ends without an error."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        sync(temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or a folder's entries, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(file: Path, text: str) -> None:
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+    """A safetensors file with tensors and JSON notes."""
+    from safetensors.torch import save_file
+
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with replacing(file) as temporary:
+        save_file(held, temporary, {"notes": json.dumps(dict(notes))})
+
+
+def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and notes of a safetensors file. Raises LowlossError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as archive:
+            notes = json.loads((archive.metadata() or {}).get("notes", "{}"))
+            return {name: archive.get_tensor(name) for name in archive.keys()}, notes  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LowlossError(
+            f"{file} is unreadable ({error}): delete {file.parent} and run the same command again"
+        ) from error

@@ -1,0 +1,113 @@
+"""AutoNEB: nudged elastic bands that grow pivots where the loss between them is high.
+
+Reference: Draxler et al. 2018, Algorithm 2, sec. 4.1 and appendix A; after Kolsbjerg et al. 2016.
+
+Shapes: N pivots (ends included), S = N - 1 segments, E evaluations between two pivots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowloss.errors import LowlossError
+from lowloss.finder.base import Phase, Profile
+from lowloss.finder.neb import NEB
+from lowloss.finder.path import Path, Polyline
+
+DRAXLER_CYCLES = (
+    *[Phase(1000, 0.1)] * 4,
+    *[Phase(2000, 0.1)] * 2,
+    *[Phase(1000, 0.01)] * 4,
+    *[Phase(1000, 0.001)] * 4,
+)
+
+
+class AutoNEB(NEB):
+    """Cycles of NEB with pivots inserted in between (Algorithm 2); the defaults are the paper's schedule.
+
+    Args:
+        cycles: `Phase`s or mappings with steps, lr and optionally repeat.
+        pivots: inner pivots of the initial band.
+        evaluations: E, losses evaluated between two neighbouring pivots after a cycle.
+        threshold: insert where the residuum, normalised by the range of the pivots' losses, exceeds this.
+        max_insertions: pivots inserted after one cycle at most, those of highest residuum first.
+        momentum, weight_decay, batch_size, spring_constant, tangent: see NEB.
+    """
+
+    def __init__(
+        self,
+        cycles: Sequence[Phase | Mapping[str, Any]] = DRAXLER_CYCLES,
+        pivots: int = 3,
+        evaluations: int = 9,
+        threshold: float = 0.2,
+        max_insertions: int = 3,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        batch_size: int = 512,
+        spring_constant: float | None = None,
+        tangent: str = "higher",
+    ) -> None:
+        super().__init__(
+            pivots=pivots,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            spring_constant=spring_constant,
+            tangent=tangent,
+        )
+        self.evaluations, self.threshold, self.max_insertions = evaluations, threshold, max_insertions
+        self.phases = [phase for cycle in cycles for phase in _phases(cycle)]
+
+    def refine(self, path: Path, profile: Profile) -> Path:
+        assert isinstance(path, Polyline)
+        positions = self._insertions(path, profile)[: self.max_insertions]
+        if not positions:
+            return path
+        t = torch.tensor([_between(path.knots_B, *position) for position in positions], dtype=torch.float64)
+        knots, order = torch.cat([path.knots_B, t]).sort()
+        bends = torch.cat([path.bends_BP, path.points(t)])[order.to(path.bends_BP.device)]
+        return Polyline(bends, knots)
+
+    def status(self, path: Path, profile: Profile) -> str:
+        assert isinstance(path, Polyline)
+        return "undersampled" if self._insertions(path, profile) else "converged"
+
+    def _insertions(self, path: Polyline, profile: Profile) -> list[tuple[int, float]]:
+        losses_T = profile(path, path.grid(points=0, between=self.evaluations)).double().cpu()
+        losses_SE = losses_T[:-1].view(-1, self.evaluations + 1)
+        return insertions(torch.cat([losses_SE[:, 0], losses_T[-1:]]), losses_SE[:, 1:], self.threshold)
+
+
+def insertions(pivot_losses_N: Tensor, between_SE: Tensor, threshold: float) -> list[tuple[int, float]]:
+    """Where to insert pivots: (segment, alpha), the highest residuum first, at most one a segment.
+
+    between_SE: losses at alpha = 1/(E+1), …, E/(E+1) of each segment. A position qualifies where the loss lies
+    above the linear interpolation of the pivots' losses by more than `threshold` times their range. (Eq. (4) of
+    the paper is printed with the inequality reversed; its text and fig. A.1 say "rises too high".)
+    """
+    samples = between_SE.shape[1]
+    alpha_E = torch.arange(1, samples + 1, dtype=pivot_losses_N.dtype) / (samples + 1)
+    guess_SE = torch.lerp(pivot_losses_N[:-1, None], pivot_losses_N[1:, None], alpha_E)
+    scale = pivot_losses_N.max() - pivot_losses_N.min()
+    highest_S, where_S = (between_SE - guess_SE).max(dim=1)
+    # Compared as a product, so that a flat band (range 0) still gets a pivot on a bump.
+    chosen = [s for s in range(len(highest_S)) if highest_S[s] > threshold * scale]
+    chosen.sort(key=lambda s: -float(highest_S[s]))
+    return [(s, float(alpha_E[where_S[s]])) for s in chosen]
+
+
+def _between(knots_N: Tensor, segment: int, alpha: float) -> float:
+    return float(torch.lerp(knots_N[segment], knots_N[segment + 1], alpha))
+
+
+def _phases(cycle: Phase | Mapping[str, Any]) -> list[Phase]:
+    if isinstance(cycle, Phase):
+        return [cycle]
+    unknown = set(cycle) - {"steps", "lr", "repeat"}
+    if unknown or not {"steps", "lr"} <= set(cycle):
+        raise LowlossError(f"a cycle has the keys steps, lr and optionally repeat, got {dict(cycle)}")
+    return [Phase(int(cycle["steps"]), float(cycle["lr"]))] * int(cycle.get("repeat", 1))

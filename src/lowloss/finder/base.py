@@ -1,0 +1,100 @@
+"""What a finder is: a recipe that turns two points into a path, told apart from whatever drives it.
+
+A driver (lowloss.training.path) starts the path, then for every phase takes its steps: it lets the finder
+prepare the path, differentiates the finder's objective, hands the gradient to the finder to nudge, and lets SGD
+move the free bends. Between phases the finder may refine the path. A finder is configuration alone; all state is
+in the path.
+
+Shapes: B bends (ends included), M = B - 2 free bends, P parameters, K sampled points.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lowloss.finder.path import Path
+from lowloss.landscape.base import Batch, Landscape
+from lowloss.schedule import Constant
+
+Profile = Callable[[Path, Tensor], Tensor]
+"""The losses (K,) at t_K of a path, all on one minibatch, in one mode."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A number of gradient steps at a learning rate."""
+
+    steps: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A found path and how the search ended.
+
+    status: "exact" (nothing to search), "converged" (the finder's criterion holds), "steps_done" (all steps were
+    taken and the finder has no criterion), "undersampled" (AutoNEB would still insert pivots).
+    gradient_evaluations: gradients of single points; forward passes are not counted.
+    """
+
+    path: Path
+    status: str
+    gradient_evaluations: int
+
+
+class Finder(ABC):
+    """Base of all finders.
+
+    Attributes:
+        phases: what to run, in order; empty for a path that needs no search.
+        batch_size: samples a minibatch.
+        schedule: the factor on a phase's learning rate after a fraction of its steps.
+        momentum: of SGD; it belongs to a bend's index and starts from zero in each phase.
+        profile_batch: samples of the minibatch on which `refine` compares losses.
+    """
+
+    phases: Sequence[Phase] = ()
+    batch_size: int = 128
+    schedule: Callable[[float], float] = Constant()
+    momentum: float = 0.9
+    profile_batch: int = 2048
+
+    @abstractmethod
+    def start(self, a_P: Tensor, b_P: Tensor) -> Path:
+        """The initial path between two points."""
+
+    def prepare(self, path: Path) -> Path:
+        """Called before each step."""
+        return path
+
+    @abstractmethod
+    def objective(
+        self, path: Path, landscape: Landscape, batch: Batch | None, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """A scalar to differentiate in the free bends, and the losses (K,) it is made of. `seed`: this step's."""
+
+    @abstractmethod
+    def evaluations_per_step(self, path: Path) -> int:
+        """Gradients of single points in one step."""
+
+    def nudge(self, path: Path, gradient_MP: Tensor, losses_K: Tensor) -> Tensor:
+        """The gradient that SGD follows, from the objective's."""
+        return gradient_MP
+
+    def refine(self, path: Path, profile: Profile) -> Path:
+        """Called after each phase but the last."""
+        return path
+
+    def status(self, path: Path, profile: Profile) -> str:
+        """How the search ended; see Outcome."""
+        return "steps_done"
+
+
+def l2(weight_decay: float, theta_KP: Tensor) -> Tensor:
+    """0.5 * weight_decay * |theta|², a point each: (K,)."""
+    return 0.5 * weight_decay * theta_KP.square().sum(1)
+

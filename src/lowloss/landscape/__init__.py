@@ -1,0 +1,19 @@
+"""What is measured: the loss at K points at once."""
+
+from lowloss.landscape.analytic import AnalyticSurface, GaussianMixture, MullerBrown, Wedge
+from lowloss.landscape.base import Batch, BatchSource, Evaluation, Landscape
+from lowloss.landscape.layout import Layout
+from lowloss.landscape.network import NetworkLandscape
+
+__all__ = [
+    "AnalyticSurface",
+    "Batch",
+    "BatchSource",
+    "Evaluation",
+    "GaussianMixture",
+    "Landscape",
+    "Layout",
+    "MullerBrown",
+    "NetworkLandscape",
+    "Wedge",
+]

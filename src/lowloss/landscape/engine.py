@@ -1,0 +1,92 @@
+"""How K points run on a device. `Loop` runs one after the other, which is right everywhere.
+
+An engine is all that knows how a module is called; NetworkLandscape is written against these three methods.
+
+Shapes: K points, P parameters, B samples of a minibatch, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lowloss.landscape.base import Batch
+from lowloss.landscape.layout import Layout
+
+Buffers = dict[str, Tensor]
+
+
+class Loop:
+    """One point after the other, in the parameters' own precision."""
+
+    def __init__(self, module: nn.Module, layout: Layout) -> None:
+        self.module, self.layout = module, layout
+        self.batch_norms = [
+            m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
+        ]
+        self.has_dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules())
+
+    def losses(self, theta_KP: Tensor, batch: Batch, gradients: bool) -> tuple[Tensor, Tensor | None]:
+        """The K mean cross-entropies in training mode, and their gradients (K, P) if asked for.
+
+        BatchNorm uses the minibatch's statistics; its running averages are scratch and change nothing.
+        """
+        self.module.train()
+        scratch = self._fresh_buffers()
+        losses_K = theta_KP.new_empty(len(theta_KP))
+        gradients_KP = torch.empty_like(theta_KP) if gradients else None
+        for k, theta_P in enumerate(theta_KP.detach()):
+            x, y, seed = batch.row(k)
+            theta_P.requires_grad_(gradients)
+            with torch.set_grad_enabled(gradients), self._dropout_seed(seed):
+                loss = cross_entropy(self._call(theta_P, scratch, x), y)
+            losses_K[k] = loss.detach()
+            if gradients_KP is not None:
+                (gradients_KP[k],) = torch.autograd.grad(loss, theta_P)
+        return losses_K, gradients_KP
+
+    @torch.no_grad()
+    def statistics(self, theta_P: Tensor, chunks: Iterable[Tensor]) -> Buffers:
+        """The buffers of a point: BatchNorm's statistics as cumulative averages over the chunks, dropout off."""
+        if not self.batch_norms:
+            return self._fresh_buffers()
+        self.module.eval()
+        momenta = [module.momentum for module in self.batch_norms]
+        for module in self.batch_norms:
+            module.train()
+            module.momentum = None  # cumulative average: each chunk weighs the same
+            module.reset_running_stats()
+        buffers = self._fresh_buffers()
+        for x in chunks:
+            self._call(theta_P, buffers, x)
+        for module, momentum in zip(self.batch_norms, momenta, strict=True):
+            module.momentum = momentum
+        return buffers
+
+    @torch.no_grad()
+    def logits(self, theta_P: Tensor, buffers: Buffers, x: Tensor) -> Tensor:
+        """The outputs (B, C) in evaluation mode."""
+        self.module.eval()
+        return self._call(theta_P, buffers, x)
+
+    def _call(self, theta_P: Tensor, buffers: Buffers, x: Tensor) -> Tensor:
+        return functional_call(self.module, {**self.layout.views(theta_P), **buffers}, (x,))
+
+    def _fresh_buffers(self) -> Buffers:
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    @contextlib.contextmanager
+    def _dropout_seed(self, seed: int) -> Iterator[None]:
+        if not self.has_dropout:
+            yield
+            return
+        device = next(self.module.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield

@@ -1,0 +1,69 @@
+"""The layout of a point: a flat vector seen as named tensors, layers and filters.
+
+Shapes: K points, P parameters, F filters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from lowloss.errors import LowlossError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of a network's trainable parameters, in the order in which they lie in a flat vector.
+
+    A parameter shared by several modules is one coordinate block; frozen parameters (requires_grad=False) and
+    buffers, BatchNorm's running statistics among them, are no coordinates.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layout:
+        """The layout of a module. Raises LowlossError if there is nothing to train or the dtypes are mixed."""
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        dtypes = {p.dtype for p in named.values()}
+        if not named:
+            raise LowlossError(f"{type(module).__name__} has no trainable parameters")
+        if len(dtypes) > 1:
+            found = ", ".join(sorted(map(str, dtypes)))
+            raise LowlossError(f"{type(module).__name__} mixes parameter dtypes ({found}): convert it to one")
+        return cls(tuple(named), tuple(p.shape for p in named.values()), dtypes.pop())
+
+    @property
+    def sizes(self) -> list[int]:
+        return [prod(shape) for shape in self.shapes]
+
+    @property
+    def dim(self) -> int:
+        return sum(self.sizes)
+
+    def views(self, theta_P: Tensor) -> dict[str, Tensor]:
+        """Named views of one point (P,); writing to them writes to the point."""
+        parts = theta_P.split(self.sizes)
+        return {
+            name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+        }
+
+    def flatten(self, named: dict[str, Tensor]) -> Tensor:
+        """One point (P,) from named tensors."""
+        return torch.cat([named[name].detach().reshape(-1) for name in self.names])
+
+    def filters(self, theta_P: Tensor) -> dict[str, Tensor]:
+        """Views (F, weights a filter) of each conv or linear weight: a filter is what makes one output unit.
+
+        Tensors with fewer than two axes (biases, BatchNorm) have no filters and are left out.
+        """
+        return {name: view.flatten(1) for name, view in self.views(theta_P).items() if view.dim() >= 2}
+
+    def layers(self, theta_P: Tensor) -> dict[str, Tensor]:
+        """Views (1, weights) of each weight tensor with at least two axes, whole."""
+        return {name: view.reshape(1, -1) for name, view in self.filters(theta_P).items()}

@@ -1,0 +1,197 @@
+"""A network and a data set as a landscape.
+
+Shapes: K points, P parameters, N samples, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lowloss.data.base import Batches, Data
+from lowloss.errors import LowlossError
+from lowloss.landscape.base import Batch, BatchSource, Evaluation
+from lowloss.landscape.engine import Buffers, Loop
+from lowloss.landscape.layout import Layout
+from lowloss.seeding import derive
+
+
+class _Losses(torch.autograd.Function):
+    """Computes the gradients while it computes the losses, however the engine does that best."""
+
+    @staticmethod
+    def forward(ctx: Any, theta_KP: Tensor, engine: Loop, batch: Batch) -> Tensor:
+        losses_K, gradients_KP = engine.losses(theta_KP, batch, gradients=ctx.needs_input_grad[0])
+        ctx.gradients_KP = gradients_KP
+        return losses_K
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (upstream_K,) = upstream
+        return upstream_K[:, None] * ctx.gradients_KP, None, None
+
+
+class NetworkLandscape:
+    """The mean cross-entropy of any classifier `nn.Module` on a data set, as a function of its parameters.
+
+    BatchNorm: `losses` uses the minibatch's own statistics. `evaluate` recomputes each point's statistics in one
+    pass over the un-augmented training data (Garipov et al. 2018, sec. 3.3), so a point is its parameters alone.
+
+    Args:
+        model: a module, or a function that builds one. A function draws every initial point by its own
+            initialisation; a module draws them by `reset_parameters` of its layers. The module is copied.
+        data: the data set.
+        evaluation_batch: samples a forward pass in `evaluate`.
+
+    Raises:
+        LowlossError: the outputs do not fit the data's classes, or the module rejects the data.
+    """
+
+    splits = ("train", "test")
+
+    def __init__(
+        self, model: nn.Module | Callable[[], nn.Module], data: Data, evaluation_batch: int = 1000
+    ) -> None:
+        self.model, self.data, self.evaluation_batch = model, data, evaluation_batch
+        module = copy.deepcopy(model) if isinstance(model, nn.Module) else self._build(seed=0)
+        self.layout = Layout.of(module)
+        self.engine = Loop(module, self.layout)
+        # Statistics need chunks that each resemble the whole: a split sorted by class would spoil them.
+        order = torch.Generator().manual_seed(derive(0, "batch-norm"))
+        self._statistics_order_N = torch.randperm(len(data.y_train), generator=order)
+        # The last points' statistics: evaluating them on a second split needs no second pass.
+        self._statistics: tuple[Tensor, list[Buffers]] | None = None
+        self._check_fit()
+
+    @property
+    def dim(self) -> int:
+        return self.layout.dim
+
+    def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
+        """The K mean cross-entropies in nats on a minibatch, in training mode; differentiable once."""
+        if batch is None:
+            raise ValueError("a network's losses need a minibatch")
+        theta_KP = self._points(theta_KP)
+        result: Tensor = _Losses.apply(theta_KP, self.engine, batch)  # type: ignore[no-untyped-call]
+        return result
+
+    @torch.no_grad()
+    def evaluate(self, theta_KP: Tensor, split: str = "train", logits: bool = False) -> Evaluation:
+        """Mean cross-entropy (nats) and error (fraction) of K points over the whole un-augmented split, in float64.
+
+        With `logits`, the outputs (K, N, C) come too, in the split's order, on the CPU.
+        """
+        theta_KP = self._points(theta_KP)
+        x_N, y_N = self.data.split(split)
+        loss_K = torch.zeros(len(theta_KP), dtype=torch.float64)
+        error_K = torch.zeros(len(theta_KP), dtype=torch.float64)
+        kept = []
+        if self._statistics is None or not torch.equal(self._statistics[0], theta_KP):
+            found = [self.engine.statistics(theta_P, self._statistics_chunks()) for theta_P in theta_KP]
+            self._statistics = theta_KP.clone(), found
+        for k, (theta_P, buffers) in enumerate(zip(theta_KP, self._statistics[1], strict=True)):
+            outputs = torch.cat([self.engine.logits(theta_P, buffers, x) for x in self._chunks(x_N)]).double()
+            loss_K[k] = cross_entropy(outputs, y_N)
+            error_K[k] = (outputs.argmax(1) != y_N).double().mean()
+            if logits:
+                kept.append(outputs.float().cpu())
+        return Evaluation(loss_K, error_K, torch.stack(kept) if logits else None)
+
+    def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
+        return Batches(self.data, size, seeds[:1] if shared else seeds, shared)
+
+    def initial(self, seed: int) -> Tensor:
+        module = self._build(seed) if not isinstance(self.model, nn.Module) else self._reset(self.model, seed)
+        return self.layout.flatten(dict(module.named_parameters()))
+
+    def point(self, module: nn.Module) -> Tensor:
+        """The point (P,) of a module of this architecture, say one trained elsewhere."""
+        return self.layout.flatten(dict(module.named_parameters()))
+
+    def module(self, theta_P: Tensor) -> nn.Module:
+        """A module at this point, its BatchNorm statistics recomputed, in evaluation mode, on the CPU."""
+        (theta_P,) = self._points(theta_P[None])
+        buffers = self.engine.statistics(theta_P, self._statistics_chunks())
+        module = copy.deepcopy(self.engine.module)
+        module.load_state_dict({**self.layout.views(theta_P), **buffers}, strict=False)
+        return module.cpu().eval()
+
+    def to(self, device: torch.device) -> NetworkLandscape:
+        self.engine.module.to(device)
+        self.data.to(device=device)
+        return self
+
+    def _build(self, seed: int) -> nn.Module:
+        assert not isinstance(self.model, nn.Module)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_model(self.model, self.data)
+
+    @staticmethod
+    def _reset(model: nn.Module, seed: int) -> nn.Module:
+        module = copy.deepcopy(model).cpu()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name, part in module.named_modules():
+                reset = getattr(part, "reset_parameters", None)
+                if callable(reset):
+                    reset()
+                elif any(p.requires_grad for p in part.parameters(recurse=False)):
+                    raise LowlossError(
+                        f"{name or type(part).__name__} has parameters but no reset_parameters(): "
+                        "pass a function that builds the model, so that seeds can draw its initial points"
+                    )
+        return module
+
+    def _chunks(self, x_N: Tensor) -> tuple[Tensor, ...]:
+        # Near-equal chunks: a last chunk of one sample would have no variance, and would weigh like a full one.
+        return x_N.tensor_split(-(-len(x_N) // self.evaluation_batch))
+
+    def _statistics_chunks(self) -> Iterator[Tensor]:
+        x_N, _ = self.data.split("train")
+        for index in self._chunks(self._statistics_order_N):
+            yield x_N[index.to(x_N.device)]
+
+    def _points(self, theta_KP: Tensor) -> Tensor:
+        if theta_KP.dim() != 2 or theta_KP.shape[1] != self.dim:
+            raise ValueError(f"points are rows of a K × {self.dim} matrix, got {tuple(theta_KP.shape)}")
+        return theta_KP.to(self.data.y_train.device)
+
+    def _check_fit(self) -> None:
+        name = type(self.engine.module).__name__
+        self.data.to(dtype=self.layout.dtype)
+        x = self.data.x_train[:2]
+        theta_P = self.layout.flatten(dict(self.engine.module.named_parameters()))
+        try:
+            shape = tuple(self.engine.logits(theta_P, self.engine._fresh_buffers(), x).shape)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise LowlossError(f"{name} rejects inputs of shape {tuple(x.shape[1:])}: {reason}") from error
+        if shape != (2, self.data.num_classes):
+            raise LowlossError(
+                f"{name} gives outputs of shape {shape[1:]} for {self.data.num_classes} classes: "
+                f"set its number of outputs (often model.num_classes={self.data.num_classes})"
+            )
+
+
+def build_model(factory: Callable[..., nn.Module], data: Data) -> nn.Module:
+    """Call the factory, filling in `input_shape` and `num_classes` where it takes them and they are not set.
+
+    Raises:
+        LowlossError: the factory rejects its arguments.
+    """
+    known = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+    given = factory.keywords if isinstance(factory, partial) else {}
+    taken = inspect.signature(factory).parameters
+    filled = {key: value for key, value in known.items() if key in taken and key not in given}
+    try:
+        return factory(**filled)
+    except (TypeError, ValueError) as error:
+        raise LowlossError(f"model: {error}") from error

@@ -1,0 +1,181 @@
+"""Residual networks for small images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, relu
+
+
+def _init_he(module: nn.Module) -> None:
+    """Initialise convolutions as in He et al. 2015."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+class ResNet(nn.Module):
+    """ResNet of He et al. 2016, sec. 4.2: depth 6n + 2, parameter-free shortcuts (option A).
+
+    Args:
+        depth: 8, 20, 32, 44, 56, 110, …
+        width: channels of the first of three stages; the others have twice and four times as many.
+        input_shape: (channels, height, width).
+        num_classes: outputs.
+
+    Raises:
+        ValueError: the depth is not 6n + 2.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, depth: int = 20, width: int = 16) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"a ResNet's depth is 6n + 2 (8, 20, 32, 44, 56, …), got {depth}")
+        self.stem = nn.Sequential(
+            nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        blocks, channels = [], width
+        for outputs, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
+            for i in range((depth - 2) // 6):
+                blocks.append(_BasicBlock(channels, outputs, stride if i == 0 else 1))
+                channels = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(channels, num_classes)
+        _init_he(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.stride, self.new_channels = stride, outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.new_channels:
+            half = self.new_channels // 2
+            shortcut = pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half))
+        return relu(self.residual(x) + shortcut)
+
+
+class WideResNet(nn.Module):
+    """Wide residual network of Zagoruyko & Komodakis 2016 (WRN-depth-widen), pre-activation, no dropout.
+
+    Args:
+        depth: 6n + 4, as 28.
+        widen: widening factor k, as 10.
+        input_shape: (channels, height, width).
+        num_classes: outputs.
+
+    Raises:
+        ValueError: the depth is not 6n + 4.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, depth: int = 28, widen: int = 10) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"a wide ResNet's depth is 6n + 4 (10, 16, 22, 28, …), got {depth}")
+        self.stem = nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False)
+        blocks, channels = [], 16
+        for outputs, stride in ((16 * widen, 1), (32 * widen, 2), (64 * widen, 2)):
+            for i in range((depth - 4) // 6):
+                blocks.append(_PreActivationBlock(channels, outputs, stride if i == 0 else 1))
+                channels = outputs
+        self.blocks = nn.Sequential(*blocks, nn.BatchNorm2d(channels), nn.ReLU())
+        self.classifier = nn.Linear(channels, num_classes)
+        _init_he(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class _PreActivationBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.activation = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
+        self.residual = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        )
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.activation(x)
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        return self.residual(active) + shortcut
+
+
+class DenseNet(nn.Module):
+    """DenseNet of Huang et al. 2017 for small images: three dense blocks, no dropout.
+
+    Args:
+        depth: layers in all, as 40 (or 100 with bottlenecks).
+        growth: channels that each layer adds.
+        bottleneck: DenseNet-BC: 1 × 1 bottlenecks, and transitions that halve the channels.
+        input_shape: (channels, height, width).
+        num_classes: outputs.
+
+    Raises:
+        ValueError: the depth does not divide into three blocks.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        depth: int = 40,
+        growth: int = 12,
+        bottleneck: bool = False,
+    ) -> None:
+        super().__init__()
+        per_layer = 2 if bottleneck else 1
+        if depth <= 4 or (depth - 4) % (3 * per_layer):
+            raise ValueError(f"a DenseNet's depth is {3 * per_layer}n + 4, got {depth}")
+        channels = 2 * growth if bottleneck else 16
+        layers: list[nn.Module] = [nn.Conv2d(input_shape[0], channels, 3, padding=1, bias=False)]
+        for block in range(3):
+            for _ in range((depth - 4) // (3 * per_layer)):
+                layers.append(_DenseLayer(channels, growth, bottleneck))
+                channels += growth
+            if block < 2:
+                outputs = channels // 2 if bottleneck else channels
+                layers += [
+                    nn.BatchNorm2d(channels),
+                    nn.ReLU(),
+                    nn.Conv2d(channels, outputs, 1, bias=False),
+                    nn.AvgPool2d(2),
+                ]
+                channels = outputs
+        self.features = nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU())
+        self.classifier = nn.Linear(channels, num_classes)
+        _init_he(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class _DenseLayer(nn.Module):
+    def __init__(self, inputs: int, growth: int, bottleneck: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        if bottleneck:
+            layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, 4 * growth, 1, bias=False)]
+            inputs = 4 * growth
+        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, growth, 3, padding=1, bias=False)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.layers(x)], dim=1)

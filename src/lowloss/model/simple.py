@@ -1,0 +1,125 @@
+"""Fully connected and plain convolutional networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron with ReLU.
+
+    Args:
+        hidden: widths of the hidden layers.
+        batch_norm: whether to normalise each hidden layer.
+        input_shape: shape of one input.
+        num_classes: outputs.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (256,), batch_norm: bool = False
+    ) -> None:
+        super().__init__()
+        widths = [prod(input_shape), *hidden]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers.append(nn.Linear(inputs, outputs, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(outputs))
+            layers.append(nn.ReLU())
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class CNN(nn.Module):
+    """CNN-W×D of Draxler et al. 2018, sec. 4.2: D times 5 × 5 convolution and max-pooling, one hidden layer.
+
+    Each layer but the last is followed by BatchNorm and ReLU.
+
+    Args:
+        width: W, channels of each convolution.
+        depth: D, convolutions.
+        hidden: units of the fully connected hidden layer.
+        input_shape: (channels, height, width).
+        num_classes: outputs.
+
+    Raises:
+        ValueError: the image is too small for that many poolings.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, width: int = 12, depth: int = 1, hidden: int = 256
+    ) -> None:
+        super().__init__()
+        channels, rows, columns = input_shape
+        if min(rows, columns) >> depth < 1:
+            raise ValueError(f"{depth} poolings leave nothing of a {rows} × {columns} image")
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [
+                nn.Conv2d(channels, width, 5, padding=2, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+            channels = width
+        features = width * (rows >> depth) * (columns >> depth)
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.classifier = nn.Sequential(
+            nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+class VGG16(nn.Module):
+    """VGG-16 for small images, as in Garipov et al. 2018: 13 convolutions, two hidden layers with dropout.
+
+    Args:
+        batch_norm: whether each convolution is followed by BatchNorm.
+        dropout: probability in the hidden layers.
+        input_shape: (channels, 32, 32).
+        num_classes: outputs.
+    """
+
+    plan = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, batch_norm: bool = False, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        channels = input_shape[0]
+        layers: list[nn.Module] = []
+        for step in self.plan:
+            if isinstance(step, str):
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers.append(nn.Conv2d(channels, step, 3, padding=1))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(step))
+            layers.append(nn.ReLU())
+            channels = step
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        features = 512 * (input_shape[1] >> 5) * (input_shape[2] >> 5)
+        self.classifier = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(features, 512),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(512, 512),
+            nn.ReLU(),
+            nn.Linear(512, num_classes),
+        )
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))

@@ -1,0 +1,449 @@
+"""The stages of a study, each declared once.
+
+A stage looks for its artifacts, makes those that are missing, and says so. To add one, write a function of a Run
+and name it in STAGES. Everything heavy is imported where it is used: a finished stage answers without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowloss import progress
+from lowloss.errors import LowlossError
+from lowloss.runs import Artifact, Config, Study, begin_work
+from lowloss.seeding import derive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowloss.ensemble import FGE
+    from lowloss.finder import Finder, Path as WeightPath
+    from lowloss.landscape import NetworkLandscape
+    from lowloss.scans import Plane
+    from lowloss.training.loop import TrainerFactory
+
+
+class Run:
+    """What a stage is given.
+
+    Args:
+        study: the folder.
+        config: the resolved configuration, plain dictionaries.
+        build: turns a configuration node with `_target_` into its object; with `partial=True`, into a factory.
+        command: the command line without its choice of stages, for messages.
+    """
+
+    def __init__(self, study: Study, config: Config, build: Callable[..., Any], command: str) -> None:
+        self.study, self.config, self.build, self.command = study, config, build, command
+
+    def describes(self, *sections: str) -> Config:
+        """The part of the configuration that determines an artifact: sections, dotted for a part of one."""
+        described: Config = {}
+        for section in sections:
+            value: Any = self.config
+            *parents, last = section.split(".")
+            node = described
+            for part in parents:
+                value, node = value[part], node.setdefault(part, {})
+            node[last] = value[last]
+        # Where the data lie on this machine changes no result.
+        if isinstance(described.get("data"), dict):
+            described["data"] = {k: v for k, v in described["data"].items() if k not in ("root", "download")}
+        return described
+
+    @property
+    def minima_config(self) -> Config:
+        return self.describes(
+            "seed", "model", "data", "optimizer", "schedule", "minima.epochs", "minima.batch_size"
+        )
+
+    @cached_property
+    def landscape(self) -> NetworkLandscape:
+        from lowloss.landscape import NetworkLandscape
+
+        # Whoever needs the landscape is about to work long: find a wrong value of any stage first.
+        for finder in self.finders:
+            self.pairs(finder)
+        _ = self.planes, self.build("ensemble"), self.build("schedule"), self.trainer
+        data = self.build("data")
+        factory = self.build("model", partial=True)
+        return NetworkLandscape(factory, data, self.config["evaluation_batch"])
+
+    @cached_property
+    def trainer(self) -> TrainerFactory:
+        from functools import partial
+
+        trainer: TrainerFactory = self.build("trainer", partial=True)
+        logger = self.config["logger"]
+        return partial(trainer, logger=self.build("logger")) if logger.get("_target_") else trainer
+
+    @cached_property
+    def finders(self) -> dict[str, Finder]:
+        return {name: self.build(f"finder.{name}") for name in self.config["finder"]}
+
+    @cached_property
+    def planes(self) -> dict[str, Plane]:
+        return {name: self.build(f"scan.{name}") for name in self.config["scan"]}
+
+    def minimum(self, k: int) -> Artifact:
+        return self.study.artifact("minima", f"{k:04d}")
+
+    def path(self, start: int, end: int, finder: str) -> Artifact:
+        return self.study.artifact("paths", f"{start:04d}-{end:04d}-{finder}")
+
+    def require(self, artifact: Artifact, config: Config, stage: str) -> None:
+        """Raise LowlossError if a needed artifact is missing or was made with another configuration."""
+        if not artifact.matches(config):
+            raise LowlossError(f"{artifact.folder} is missing: make it with `{self.command} stages=[{stage}]`")
+
+    def points(self, indices: list[int]) -> Tensor:
+        """The minima (K, P) of these indices."""
+        import torch
+
+        count = self.config["minima"]["count"]
+        for k in indices:
+            if not 0 <= k < count:
+                raise LowlossError(f"there is no minimum {k}: the minima are 0 … {count - 1}; raise minima.count")
+            self.require(self.minimum(k), self.minima_config, "minima")
+        return torch.stack([self.minimum(k).load()[0]["theta"] for k in indices])
+
+    def load_path(self, start: int, end: int, finder: str) -> WeightPath:
+        from lowloss.finder.path import path_from_tensors
+
+        artifact = self.path(start, end, finder)
+        self.require(artifact, self.path_config(finder), "path")
+        tensors, notes = artifact.load()
+        return path_from_tensors(notes["kind"], tensors)
+
+    def path_config(self, finder: str) -> Config:
+        return self.minima_config | self.describes(f"finder.{finder}", "path.points", "path.between")
+
+    def pairs(self, finder: str) -> list[tuple[int, int]]:
+        """The pairs of minima that a finder connects. Raises LowlossError if they do not exist."""
+        count = self.config["minima"]["count"]
+        wanted = self.config["path"]["only"].get(finder, self.config["path"]["pairs"])
+        if wanted == "star":
+            return [(0, k) for k in range(1, count)]
+        if wanted == "all":
+            return [(i, j) for i in range(count) for j in range(i + 1, count)]
+        if not isinstance(wanted, list) or not all(isinstance(p, list) and len(p) == 2 for p in wanted):
+            raise LowlossError(f"path.pairs must be star, all or a list like [[0,1],[0,2]], got {wanted!r}")
+        for i, j in wanted:
+            if not (0 <= i < count and 0 <= j < count and i != j):
+                raise LowlossError(f"path.pairs names [{i},{j}], but the minima are 0 … {count - 1}: raise minima.count")
+        return [(i, j) for i, j in wanted]
+
+
+def make_minima(run: Run) -> None:
+    """Train the networks from independent seeds, together."""
+    count = run.config["minima"]["count"]
+    config = run.minima_config
+    missing = [k for k in range(count) if not run.minimum(k).matches(config)]
+    if not missing:
+        progress.say(f"minima: all {count} are complete")
+        return
+    from lowloss.training.evaluation import evaluate_points
+    from lowloss.training.minima import train_minima
+
+    began = time.monotonic()
+    work, rows = _minima_work(run.study.root / "minima", missing)
+    begin_work(work, config)
+    result = train_minima(
+        run.landscape,
+        epochs=config["minima"]["epochs"],
+        batch_size=config["minima"]["batch_size"],
+        optimizer=run.build("optimizer", partial=True),
+        schedule=run.build("schedule"),
+        seed=config["seed"],
+        indices=rows,
+        trainer=run.trainer,
+        folder=work,
+    )
+    table = evaluate_points(
+        run.landscape,
+        lambda index: result.theta_KP[index],
+        len(rows),
+        trainer=run.trainer,
+        folder=work,
+        title="minima on both splits",
+        chunk=1,
+    )
+    import pandas as pd
+
+    for row, k in enumerate(rows):
+        if k not in missing:
+            continue
+        history = pd.DataFrame(
+            [[entry[0], entry[1], entry[2 + row]] for entry in result.history], columns=["step", "lr", "train_loss"]
+        )
+        values = {name: float(column[row]) for name, column in table.items()}
+        seconds = (time.monotonic() - began) / len(rows)
+        notes = values | {"steps": result.history[-1][0]}
+        run.minimum(k).commit(config, {"theta": result.theta_KP[row]}, notes, {"metrics.csv": history}, seconds)
+    shutil.rmtree(work)
+
+
+def _minima_work(folder: Path, missing: list[int]) -> tuple[Path, list[int]]:
+    """The work folder of a group of rows that trains the missing ones, and the group: an interrupted one first."""
+    for work in sorted(folder.glob(".*.work")):
+        rows = [int(part) for part in work.name.split(".")[1].split("-")]
+        if set(missing) <= set(rows):
+            return work, rows
+    return folder / f".{'-'.join(f'{k:04d}' for k in missing)}.work", missing
+
+
+def make_paths(run: Run) -> None:
+    """Connect pairs of minima with every finder."""
+    todo = []
+    total = 0
+    for finder in run.config["finder"]:
+        for start, end in run.pairs(finder):
+            total += 1
+            if not run.path(start, end, finder).matches(run.path_config(finder)):
+                todo.append((start, end, finder))
+    if not todo:
+        progress.say(f"path: all {total} are complete")
+        return
+    for start, end, finder in todo:
+        _make_path(run, start, end, finder)
+
+
+def _make_path(run: Run, start: int, end: int, finder: str) -> None:
+    import pandas as pd
+    import torch
+
+    from lowloss.training.evaluation import evaluate_points
+    from lowloss.training.path import find_path
+
+    began = time.monotonic()
+    ends_2P = run.points([start, end])
+    artifact, config = run.path(start, end, finder), run.path_config(finder)
+    work = artifact.begin(config)
+    title = f"{finder} {start}–{end}"
+    seed = derive(config["seed"], "path", start, end, finder)
+    found = find_path(
+        run.landscape, *ends_2P, run.finders[finder], seed, run.trainer, work, title=title
+    )
+    t_T = found.path.grid(config["path"]["points"], config["path"]["between"])
+    table = evaluate_points(
+        run.landscape,
+        lambda index: found.path.points(t_T[index]),
+        len(t_T),
+        trainer=run.trainer,
+        folder=work,
+        title=f"{title} on both splits",
+    )
+    arc_T = torch.cat([torch.zeros(1, dtype=torch.float64), found.path.lengths(t_T).cumsum(0)])
+    tensors = {**found.path.tensors(), "t": t_T, "arc": arc_T / arc_T[-1], **table}
+    for i, snapshot in enumerate(found.snapshots):
+        tensors[f"snapshot-{i:03d}"] = snapshot
+    notes = {
+        "finder": finder,
+        "start": start,
+        "end": end,
+        "kind": found.path.kind,
+        "status": found.status,
+        "pivots": len(found.path.bends_BP) - 2,
+        "length_ratio": found.path.length_ratio(),
+        "gradient_evaluations": found.gradient_evaluations,
+        **_path_levels(table, tensors["arc"]),
+    }
+    history = pd.DataFrame(found.history, columns=["phase", "step", "lr", "mean_loss", "max_loss"])
+    along = pd.DataFrame({"t": t_T, "arc": tensors["arc"], **table})
+    tables = {"metrics.csv": history, "along.csv": along}
+    artifact.commit(config, tensors, notes, tables, time.monotonic() - began)
+
+
+def _path_levels(table: dict[str, Tensor], arc_T: Tensor) -> dict[str, float]:
+    """Levels along a path: at its ends (their mean), at its highest point, and the barrier between.
+
+    barrier: the highest loss above the linear interpolation of the end losses along the path's length;
+    barrier_above_ends: above the higher end.
+    """
+    levels: dict[str, float] = {}
+    for name, column_T in table.items():
+        split, metric = name.split("_")
+        first, last = float(column_T[0]), float(column_T[-1])
+        levels[f"min_{split}_{metric}"] = (first + last) / 2
+        levels[f"saddle_{split}_{metric}"] = float(column_T.max())
+        if metric == "loss":
+            levels[f"barrier_{split}_loss"] = float((column_T - first - (last - first) * arc_T).max())
+            levels[f"barrier_above_ends_{split}_loss"] = float(column_T.max()) - max(first, last)
+            levels[f"saddle_{split}_arc"] = float(arc_T[column_T.argmax()])
+    return levels
+
+
+def make_ensemble(run: Run) -> None:
+    """Build a fast geometric ensemble and compare it with one network and with all minima."""
+    recipe_config = run.config["ensemble"]
+    count = run.config["minima"]["count"]
+    start = int(recipe_config["minimum"])
+    artifact = run.study.artifact("ensembles", f"fge-{start:04d}")
+    config = run.minima_config | run.describes("ensemble", "minima.count")
+    config["minima"] = run.minima_config["minima"] | config["minima"]
+    if artifact.matches(config):
+        progress.say("ensemble: complete")
+        return
+    import pandas as pd
+    import torch
+
+    from lowloss.ensemble import ensemble_curve
+    from lowloss.training.ensemble import fast_ensemble
+
+    began = time.monotonic()
+    # The start comes first among the minima, so that the first of both curves is the single network.
+    order = [start, *(k for k in range(count) if k != start)]
+    minima_KP = run.points(order)
+    work = artifact.begin(config)
+    recipe: FGE = run.build("ensemble")
+    seed = derive(config["seed"], "fge", start)
+    found = fast_ensemble(run.landscape, minima_KP[0], recipe, seed, run.trainer, work)
+    y_N = run.landscape.data.y_test.cpu()
+    with progress.bar("ensemble on the test split", len(found.theta_MP) + count) as advance:
+        curves = {}
+        done = 0
+        for method, theta_MP in (("fge", found.theta_MP), ("independent", minima_KP)):
+            logits = []
+            for theta_P in theta_MP:
+                result = run.landscape.evaluate(theta_P[None], "test", logits=True)
+                assert result.logits_KNC is not None
+                logits.append(result.logits_KNC[0])
+                done += 1
+                advance(done, "")
+            curves[method] = ensemble_curve(torch.stack(logits), y_N)
+            curves[f"{method}_alone"] = _each(torch.stack(logits), y_N)
+    rows = [
+        ["single", 1, float(curves["independent"][0][0]), float(curves["independent"][1][0])],
+        *([m, len(e), float(e[-1]), float(n[-1])] for m, (e, n) in curves.items() if not m.endswith("alone")),
+    ]
+    table = pd.DataFrame(rows, columns=["method", "members", "test_error", "test_nll"])
+    tensors = {"theta": found.theta_MP}
+    for method, (error_M, nll_M) in curves.items():
+        tensors[f"{method}_error"], tensors[f"{method}_nll"] = error_M, nll_M
+    history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"])
+    notes = {"minimum": start, "independent_minima": order, "rows": rows}
+    tables = {"metrics.csv": history, "ensemble.csv": table}
+    artifact.commit(config, tensors, notes, tables, time.monotonic() - began)
+
+
+def _each(logits_MNC: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Error and NLL of each member alone."""
+    import torch
+
+    from lowloss.ensemble import ensemble_curve
+
+    alone = [ensemble_curve(member[None], y_N) for member in logits_MNC]
+    return torch.cat([error for error, _ in alone]), torch.cat([nll for _, nll in alone])
+
+
+def make_scans(run: Run) -> None:
+    """Tabulate loss and error on planes through the landscape."""
+    complete = 0
+    for name in run.config["scan"]:
+        complete += _make_scan(run, name)
+    if complete == len(run.config["scan"]):
+        progress.say(f"scan: all {complete} are complete")
+
+
+def _make_scan(run: Run, name: str) -> bool:
+    """Make one scan; whether it was there already."""
+    node = run.config["scan"][name]
+    minima = [node["minimum"]] if "minimum" in node else [node["start"], node["end"]]
+    artifact = run.study.artifact("scans", "-".join([name, *(f"{k:04d}" for k in minima)]))
+    config = run.minima_config | run.describes(f"scan.{name}")
+    if "path" in node:
+        if node["path"] not in run.config["finder"]:
+            raise LowlossError(
+                f"scan.{name}.path is {node['path']!r}, but finder has {', '.join(run.config['finder'])}"
+            )
+        config |= {key: value for key, value in run.path_config(node["path"]).items() if key not in config}
+    if artifact.matches(config):
+        return True
+    import torch
+
+    from lowloss.training.scan import scan
+
+    began = time.monotonic()
+    plane = run.planes[name]
+    path = run.load_path(minima[0], minima[1], plane.path) if plane.path else None
+    seed = derive(config["seed"], "scan", name)
+    try:
+        grid = plane.grid(run.points(minima), path, run.landscape.layout, seed)
+    except ValueError as error:
+        raise LowlossError(f"scan.{name}: {error}") from error
+    work = artifact.begin(config)
+    table = scan(run.landscape, grid, trainer=run.trainer, folder=work, title=f"scan {name}")
+    tensors = {"directions": grid.directions_DP, "origin": grid.origin_P, "anchors": grid.anchors_AD, **table}
+    tensors |= {f"axis-{d}": axis for d, axis in enumerate(grid.axes)}
+    if path is not None:
+        bends_B2 = grid.project(path.bends_BP)
+        t_T = path.grid(points=201, between=9)
+        tensors["bends_projected"] = bends_B2
+        tensors["path_projected"] = path.coefficients(t_T) @ bends_B2
+        offset_BP = path.bends_BP - grid.origin_P - bends_B2.to(grid.directions_DP) @ grid.directions_DP
+        tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
+    notes = {"scan": name, "anchor_names": list(grid.anchor_names), "settings": node}
+    artifact.commit(config, tensors, notes, {}, time.monotonic() - began)
+    return False
+
+
+def make_report(run: Run) -> None:
+    """Write tables, figures and the HTML page from what is complete."""
+    root = run.study.root
+    inputs = {
+        f"{kind}/{artifact.name}": artifact.stamp()
+        for kind in ("minima", "paths", "ensembles", "scans")
+        for artifact in run.study.complete(kind)
+    }
+    if not inputs:
+        raise LowlossError(f"{root} holds nothing to report: make it with `{run.command}`")
+    from lowloss import __version__, files
+
+    stamp = json.dumps({"lowloss": __version__, "inputs": inputs}, indent=1)
+    record = root / "report" / "inputs.json"
+    if record.exists() and record.read_text() == stamp and (root / "report" / "index.html").exists():
+        progress.say(f"report: up to date, {root / 'report' / 'index.html'}")
+        return
+    from lowloss.report import build_report
+
+    build_report(run.study)
+    files.write_text(record, stamp)
+    progress.say(f"report: {root / 'report' / 'index.html'}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named step of a study."""
+
+    make: Callable[[Run], None]
+
+    @property
+    def help(self) -> str:
+        return (self.make.__doc__ or "").splitlines()[0]
+
+
+STAGES: dict[str, Stage] = {
+    "minima": Stage(make_minima),
+    "path": Stage(make_paths),
+    "ensemble": Stage(make_ensemble),
+    "scan": Stage(make_scans),
+    "report": Stage(make_report),
+}
+
+
+def run_stages(run: Run) -> None:
+    """Run the configured stages in their order. Raises LowlossError for a stage that does not exist."""
+    wanted = run.config["stages"]
+    unknown = [name for name in wanted if name not in STAGES]
+    if unknown:
+        raise LowlossError(f"stages has {', '.join(map(str, unknown))}, but the stages are {', '.join(STAGES)}")
+    for name, stage in STAGES.items():
+        if name in wanted:
+            stage.make(run)

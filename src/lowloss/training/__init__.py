@@ -1,0 +1,1 @@
+"""The Lightning modules, one a stage, and what runs them."""
