@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowloss.ensemble import FGE
-    from lowloss.finder import Finder, Path as WeightPath
+    from lowloss.finder import Finder
+    from lowloss.finder import Path as WeightPath
     from lowloss.landscape import NetworkLandscape
     from lowloss.scans import Plane
     from lowloss.training.loop import TrainerFactory
@@ -60,9 +61,7 @@ class Run:
 
     @property
     def minima_config(self) -> Config:
-        return self.describes(
-            "seed", "model", "data", "optimizer", "schedule", "minima.epochs", "minima.batch_size"
-        )
+        return self.describes("seed", "model", "data", "optimizer", "schedule", "minima.epochs", "minima.batch_size")
 
     @cached_property
     def landscape(self) -> NetworkLandscape:
@@ -137,7 +136,9 @@ class Run:
             raise LowlossError(f"path.pairs must be star, all or a list like [[0,1],[0,2]], got {wanted!r}")
         for i, j in wanted:
             if not (0 <= i < count and 0 <= j < count and i != j):
-                raise LowlossError(f"path.pairs names [{i},{j}], but the minima are 0 … {count - 1}: raise minima.count")
+                raise LowlossError(
+                    f"path.pairs names [{i},{j}], but the minima are 0 … {count - 1}: raise minima.count"
+                )
         return [(i, j) for i, j in wanted]
 
 
@@ -181,7 +182,8 @@ def make_minima(run: Run) -> None:
         if k not in missing:
             continue
         history = pd.DataFrame(
-            [[entry[0], entry[1], entry[2 + row]] for entry in result.history], columns=["step", "lr", "train_loss"]
+            [[entry[0], entry[1], entry[2 + row]] for entry in result.history],
+            columns=["step", "lr", "train_loss"],
         )
         values = {name: float(column[row]) for name, column in table.items()}
         seconds = (time.monotonic() - began) / len(rows)
@@ -228,9 +230,7 @@ def _make_path(run: Run, start: int, end: int, finder: str) -> None:
     work = artifact.begin(config)
     title = f"{finder} {start}–{end}"
     seed = derive(config["seed"], "path", start, end, finder)
-    found = find_path(
-        run.landscape, *ends_2P, run.finders[finder], seed, run.trainer, work, title=title
-    )
+    found = find_path(run.landscape, ends_2P[0], ends_2P[1], run.finders[finder], seed, run.trainer, work, title=title)
     t_T = found.path.grid(config["path"]["points"], config["path"]["between"])
     table = evaluate_points(
         run.landscape,

@@ -121,10 +121,7 @@ class Batches:
             x = self._augment(self.data.x_train[index_B], seeds[0])
             return Batch(x, self.data.y_train[index_B], seeds)
         x = torch.stack(
-            [
-                self._augment(self.data.x_train[index_B], seed)
-                for index_B, seed in zip(index_KB, seeds, strict=True)
-            ]
+            [self._augment(self.data.x_train[index_B], seed) for index_B, seed in zip(index_KB, seeds, strict=True)]
         )
         return Batch(x, self.data.y_train[index_KB], seeds)
 

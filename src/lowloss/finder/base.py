@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lowloss.data.base import Batch
 from lowloss.finder.path import Path
-from lowloss.landscape.base import Batch, Landscape
+from lowloss.landscape.base import Landscape
 from lowloss.schedule import Constant
 
 Profile = Callable[[Path, Tensor], Tensor]
@@ -72,9 +73,7 @@ class Finder(ABC):
         return path
 
     @abstractmethod
-    def objective(
-        self, path: Path, landscape: Landscape, batch: Batch | None, seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         """A scalar to differentiate in the free bends, and the losses (K,) it is made of. `seed`: this step's."""
 
     @abstractmethod
@@ -97,4 +96,3 @@ class Finder(ABC):
 def l2(weight_decay: float, theta_KP: Tensor) -> Tensor:
     """0.5 * weight_decay * |theta|², a point each: (K,)."""
     return 0.5 * weight_decay * theta_KP.square().sum(1)
-

@@ -12,10 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.finder.base import Finder, Phase, l2
 from lowloss.finder.path import Bezier, Path, Polyline
-from lowloss.landscape.base import Batch, Landscape
+from lowloss.landscape.base import Landscape
 from lowloss.schedule import Plateau
 
 
@@ -25,9 +26,7 @@ class Line(Finder):
     def start(self, a_P: Tensor, b_P: Tensor) -> Polyline:
         return Polyline(torch.stack([a_P, b_P]))
 
-    def objective(
-        self, path: Path, landscape: Landscape, batch: Batch | None, seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a line has no phases")
 
     def evaluations_per_step(self, path: Path) -> int:
@@ -75,9 +74,7 @@ class TrainedCurve(Finder):
         t_B = torch.linspace(0, 1, self.bends + 2, dtype=torch.float64)
         return type(self).family(Polyline(torch.stack([a_P, b_P])).points(t_B))
 
-    def objective(
-        self, path: Path, landscape: Landscape, batch: Batch | None, seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         t_K = torch.rand(self.samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         theta_KP = path.points(t_K)
         losses_K = landscape.losses(theta_KP, batch)

@@ -12,10 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.finder.base import Finder, Phase, l2
 from lowloss.finder.path import Path, Polyline
-from lowloss.landscape.base import Batch, Landscape
+from lowloss.landscape.base import Landscape
 
 TANGENTS = ("higher", "improved")
 
@@ -55,7 +56,12 @@ class NEB(Finder):
             raise LowlossError(f"tangent must be one of {', '.join(TANGENTS)}, got {tangent!r}")
         if pivots < 1:
             raise LowlossError(f"a band needs at least one inner pivot, got pivots={pivots}")
-        self.pivots, self.momentum, self.weight_decay, self.batch_size = pivots, momentum, weight_decay, batch_size
+        self.pivots, self.momentum, self.weight_decay, self.batch_size = (
+            pivots,
+            momentum,
+            weight_decay,
+            batch_size,
+        )
         self.spring_constant, self.tangent = spring_constant, tangent
         self.phases = [Phase(steps, lr)]
 
@@ -69,9 +75,7 @@ class NEB(Finder):
             return path
         return path.with_bends(redistribute(path.bends_BP, path.knots_B))
 
-    def objective(
-        self, path: Path, landscape: Landscape, batch: Batch | None, seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         inner_MP, ends_2P = path.bends_BP[1:-1], path.bends_BP[[0, -1]].detach()
         losses_M = landscape.losses(inner_MP, batch)
         with torch.no_grad():

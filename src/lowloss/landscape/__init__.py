@@ -1,7 +1,8 @@
 """What is measured: the loss at K points at once."""
 
+from lowloss.data.base import Batch
 from lowloss.landscape.analytic import AnalyticSurface, GaussianMixture, MullerBrown, Wedge
-from lowloss.landscape.base import Batch, BatchSource, Evaluation, Landscape
+from lowloss.landscape.base import BatchSource, Evaluation, Landscape
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
 

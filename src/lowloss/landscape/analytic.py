@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowloss.landscape.base import Batch, BatchSource, Evaluation
+from lowloss.data.base import Batch
+from lowloss.landscape.base import BatchSource, Evaluation
 
 
 class _NoBatches:

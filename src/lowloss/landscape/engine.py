@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lowloss.landscape.base import Batch
+from lowloss.data.base import Batch
 from lowloss.landscape.layout import Layout
 
 Buffers = dict[str, Tensor]
@@ -27,9 +27,7 @@ class Loop:
 
     def __init__(self, module: nn.Module, layout: Layout) -> None:
         self.module, self.layout = module, layout
-        self.batch_norms = [
-            m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
-        ]
+        self.batch_norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.has_dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules())
 
     def losses(self, theta_KP: Tensor, batch: Batch, gradients: bool) -> tuple[Tensor, Tensor | None]:
@@ -80,6 +78,12 @@ class Loop:
 
     def _fresh_buffers(self) -> Buffers:
         return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """While exact results are computed on a GPU: true float32 and the same kernels every time."""
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
 
     @contextlib.contextmanager
     def _dropout_seed(self, seed: int) -> Iterator[None]:

@@ -49,9 +49,7 @@ class Layout:
     def views(self, theta_P: Tensor) -> dict[str, Tensor]:
         """Named views of one point (P,); writing to them writes to the point."""
         parts = theta_P.split(self.sizes)
-        return {
-            name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
-        }
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def flatten(self, named: dict[str, Tensor]) -> Tensor:
         """One point (P,) from named tensors."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lowloss.data.base import Batches, Data
+from lowloss.data.base import Batch, Batches, Data
 from lowloss.errors import LowlossError
-from lowloss.landscape.base import Batch, BatchSource, Evaluation
+from lowloss.landscape.base import BatchSource, Evaluation
 from lowloss.landscape.engine import Buffers, Loop
 from lowloss.landscape.layout import Layout
 from lowloss.seeding import derive
@@ -56,9 +56,7 @@ class NetworkLandscape:
 
     splits = ("train", "test")
 
-    def __init__(
-        self, model: nn.Module | Callable[[], nn.Module], data: Data, evaluation_batch: int = 1000
-    ) -> None:
+    def __init__(self, model: nn.Module | Callable[[], nn.Module], data: Data, evaluation_batch: int = 1000) -> None:
         self.model, self.data, self.evaluation_batch = model, data, evaluation_batch
         module = copy.deepcopy(model) if isinstance(model, nn.Module) else self._build(seed=0)
         self.layout = Layout.of(module)
@@ -79,7 +77,7 @@ class NetworkLandscape:
         if batch is None:
             raise ValueError("a network's losses need a minibatch")
         theta_KP = self._points(theta_KP)
-        result: Tensor = _Losses.apply(theta_KP, self.engine, batch)  # type: ignore[no-untyped-call]
+        result: Tensor = _Losses.apply(theta_KP, self.engine, batch)
         return result
 
     @torch.no_grad()
@@ -93,15 +91,16 @@ class NetworkLandscape:
         loss_K = torch.zeros(len(theta_KP), dtype=torch.float64)
         error_K = torch.zeros(len(theta_KP), dtype=torch.float64)
         kept = []
-        if self._statistics is None or not torch.equal(self._statistics[0], theta_KP):
-            found = [self.engine.statistics(theta_P, self._statistics_chunks()) for theta_P in theta_KP]
-            self._statistics = theta_KP.clone(), found
-        for k, (theta_P, buffers) in enumerate(zip(theta_KP, self._statistics[1], strict=True)):
-            outputs = torch.cat([self.engine.logits(theta_P, buffers, x) for x in self._chunks(x_N)]).double()
-            loss_K[k] = cross_entropy(outputs, y_N)
-            error_K[k] = (outputs.argmax(1) != y_N).double().mean()
-            if logits:
-                kept.append(outputs.float().cpu())
+        with self.engine.exact():
+            if self._statistics is None or not torch.equal(self._statistics[0], theta_KP):
+                found = [self.engine.statistics(theta_P, self._statistics_chunks()) for theta_P in theta_KP]
+                self._statistics = theta_KP.clone(), found
+            for k, (theta_P, buffers) in enumerate(zip(theta_KP, self._statistics[1], strict=True)):
+                outputs = torch.cat([self.engine.logits(theta_P, buffers, x) for x in self._chunks(x_N)]).double()
+                loss_K[k] = cross_entropy(outputs, y_N)
+                error_K[k] = (outputs.argmax(1) != y_N).double().mean()
+                if logits:
+                    kept.append(outputs.float().cpu())
         return Evaluation(loss_K, error_K, torch.stack(kept) if logits else None)
 
     def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
@@ -118,7 +117,8 @@ class NetworkLandscape:
     def module(self, theta_P: Tensor) -> nn.Module:
         """A module at this point, its BatchNorm statistics recomputed, in evaluation mode, on the CPU."""
         (theta_P,) = self._points(theta_P[None])
-        buffers = self.engine.statistics(theta_P, self._statistics_chunks())
+        with self.engine.exact():
+            buffers = self.engine.statistics(theta_P, self._statistics_chunks())
         module = copy.deepcopy(self.engine.module)
         module.load_state_dict({**self.layout.views(theta_P), **buffers}, strict=False)
         return module.cpu().eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
@@ -19,12 +20,16 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (256,), batch_norm: bool = False
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        hidden: Sequence[int] = (256,),
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         widths = [prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers.append(nn.Linear(inputs, outputs, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(outputs))
@@ -70,7 +75,10 @@ class CNN(nn.Module):
         features = width * (rows >> depth) * (columns >> depth)
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.classifier = nn.Sequential(
-            nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+            nn.Linear(features, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, num_classes),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +95,26 @@ class VGG16(nn.Module):
         num_classes: outputs.
     """
 
-    plan = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
+    plan = (
+        64,
+        64,
+        "pool",
+        128,
+        128,
+        "pool",
+        256,
+        256,
+        256,
+        "pool",
+        512,
+        512,
+        512,
+        "pool",
+        512,
+        512,
+        512,
+        "pool",
+    )
 
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, batch_norm: bool = False, dropout: float = 0.5

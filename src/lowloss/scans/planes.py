@@ -76,11 +76,7 @@ class RandomPlane(Plane):
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         (theta_P,) = minima_KP
-        directions_2P = torch.stack(
-            [random_direction(theta_P, layout, seed + d, self.normalization) for d in range(2)]
-        )
-        axes = tuple(
-            torch.linspace(-self.extent, self.extent, count, dtype=torch.float64) for count in self.resolution
-        )
+        directions_2P = torch.stack([random_direction(theta_P, layout, seed + d, self.normalization) for d in range(2)])
+        axes = tuple(torch.linspace(-self.extent, self.extent, count, dtype=torch.float64) for count in self.resolution)
         anchors_12 = torch.zeros(1, 2, dtype=torch.float64)
         return Grid(theta_P, directions_2P, axes, anchors_12, (f"minimum {self.minima[0]}",))

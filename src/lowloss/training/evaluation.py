@@ -82,9 +82,7 @@ def evaluate_points(
         Float64 columns (count,), two for each split. Values that are not finite are kept as they are.
     """
     with bar(title, count) as advance, quiet():
-        module = EvaluationModule(
-            landscape, points, count, chunk, splits or landscape.splits, advance, folder
-        )
+        module = EvaluationModule(landscape, points, count, chunk, splits or landscape.splits, advance, folder)
         parts: Any = trainer(
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
         ).predict(module, range(0, count, chunk))

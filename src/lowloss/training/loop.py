@@ -49,6 +49,12 @@ class StepModule(L.LightningModule):
         """One row a block: step, learning rate, mean loss of each row of the landscape call."""
         self._block: list[Tensor] = []
 
+    @property
+    def mean_loss(self) -> float:
+        """Mean minibatch loss of the last block, over all rows."""
+        _, _, *losses = self.history[-1]
+        return sum(losses) / len(losses)
+
     @abstractmethod
     def step(self, step: int) -> tuple[Tensor, Tensor]:
         """The objective to differentiate and the losses (K,), at a step counted over the whole search."""
@@ -112,7 +118,7 @@ class _Report(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, StepModule)
-        note = f"loss {sum(module.history[-1][2:]) / len(module.history[-1][2:]):.4f}" if module.history else ""
+        note = f"loss {module.mean_loss:.4g}" if module.history else ""
         self.advance(module.first_step + trainer.global_step, note)
 
 
@@ -132,9 +138,7 @@ def fit(
     callbacks: list[Callback] = [_Report(advance)]
     resume = None
     if folder is not None:
-        callbacks.append(
-            ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
-        )
+        callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
         if (folder / "last.ckpt").exists():
             resume = folder / "last.ckpt"
             check_readable(resume)
@@ -150,6 +154,7 @@ def fit(
             use_distributed_sampler=False,
             **({} if "logger" in getattr(trainer, "keywords", {}) else {"logger": False}),
         ).fit(module, range(min(block, module.steps)), ckpt_path=resume, weights_only=True)
+    advance(module.first_step + module.steps, f"loss {module.mean_loss:.4g}")
     # Lightning may leave the module on the device; results are kept on the host.
     module.cpu()
 

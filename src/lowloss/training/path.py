@@ -152,10 +152,9 @@ def find_path(
     profile_batches = landscape.batches(finder.profile_batch, [derive(seed, "profile")], shared=True)
     profile = _Profiler(landscape, profile_batches)
     reached = folder / "reached.safetensors" if folder else None
+    search = _Search(finder.start(a_P, b_P), 0, 0, [], [])
     if reached and reached.exists():
         search = _Search.load(reached)
-    else:
-        search = _Search(finder.start(a_P, b_P), 0, 0, [], [])
     total = sum(phase.steps for phase in finder.phases)
     with bar(title, total) as advance:
         for i, phase in enumerate(finder.phases):

@@ -1,0 +1,151 @@
+"""The report of a study: CSV tables, PNG figures and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from lowloss import files
+from lowloss.report import tables
+from lowloss.report.figures import Picture, draw_figures, interactive_surface
+from lowloss.runs import Study
+
+STYLE = """
+:root { --ink: #1b1f24; --soft: #5b6470; --line: #e2e5e9; --accent: #1f5fbf; }
+* { box-sizing: border-box; }
+body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); margin: 0;
+       background: #f6f7f9; }
+main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
+h1 { font-size: 30px; margin: 0 0 4px; letter-spacing: -.01em; }
+h2 { font-size: 20px; margin: 0 0 12px; }
+.sub { color: var(--soft); margin: 0 0 24px; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin: 0 0 20px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; margin: 0 0 20px; }
+.fact { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; }
+.fact b { display: block; font-size: 24px; font-variant-numeric: tabular-nums; color: var(--accent); }
+.fact span { color: var(--soft); font-size: 14px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
+figcaption, .note { color: var(--soft); font-size: 14px; margin-top: 8px; }
+pre { background: #f6f7f9; border-radius: 8px; padding: 14px; overflow-x: auto; font-size: 13px; }
+"""
+
+HEADINGS = {
+    "train_loss_min": "train loss, min.", "train_loss_saddle": "train loss, saddle", "factor": "factor",
+    "test_loss_min": "test loss, min.", "test_loss_saddle": "test loss, saddle",
+    "test_error_min": "test error [%], min.", "test_error_saddle": "test error [%], saddle", "delta": "Δ [%]",
+    "length_ratio": "length / distance", "barrier_train_loss": "barrier (train)", "pivots": "inner bends",
+    "gradient_evaluations": "gradients",
+}  # fmt: skip
+
+
+def build_report(study: Study) -> Path:
+    """Write summary.csv, ensemble.csv, report/figures/*.png and report/index.html. Returns the page."""
+    points, paths, ensembles = tables.minima(study), tables.summary(study), tables.ensembles(study)
+    overview = tables.table_b1(paths, points) if len(paths) else pd.DataFrame(columns=tables.TABLE_B1)
+    files.write_text(study.root / "summary.csv", paths.to_csv(index=False))
+    files.write_text(study.root / "ensemble.csv", ensembles.to_csv(index=False))
+    folder = study.root / "report"
+    files.write_text(folder / "table_b1.csv", overview.to_csv(index=False))
+    pictures = draw_figures(study, folder / "figures")
+
+    sections = []
+    if len(overview):
+        note = (
+            "As table B.1 of Draxler et al. 2018: means over the minima and over the saddles of the minimum spanning "
+            "tree of each finder's paths; factor is the ratio of the two train losses."
+        )
+        sections.append(_section("Minima and saddles", _table(overview) + _note(note)))
+    for picture in pictures:
+        if not picture.title.startswith("Surface"):
+            sections.append(_section(picture.title, _figure(picture)))
+    surface = interactive_surface(study)
+    if surface is not None:
+        plot = surface.to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
+        sections.append(_section("The surface, to turn by hand", plot))
+    if len(paths):
+        note = "Errors are fractions; the columns are those of summary.csv."
+        sections.append(_section("Every path", _table(paths) + _note(note)))
+    if len(ensembles):
+        sections.append(_section("Ensembles on the test split", _table(ensembles)))
+    if len(points):
+        sections.append(_section("Every minimum", _table(points)))
+    sections.append(_section("Configuration", _configuration(study)))
+    name = html.escape(study.root.name)
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name} · lowloss</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><style>{STYLE}</style></head><body><main><h1>{name}</h1>'
+        f'<p class="sub">A lowloss study: {len(points)} minima, {len(paths)} paths, '
+        f"{len(study.complete('ensembles'))} ensembles, {len(study.complete('scans'))} scans.</p>"
+        f"{_facts(paths, ensembles)}{''.join(sections)}</main></body></html>"
+    )
+    files.write_text(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def _facts(paths: pd.DataFrame, ensembles: pd.DataFrame) -> str:
+    facts = []
+    if len(paths):
+        for finder, group in paths.groupby("finder", sort=False):
+            facts.append(
+                (f"{group['barrier_train_loss'].mean():.2g}", f"barrier: {finder}, mean of {len(group)} (nats)")
+            )
+    for _, row in ensembles.iterrows():
+        label = f"test error: {row['method']}, {row['members']} network{'s' if row['members'] > 1 else ''}"
+        facts.append((f"{100 * row['test_error']:.2f} %", label))
+    cards = "".join(f'<div class="fact"><b>{value}</b><span>{html.escape(text)}</span></div>' for value, text in facts)
+    return f'<div class="facts">{cards}</div>' if cards else ""
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{html.escape(title)}</h2>{content}</section>"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.file.read_bytes()).decode()
+    return (
+        f'<figure><img alt="{html.escape(picture.title)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
+    )
+
+
+def _table(frame: pd.DataFrame) -> str:
+    head = "".join(f"<th>{html.escape(HEADINGS.get(name, name.replace('_', ' ')))}</th>" for name in frame.columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row) + "</tr>"
+        for row in frame.itertuples(index=False)
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _configuration(study: Study) -> str:
+    merged: dict[str, Any] = {}
+    for kind in ("minima", "paths", "ensembles", "scans"):
+        for artifact in study.complete(kind):
+            _merge(merged, yaml.safe_load((artifact.folder / "config.yaml").read_text(encoding="utf-8")))
+    return f"<pre>{html.escape(yaml.safe_dump(merged, sort_keys=False))}</pre>"
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
