@@ -36,47 +36,55 @@ class Loop:
         BatchNorm uses the minibatch's statistics; its running averages are scratch and change nothing.
         """
         self.module.train()
-        scratch = self._fresh_buffers()
+        scratch = self.fresh_buffers()
         losses_K = theta_KP.new_empty(len(theta_KP))
         gradients_KP = torch.empty_like(theta_KP) if gradients else None
         for k, theta_P in enumerate(theta_KP.detach()):
             x, y, seed = batch.row(k)
-            theta_P.requires_grad_(gradients)
+            parameters = self._parameters(theta_P, gradients)
             with torch.set_grad_enabled(gradients), self._dropout_seed(seed):
-                loss = cross_entropy(self._call(theta_P, scratch, x), y)
+                loss = cross_entropy(self._call(parameters, scratch, x), y)
             losses_K[k] = loss.detach()
             if gradients_KP is not None:
-                (gradients_KP[k],) = torch.autograd.grad(loss, theta_P)
+                found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+                torch.cat([gradient.reshape(-1) for gradient in found], out=gradients_KP[k])
         return losses_K, gradients_KP
 
     @torch.no_grad()
     def statistics(self, theta_P: Tensor, chunks: Iterable[Tensor]) -> Buffers:
         """The buffers of a point: BatchNorm's statistics as cumulative averages over the chunks, dropout off."""
         if not self.batch_norms:
-            return self._fresh_buffers()
+            return self.fresh_buffers()
         self.module.eval()
         momenta = [module.momentum for module in self.batch_norms]
         for module in self.batch_norms:
             module.train()
             module.momentum = None  # cumulative average: each chunk weighs the same
             module.reset_running_stats()
-        buffers = self._fresh_buffers()
+        buffers = self.fresh_buffers()
+        parameters = self._parameters(theta_P)
         for x in chunks:
-            self._call(theta_P, buffers, x)
+            self._call(parameters, buffers, x)
         for module, momentum in zip(self.batch_norms, momenta, strict=True):
             module.momentum = momentum
         return buffers
 
     @torch.no_grad()
-    def logits(self, theta_P: Tensor, buffers: Buffers, x: Tensor) -> Tensor:
-        """The outputs (B, C) in evaluation mode."""
+    def logits(self, theta_P: Tensor, buffers: Buffers, chunks: Iterable[Tensor]) -> Tensor:
+        """The outputs (N, C) over all chunks, in evaluation mode."""
         self.module.eval()
-        return self._call(theta_P, buffers, x)
+        parameters = self._parameters(theta_P)
+        return torch.cat([self._call(parameters, buffers, x) for x in chunks])
 
-    def _call(self, theta_P: Tensor, buffers: Buffers, x: Tensor) -> Tensor:
-        return functional_call(self.module, {**self.layout.views(theta_P), **buffers}, (x,))
+    def _parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
+        # Copies, since a GPU's convolutions want aligned weights and a view may start at any coordinate.
+        return {name: view.clone().requires_grad_(gradients) for name, view in self.layout.views(theta_P).items()}
 
-    def _fresh_buffers(self) -> Buffers:
+    def _call(self, parameters: dict[str, Tensor], buffers: Buffers, x: Tensor) -> Tensor:
+        return functional_call(self.module, {**parameters, **buffers}, (x,))
+
+    def fresh_buffers(self) -> Buffers:
+        """Copies of the module's buffers, for a call to change."""
         return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
     @contextlib.contextmanager

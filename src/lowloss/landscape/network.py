@@ -96,7 +96,7 @@ class NetworkLandscape:
                 found = [self.engine.statistics(theta_P, self._statistics_chunks()) for theta_P in theta_KP]
                 self._statistics = theta_KP.clone(), found
             for k, (theta_P, buffers) in enumerate(zip(theta_KP, self._statistics[1], strict=True)):
-                outputs = torch.cat([self.engine.logits(theta_P, buffers, x) for x in self._chunks(x_N)]).double()
+                outputs = self.engine.logits(theta_P, buffers, self._chunks(x_N)).double()
                 loss_K[k] = cross_entropy(outputs, y_N)
                 error_K[k] = (outputs.argmax(1) != y_N).double().mean()
                 if logits:
@@ -170,7 +170,7 @@ class NetworkLandscape:
         x = self.data.x_train[:2]
         theta_P = self.layout.flatten(dict(self.engine.module.named_parameters()))
         try:
-            shape = tuple(self.engine.logits(theta_P, self.engine._fresh_buffers(), x).shape)
+            shape = tuple(self.engine.logits(theta_P, self.engine.fresh_buffers(), [x]).shape)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise LowlossError(f"{name} rejects inputs of shape {tuple(x.shape[1:])}: {reason}") from error
