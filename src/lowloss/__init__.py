@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lowloss.errors import LowlossError
     from lowloss.finder import NEB, AutoNEB, BezierCurve, Line, PolygonalChain
     from lowloss.landscape import GaussianMixture, MullerBrown, NetworkLandscape, Wedge
-    from lowloss.scans import Grid
+    from lowloss.scans import Grid, plane
     from lowloss.training.ensemble import fast_ensemble
     from lowloss.training.evaluation import evaluate_points
     from lowloss.training.minima import train_minima
@@ -28,7 +28,7 @@ _HOMES = {
     "lowloss.errors": ("LowlossError",),
     "lowloss.finder": ("NEB", "AutoNEB", "BezierCurve", "Line", "PolygonalChain"),
     "lowloss.landscape": ("GaussianMixture", "MullerBrown", "NetworkLandscape", "Wedge"),
-    "lowloss.scans": ("Grid",),
+    "lowloss.scans": ("Grid", "plane"),
     "lowloss.training.ensemble": ("fast_ensemble",),
     "lowloss.training.evaluation": ("evaluate_points",),
     "lowloss.training.minima": ("train_minima",),
@@ -55,6 +55,7 @@ __all__ = [
     "evaluate_points",
     "fast_ensemble",
     "find_path",
+    "plane",
     "scan",
     "train_minima",
 ]

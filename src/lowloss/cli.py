@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lowloss.errors import LowlossError
 
@@ -29,17 +33,32 @@ def run_config(config: Any) -> None:
 
     progress.shown = True
     hydra = HydraConfig.get()
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    root = Path(plain["outputs"]) / str(plain["study"])
-    if hydra.mode == RunMode.MULTIRUN:
-        # Each job of a sweep is a study of its own.
-        root = root / (hydra.job.override_dirname or str(hydra.job.num))
-    if plain["trainer"]["devices"] not in (1, "1", [0]):
-        raise LowlossError(f"trainer.devices={plain['trainer']['devices']} is not supported yet: set it to 1")
-    overrides = [o for o in hydra.overrides.task if not o.startswith("stages=")]
-    run = Run(Study(root), plain, _Builder(plain), shlex.join(["lowloss", *overrides]))
-    progress.say(f"study: {root}")
-    run_stages(run)
+    sweep = hydra.mode == RunMode.MULTIRUN
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        root = Path(plain["outputs"]) / str(plain["study"])
+        if sweep:
+            # Each job of a sweep is a study of its own, named by what is swept.
+            swept = os.environ.get(SWEPT, "").split()
+            chosen = [o.replace("/", "_") for o in hydra.overrides.task if o.split("=")[0].lstrip("+~") in swept]
+            root = root / (",".join(sorted(chosen)) or str(hydra.job.num))
+        if plain["trainer"]["devices"] not in (1, "1", [0]):
+            raise LowlossError(f"trainer.devices={plain['trainer']['devices']} is not supported yet: set it to 1")
+        overrides = [o for o in hydra.overrides.task if not o.startswith("stages=")]
+        run_stages(Run(Study(root), plain, _Builder(plain), shlex.join(["lowloss", *overrides])))
+    except Exception as error:
+        # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
+        _tell(error)
+        _failures.append(error)
+        if not sweep:
+            sys.exit(1)
+
+
+SWEPT = "LOWLOSS_SWEPT"
+"""Environment variable with the keys that a sweep varies; a launcher's processes inherit it."""
+
+_failures: list[Exception] = []
+"""What ended the failed jobs of this process."""
 
 
 class _Builder:
@@ -55,36 +74,113 @@ class _Builder:
         node: Any = self.config
         for part in key.split("."):
             node = node[part]
+        _check_types(key, node)
         try:
             return instantiate(node, _partial_=partial, _convert_="all")
         except InstantiationException as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise LowlossError(f"{key}: {cause}") from error
+            causes = list(_causes(error))
+            ours = [cause for cause in causes if isinstance(cause, LowlossError)]
+            raise LowlossError(f"{key}: {(ours or causes[-1:])[0]}") from error
+
+
+def _check_types(key: str, node: dict[str, Any]) -> None:
+    """Raise LowlossError for a value that is no number, flag or text where our own constructors ask for one."""
+    from hydra.utils import get_object
+
+    if not str(node.get("_target_")).startswith("lowloss."):
+        return
+    try:
+        target = get_object(node["_target_"])
+    except (ImportError, AttributeError, ValueError):  # told by whoever builds it
+        return
+    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    for name, value in node.items():
+        hint = hints.get(name)
+        kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+        if kinds <= {int, float, bool, str, type(None)}:
+            fitting = kinds | {int} if float in kinds else kinds
+            if type(value) not in fitting:
+                names = " or ".join(sorted(getattr(kind, "__name__", "") for kind in kinds)).replace("NoneType", "null")
+                raise LowlossError(f"{key}.{name} must be {names}, got {value!r}")
 
 
 def main() -> None:
     """Entry point: run the command line, and turn errors that a user can mend into one line and status 1."""
-    # Hydra would print its own errors over several lines; raised, they are formatted below.
+    # Hydra would print its own errors over several lines; raised, they are told in one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run_config)
     try:
         app()
-    except (LowlossError, HydraException, OmegaConfBaseException) as error:
-        print(f"lowloss: {_one_line(error)}", file=sys.stderr)
+    except (HydraException, OmegaConfBaseException) as error:
+        _tell(error)
         sys.exit(1)
-    except OSError as error:
-        print(f"lowloss: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning turns a keyboard interrupt into an exit of its own.
+        keyboard = any(isinstance(cause, KeyboardInterrupt) for cause in _causes(end))
+        if not keyboard and getattr(end, "code", 0) != 143:
+            raise
         print("lowloss: interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(130 if keyboard else 143)
+    if _failures:
+        print(f"lowloss: {len(_failures)} jobs failed; the same command runs them again", file=sys.stderr)
+        sys.exit(1)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _swept(arguments: list[str]) -> list[str]:
+    """The keys of the overrides that have several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    keys = []
+    for argument in arguments:
+        try:
+            (override,) = OverridesParser.create().parse_overrides([argument])
+        except HydraException:  # a flag, or what Hydra will complain of
+            continue
+        if override.is_sweep_override():
+            keys.append(override.key_or_group)
+    return keys
+
+
+def _tell(error: Exception) -> None:
+    """Print an error: one line if a user can mend it, else with its traceback, since it is ours to mend."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, (LowlossError, OSError, HydraException, OmegaConfBaseException)):
+        print(f"lowloss: {' '.join(_explain(error).split())}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+
+
+def _explain(error: BaseException) -> str:
+    """The message, with the valid choices where Hydra leaves them out."""
+    from hydra.errors import MissingConfigException
+    from omegaconf.errors import MissingMandatoryValue
+
+    text = str(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} must be set: {error.full_key}=VALUE"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group = config_folder() / Path(error.missing_cfg_file).parent
+        options = sorted(file.stem for file in group.glob("*.yaml"))
+        return f"there is no {error.missing_cfg_file}; {group.name} can be {', '.join(options)}"
+    for cause in _causes(error):
+        parent = getattr(cause, "parent_node", None)
+        if parent is not None and hasattr(parent, "keys"):
+            return f"{text.splitlines()[0]} (the keys there are {', '.join(map(str, parent.keys()))})"
+    return text
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it, the outermost first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

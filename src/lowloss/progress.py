@@ -37,4 +37,4 @@ def bar(title: str, total: int) -> Iterator[Advance]:
 def say(line: str) -> None:
     """A line of the story the command line tells."""
     if shown:
-        console.print(line)
+        console.print(line, soft_wrap=True, markup=False)

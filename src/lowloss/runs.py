@@ -73,6 +73,8 @@ class Artifact:
     ) -> None:
         """Write everything beside the artifact's place, then rename it there."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in self.folder.parent.glob(f".{self.name}.new-*"):
+            shutil.rmtree(left_over, ignore_errors=True)
         new = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.name}.new-"))
         try:
             new.chmod(0o755)
@@ -116,8 +118,9 @@ class Study:
 
 
 def begin_work(work: Path, config: Config) -> Path:
-    """Make a work folder that remembers its configuration, or check the one that is there."""
-    if (work / "config.yaml").exists():
+    """Make a work folder that remembers its configuration, or check the one in which work was done."""
+    begun = work.is_dir() and any(path.name != "config.yaml" for path in work.glob("[!.]*"))
+    if begun:
         check_config(work, config)
     else:
         files.write_text(work / "config.yaml", _to_yaml(config))
@@ -160,7 +163,6 @@ def _to_yaml(config: Config) -> str:
 def _provenance(seconds: float) -> dict[str, Any]:
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     return {
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
@@ -170,7 +172,6 @@ def _provenance(seconds: float) -> dict[str, Any]:
         "lightning": version("lightning"),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "device": device,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
-        "precision": "float32",
     }

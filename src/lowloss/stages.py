@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from lowloss import progress
+from lowloss import files, progress
 from lowloss.errors import LowlossError
 from lowloss.runs import Artifact, Config, Study, begin_work
 from lowloss.seeding import derive
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
     from lowloss.landscape import NetworkLandscape
     from lowloss.scans import Plane
     from lowloss.training.loop import TrainerFactory
+
+
+NUMBERS: dict[str, tuple[type, float]] = {
+    "seed": (int, 0),
+    "evaluation_batch": (int, 1),
+    "minima.count": (int, 1),
+    "minima.epochs": (float, 0),
+    "minima.batch_size": (int, 1),
+    "path.points": (int, 2),
+    "path.between": (int, 0),
+}
+"""Settings that must be numbers: their kind and least value."""
 
 
 class Run:
@@ -54,23 +66,35 @@ class Run:
             for part in parents:
                 value, node = value[part], node.setdefault(part, {})
             node[last] = value[last]
-        # Where the data lie on this machine changes no result.
+        # Where the data lie on this machine changes no result; what lies there does.
         if isinstance(described.get("data"), dict):
             described["data"] = {k: v for k, v in described["data"].items() if k not in ("root", "download")}
+            if "path" in described["data"]:
+                described["data"]["path"] = self._data_digest
         return described
+
+    @cached_property
+    def _data_digest(self) -> str:
+        file = Path(self.config["data"]["path"])
+        if not file.is_file():
+            raise LowlossError(f"{file} does not exist: set data.path to an .npz file")
+        with file.open("rb") as stream:
+            return f"{file.name} sha256:{files.digest(stream)}"
 
     @property
     def minima_config(self) -> Config:
-        return self.describes("seed", "model", "data", "optimizer", "schedule", "minima.epochs", "minima.batch_size")
+        training = ("minima.epochs", "minima.batch_size")
+        return self.describes("seed", "model", "data", "optimizer", "schedule", *training, "evaluation_batch")
 
     @cached_property
     def landscape(self) -> NetworkLandscape:
         from lowloss.landscape import NetworkLandscape
+        from lowloss.training.loop import check_optimizer, check_trainer
 
         # Whoever needs the landscape is about to work long: find a wrong value of any stage first.
-        for finder in self.finders:
-            self.pairs(finder)
-        _ = self.planes, self.build("ensemble"), self.build("schedule"), self.trainer
+        _ = self.finders, self.planes, self.build("ensemble"), self.build("schedule")
+        check_optimizer(self.build("optimizer", partial=True))
+        check_trainer(self.trainer)
         data = self.build("data")
         factory = self.build("model", partial=True)
         return NetworkLandscape(factory, data, self.config["evaluation_batch"])
@@ -106,10 +130,7 @@ class Run:
         """The minima (K, P) of these indices."""
         import torch
 
-        count = self.config["minima"]["count"]
         for k in indices:
-            if not 0 <= k < count:
-                raise LowlossError(f"there is no minimum {k}: the minima are 0 … {count - 1}; raise minima.count")
             self.require(self.minimum(k), self.minima_config, "minima")
         return torch.stack([self.minimum(k).load()[0]["theta"] for k in indices])
 
@@ -126,38 +147,102 @@ class Run:
 
     def pairs(self, finder: str) -> list[tuple[int, int]]:
         """The pairs of minima that a finder connects. Raises LowlossError if they do not exist."""
-        count = self.config["minima"]["count"]
-        wanted = self.config["path"]["only"].get(finder, self.config["path"]["pairs"])
+        count, settings = self.config["minima"]["count"], self.config["path"]
+        key, wanted = "path.pairs", settings["pairs"]
+        if finder in settings["only"]:
+            key, wanted = f"path.only.{finder}", settings["only"][finder]
         if wanted == "star":
             return [(0, k) for k in range(1, count)]
         if wanted == "all":
             return [(i, j) for i in range(count) for j in range(i + 1, count)]
-        if not isinstance(wanted, list) or not all(isinstance(p, list) and len(p) == 2 for p in wanted):
-            raise LowlossError(f"path.pairs must be star, all or a list like [[0,1],[0,2]], got {wanted!r}")
+        if not isinstance(wanted, list) or not all(
+            isinstance(pair, list) and [type(k) for k in pair] == [int, int] for pair in wanted
+        ):
+            raise LowlossError(f"{key} must be star, all or a list like [[0,1],[0,2]], got {wanted!r}")
         for i, j in wanted:
             if not (0 <= i < count and 0 <= j < count and i != j):
-                raise LowlossError(
-                    f"path.pairs names [{i},{j}], but the minima are 0 … {count - 1}: raise minima.count"
-                )
+                raise LowlossError(f"{key} names [{i},{j}], but the minima are 0 … {count - 1}: raise minima.count")
         return [(i, j) for i, j in wanted]
+
+    def check(self) -> None:
+        """Raise LowlossError for a value that no stage could use; needs nothing heavy."""
+        for key, (kind, least) in NUMBERS.items():
+            value: Any = self.config
+            for part in key.split("."):
+                value = value[part]
+            allowed = (int, float) if kind is float else (int,)
+            if not isinstance(value, allowed) or isinstance(value, bool) or value < least:
+                noun = "a number" if kind is float else "a whole number"
+                raise LowlossError(f"{key} must be {noun} of at least {least}, got {value!r}")
+        wanted = self.config["stages"]
+        if not isinstance(wanted, list):
+            raise LowlossError(f"stages must be a list: stages=[{wanted}]")
+        unknown = [name for name in wanted if name not in STAGES]
+        if unknown:
+            raise LowlossError(f"stages has {', '.join(map(str, unknown))}, but the stages are {', '.join(STAGES)}")
+        for finder in self.config["finder"]:
+            self.pairs(finder)
+        if "ensemble" in wanted:
+            self._check_minimum("ensemble.minimum", self.config["ensemble"]["minimum"])
+        if "scan" in wanted:
+            for name, node in self.config["scan"].items():
+                self._check_scan(f"scan.{name}", node)
+
+    def _check_minimum(self, key: str, k: int) -> None:
+        count = self.config["minima"]["count"]
+        if not 0 <= k < count:
+            raise LowlossError(f"{key}={k}, but the minima are 0 … {count - 1}: raise minima.count")
+
+    def _check_scan(self, key: str, node: Config) -> None:
+        for end in ("minimum", "start", "end"):
+            if end in node:
+                self._check_minimum(f"{key}.{end}", node[end])
+        if "path" not in node:
+            return
+        finders = self.config["finder"]
+        if node["path"] not in finders:
+            raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
+        start, end = node["start"], node["end"]
+        if (start, end) not in self.pairs(node["path"]) and not self.path(start, end, node["path"]).complete:
+            raise LowlossError(
+                f"{key} needs the path [{start},{end}] by {node['path']}, which path.pairs leaves out: "
+                f"add it there, or change {key}.start and {key}.end"
+            )
 
 
 def make_minima(run: Run) -> None:
     """Train the networks from independent seeds, together."""
     count = run.config["minima"]["count"]
-    config = run.minima_config
-    missing = [k for k in range(count) if not run.minimum(k).matches(config)]
+    missing = [k for k in range(count) if not run.minimum(k).matches(run.minima_config)]
     if not missing:
         progress.say(f"minima: all {count} are complete")
-        return
+    for work, rows in _minima_groups(run.study.root / "minima", missing):
+        _make_minima(run, work, rows)
+
+
+def _minima_groups(folder: Path, missing: list[int]) -> Iterator[tuple[Path, list[int]]]:
+    """Work folders and the rows that train together there: interrupted groups first, then one of all that is left."""
+    left = list(missing)
+    for work in sorted(folder.glob(".*.work")):
+        rows = [int(part) for part in work.name.split(".")[1].split("-")]
+        if set(rows) & set(left):
+            left = [k for k in left if k not in rows]
+            yield work, rows
+    if left:
+        yield folder / f".{'-'.join(f'{k:04d}' for k in left)}.work", left
+
+
+def _make_minima(run: Run, work: Path, rows: list[int]) -> None:
+    import pandas as pd
+
     from lowloss.training.evaluation import evaluate_points
     from lowloss.training.minima import train_minima
 
     began = time.monotonic()
-    work, rows = _minima_work(run.study.root / "minima", missing)
+    landscape, config = run.landscape, run.minima_config
     begin_work(work, config)
     result = train_minima(
-        run.landscape,
+        landscape,
         epochs=config["minima"]["epochs"],
         batch_size=config["minima"]["batch_size"],
         optimizer=run.build("optimizer", partial=True),
@@ -168,7 +253,7 @@ def make_minima(run: Run) -> None:
         folder=work,
     )
     table = evaluate_points(
-        run.landscape,
+        landscape,
         lambda index: result.theta_KP[index],
         len(rows),
         trainer=run.trainer,
@@ -176,29 +261,18 @@ def make_minima(run: Run) -> None:
         title="minima on both splits",
         chunk=1,
     )
-    import pandas as pd
-
     for row, k in enumerate(rows):
-        if k not in missing:
+        if run.minimum(k).complete:
             continue
         history = pd.DataFrame(
-            [[entry[0], entry[1], entry[2 + row]] for entry in result.history],
+            [[int(entry[0]), entry[1], entry[2 + row]] for entry in result.history],
             columns=["step", "lr", "train_loss"],
         )
         values = {name: float(column[row]) for name, column in table.items()}
         seconds = (time.monotonic() - began) / len(rows)
-        notes = values | {"steps": result.history[-1][0]}
+        notes = values | {"steps": int(result.history[-1][0])}
         run.minimum(k).commit(config, {"theta": result.theta_KP[row]}, notes, {"metrics.csv": history}, seconds)
-    shutil.rmtree(work)
-
-
-def _minima_work(folder: Path, missing: list[int]) -> tuple[Path, list[int]]:
-    """The work folder of a group of rows that trains the missing ones, and the group: an interrupted one first."""
-    for work in sorted(folder.glob(".*.work")):
-        rows = [int(part) for part in work.name.split(".")[1].split("-")]
-        if set(missing) <= set(rows):
-            return work, rows
-    return folder / f".{'-'.join(f'{k:04d}' for k in missing)}.work", missing
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def make_paths(run: Run) -> None:
@@ -227,13 +301,14 @@ def _make_path(run: Run, start: int, end: int, finder: str) -> None:
     began = time.monotonic()
     ends_2P = run.points([start, end])
     artifact, config = run.path(start, end, finder), run.path_config(finder)
+    landscape = run.landscape
     work = artifact.begin(config)
     title = f"{finder} {start}–{end}"
     seed = derive(config["seed"], "path", start, end, finder)
-    found = find_path(run.landscape, ends_2P[0], ends_2P[1], run.finders[finder], seed, run.trainer, work, title=title)
+    found = find_path(landscape, ends_2P[0], ends_2P[1], run.finders[finder], seed, run.trainer, work, title=title)
     t_T = found.path.grid(config["path"]["points"], config["path"]["between"])
     table = evaluate_points(
-        run.landscape,
+        landscape,
         lambda index: found.path.points(t_T[index]),
         len(t_T),
         trainer=run.trainer,
@@ -256,6 +331,7 @@ def _make_path(run: Run, start: int, end: int, finder: str) -> None:
         **_path_levels(table, tensors["arc"]),
     }
     history = pd.DataFrame(found.history, columns=["phase", "step", "lr", "mean_loss", "max_loss"])
+    history = history.astype({"phase": int, "step": int})
     along = pd.DataFrame({"t": t_T, "arc": tensors["arc"], **table})
     tables = {"metrics.csv": history, "along.csv": along}
     artifact.commit(config, tensors, notes, tables, time.monotonic() - began)
@@ -282,65 +358,64 @@ def _path_levels(table: dict[str, Tensor], arc_T: Tensor) -> dict[str, float]:
 
 def make_ensemble(run: Run) -> None:
     """Build a fast geometric ensemble and compare it with one network and with all minima."""
-    recipe_config = run.config["ensemble"]
-    count = run.config["minima"]["count"]
-    start = int(recipe_config["minimum"])
-    artifact = run.study.artifact("ensembles", f"fge-{start:04d}")
-    config = run.minima_config | run.describes("ensemble", "minima.count")
-    config["minima"] = run.minima_config["minima"] | config["minima"]
-    if artifact.matches(config):
+    start, count = run.config["ensemble"]["minimum"], run.config["minima"]["count"]
+    fge = run.study.artifact("ensembles", f"fge-{start:04d}")
+    independent = run.study.artifact("ensembles", f"independent-{count}")
+    fge_config = run.minima_config | run.describes("ensemble")
+    # The start comes first, so that the first of both curves is the single network.
+    order = [start, *(k for k in range(count) if k != start)]
+    independent_config = run.minima_config | {"minimum": start}
+    complete = [fge.matches(fge_config), independent.matches(independent_config)]
+    if all(complete):
         progress.say("ensemble: complete")
         return
     import pandas as pd
-    import torch
 
-    from lowloss.ensemble import ensemble_curve
     from lowloss.training.ensemble import fast_ensemble
 
-    began = time.monotonic()
-    # The start comes first among the minima, so that the first of both curves is the single network.
-    order = [start, *(k for k in range(count) if k != start)]
     minima_KP = run.points(order)
-    work = artifact.begin(config)
-    recipe: FGE = run.build("ensemble")
-    seed = derive(config["seed"], "fge", start)
-    found = fast_ensemble(run.landscape, minima_KP[0], recipe, seed, run.trainer, work)
-    y_N = run.landscape.data.y_test.cpu()
-    with progress.bar("ensemble on the test split", len(found.theta_MP) + count) as advance:
-        curves = {}
-        done = 0
-        for method, theta_MP in (("fge", found.theta_MP), ("independent", minima_KP)):
-            logits = []
-            for theta_P in theta_MP:
-                result = run.landscape.evaluate(theta_P[None], "test", logits=True)
-                assert result.logits_KNC is not None
-                logits.append(result.logits_KNC[0])
-                done += 1
-                advance(done, "")
-            curves[method] = ensemble_curve(torch.stack(logits), y_N)
-            curves[f"{method}_alone"] = _each(torch.stack(logits), y_N)
-    rows = [
-        ["single", 1, float(curves["independent"][0][0]), float(curves["independent"][1][0])],
-        *([m, len(e), float(e[-1]), float(n[-1])] for m, (e, n) in curves.items() if not m.endswith("alone")),
-    ]
-    table = pd.DataFrame(rows, columns=["method", "members", "test_error", "test_nll"])
-    tensors = {"theta": found.theta_MP}
-    for method, (error_M, nll_M) in curves.items():
-        tensors[f"{method}_error"], tensors[f"{method}_nll"] = error_M, nll_M
-    history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"])
-    notes = {"minimum": start, "independent_minima": order, "rows": rows}
-    tables = {"metrics.csv": history, "ensemble.csv": table}
-    artifact.commit(config, tensors, notes, tables, time.monotonic() - began)
+    began = time.monotonic()
+    if not fge.complete:
+        landscape, recipe = run.landscape, cast("FGE", run.build("ensemble"))
+        work = fge.begin(fge_config)
+        seed = derive(run.config["seed"], "fge", start)
+        found = fast_ensemble(landscape, minima_KP[0], recipe, seed, run.trainer, work)
+        history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"]).astype({"step": int})
+        tensors, rows = _ensemble_on_test(run, found.theta_MP, "fge")
+        single = _ensemble_on_test(run, minima_KP[:1], "single")[1]
+        notes = {"method": "fge", "minimum": start, "rows": [*single, *rows]}
+        tensors["theta"] = found.theta_MP
+        fge.commit(fge_config, tensors, notes, {"metrics.csv": history}, time.monotonic() - began)
+    began = time.monotonic()
+    if not independent.complete:
+        tensors, rows = _ensemble_on_test(run, minima_KP, "independent")
+        notes = {"method": "independent", "members": order, "rows": rows}
+        independent.commit(independent_config, tensors, notes, {}, time.monotonic() - began)
 
 
-def _each(logits_MNC: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Error and NLL of each member alone."""
+def _ensemble_on_test(run: Run, theta_MP: Tensor, method: str) -> tuple[dict[str, Tensor], list[list[Any]]]:
+    """Error and NLL of the first 1, 2, … members together and of each alone, and the method's row for the table."""
     import torch
 
     from lowloss.ensemble import ensemble_curve
 
-    alone = [ensemble_curve(member[None], y_N) for member in logits_MNC]
-    return torch.cat([error for error, _ in alone]), torch.cat([nll for _, nll in alone])
+    landscape, logits = run.landscape, []
+    with progress.bar(f"{method} on the test split", len(theta_MP)) as advance:
+        for done, theta_P in enumerate(theta_MP, start=1):
+            result = landscape.evaluate(theta_P[None], "test", logits=True)
+            assert result.logits_KNC is not None
+            logits.append(result.logits_KNC)
+            advance(done, "")
+    y_N = landscape.data.y_test
+    error_M, nll_M = ensemble_curve(torch.cat(logits), y_N)
+    alone = [ensemble_curve(member, y_N) for member in logits]
+    tensors = {
+        "error": error_M,
+        "nll": nll_M,
+        "error_alone": torch.cat([error for error, _ in alone]),
+        "nll_alone": torch.cat([nll for _, nll in alone]),
+    }
+    return tensors, [[method, len(theta_MP), float(error_M[-1]), float(nll_M[-1])]]
 
 
 def make_scans(run: Run) -> None:
@@ -359,10 +434,6 @@ def _make_scan(run: Run, name: str) -> bool:
     artifact = run.study.artifact("scans", "-".join([name, *(f"{k:04d}" for k in minima)]))
     config = run.minima_config | run.describes(f"scan.{name}")
     if "path" in node:
-        if node["path"] not in run.config["finder"]:
-            raise LowlossError(
-                f"scan.{name}.path is {node['path']!r}, but finder has {', '.join(run.config['finder'])}"
-            )
         config |= {key: value for key, value in run.path_config(node["path"]).items() if key not in config}
     if artifact.matches(config):
         return True
@@ -404,7 +475,7 @@ def make_report(run: Run) -> None:
     }
     if not inputs:
         raise LowlossError(f"{root} holds nothing to report: make it with `{run.command}`")
-    from lowloss import __version__, files
+    from lowloss import __version__
 
     stamp = json.dumps({"lowloss": __version__, "inputs": inputs}, indent=1)
     record = root / "report" / "inputs.json"
@@ -439,11 +510,9 @@ STAGES: dict[str, Stage] = {
 
 
 def run_stages(run: Run) -> None:
-    """Run the configured stages in their order. Raises LowlossError for a stage that does not exist."""
-    wanted = run.config["stages"]
-    unknown = [name for name in wanted if name not in STAGES]
-    if unknown:
-        raise LowlossError(f"stages has {', '.join(map(str, unknown))}, but the stages are {', '.join(STAGES)}")
+    """Run the configured stages in their order. Raises LowlossError for what a user can mend."""
+    run.check()
+    progress.say(f"study: {run.study.root}")
     for name, stage in STAGES.items():
-        if name in wanted:
+        if name in run.config["stages"]:
             stage.make(run)

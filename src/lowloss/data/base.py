@@ -136,7 +136,7 @@ class Batches:
     def _augment(self, x_B: Tensor, seed: int) -> Tensor:
         if self.data.augment is None:
             return x_B
-        return self.data.augment(x_B, torch.Generator(device=x_B.device).manual_seed(seed))
+        return self.data.augment(x_B, torch.Generator(device=x_B.device).manual_seed(derive(seed, "augment")))
 
 
 class CropFlip:

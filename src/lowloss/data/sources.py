@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def arrays(
             if missing:
                 raise LowlossError(f"{path} lacks {', '.join(missing)}: it must hold {', '.join(names)}")
             x_train, y_train, x_test, y_test = (torch.from_numpy(archive[name]) for name in names)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise LowlossError(f"{path} cannot be read as .npz ({error}): write it with numpy.savez") from error
     return _normalised(_float(x_train), y_train, _float(x_test), y_test, num_classes, mean, std, augment)
 

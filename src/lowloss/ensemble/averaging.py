@@ -14,7 +14,7 @@ def ensemble_curve(logits_MNC: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
 
     Probabilities are averaged, not logits. Returns two float64 tensors (M,).
     """
-    log_probability_MNC = logits_MNC.double().log_softmax(2)
+    log_probability_MNC, y_N = logits_MNC.double().log_softmax(2), y_N.to(logits_MNC.device)
     members = len(log_probability_MNC)
     error_M, nll_M = torch.empty(members, dtype=torch.float64), torch.empty(members, dtype=torch.float64)
     total_NC = torch.full_like(log_probability_MNC[0], -torch.inf)

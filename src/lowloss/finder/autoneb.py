@@ -59,6 +59,10 @@ class AutoNEB(NEB):
             spring_constant=spring_constant,
             tangent=tangent,
         )
+        if evaluations < 1 or max_insertions < 0:
+            raise LowlossError(
+                f"evaluations must be at least 1 and max_insertions 0, got {evaluations}, {max_insertions}"
+            )
         self.evaluations, self.threshold, self.max_insertions = evaluations, threshold, max_insertions
         self.phases = [phase for cycle in cycles for phase in _phases(cycle)]
 

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowloss.data.base import Batch
+from lowloss.errors import LowlossError
 from lowloss.landscape.layout import Layout
 
 Buffers = dict[str, Tensor]
@@ -28,7 +29,15 @@ class Loop:
     def __init__(self, module: nn.Module, layout: Layout) -> None:
         self.module, self.layout = module, layout
         self.batch_norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        self.has_dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules())
+        # Every place of a tensor once, by the tensor's first name: functional_call would visit a module that has two
+        # names twice, and could not restore it (pytorch/pytorch#164759).
+        first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+        self.places = {
+            f"{path}.{name}" if path else name: first[id(tensor)]
+            for path, part in module.named_modules()
+            for name, tensor in [*part._parameters.items(), *part._buffers.items()]
+            if tensor is not None
+        }
 
     def losses(self, theta_KP: Tensor, batch: Batch, gradients: bool) -> tuple[Tensor, Tensor | None]:
         """The K mean cross-entropies in training mode, and their gradients (K, P) if asked for.
@@ -81,7 +90,13 @@ class Loop:
         return {name: view.clone().requires_grad_(gradients) for name, view in self.layout.views(theta_P).items()}
 
     def _call(self, parameters: dict[str, Tensor], buffers: Buffers, x: Tensor) -> Tensor:
-        return functional_call(self.module, {**parameters, **buffers}, (x,))
+        given = {**parameters, **buffers}
+        tensors = {place: given[name] for place, name in self.places.items() if name in given}
+        outputs = functional_call(self.module, tensors, (x,), tie_weights=False)
+        if not isinstance(outputs, Tensor):
+            name = type(self.module).__name__
+            raise LowlossError(f"{name} returns a {type(outputs).__name__}, not one tensor of logits: wrap it")
+        return outputs
 
     def fresh_buffers(self) -> Buffers:
         """Copies of the module's buffers, for a call to change."""
@@ -95,9 +110,6 @@ class Loop:
 
     @contextlib.contextmanager
     def _dropout_seed(self, seed: int) -> Iterator[None]:
-        if not self.has_dropout:
-            yield
-            return
         device = next(self.module.parameters()).device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)

@@ -57,7 +57,7 @@ class NetworkLandscape:
     splits = ("train", "test")
 
     def __init__(self, model: nn.Module | Callable[[], nn.Module], data: Data, evaluation_batch: int = 1000) -> None:
-        self.model, self.data, self.evaluation_batch = model, data, evaluation_batch
+        self.model, self.data, self.evaluation_batch = model, copy.copy(data), evaluation_batch
         module = copy.deepcopy(model) if isinstance(model, nn.Module) else self._build(seed=0)
         self.layout = Layout.of(module)
         self.engine = Loop(module, self.layout)
@@ -104,6 +104,8 @@ class NetworkLandscape:
         return Evaluation(loss_K, error_K, torch.stack(kept) if logits else None)
 
     def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
+        if size == 1 and self.engine.batch_norms:
+            raise LowlossError("batch_size=1 leaves BatchNorm nothing to normalise: set it to at least 2")
         return Batches(self.data, size, seeds[:1] if shared else seeds, shared)
 
     def initial(self, seed: int) -> Tensor:
@@ -124,6 +126,7 @@ class NetworkLandscape:
         return module.cpu().eval()
 
     def to(self, device: torch.device) -> NetworkLandscape:
+        self._statistics = None
         self.engine.module.to(device)
         self.data.to(device=device)
         return self
@@ -171,7 +174,7 @@ class NetworkLandscape:
         theta_P = self.layout.flatten(dict(self.engine.module.named_parameters()))
         try:
             shape = tuple(self.engine.logits(theta_P, self.engine.fresh_buffers(), [x]).shape)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise LowlossError(f"{name} rejects inputs of shape {tuple(x.shape[1:])}: {reason}") from error
         if shape != (2, self.data.num_classes):
@@ -193,5 +196,5 @@ def build_model(factory: Callable[..., nn.Module], data: Data) -> nn.Module:
     filled = {key: value for key, value in known.items() if key in taken and key not in given}
     try:
         return factory(**filled)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise LowlossError(f"model: {error}") from error

@@ -91,8 +91,11 @@ class VGG16(nn.Module):
     Args:
         batch_norm: whether each convolution is followed by BatchNorm.
         dropout: probability in the hidden layers.
-        input_shape: (channels, 32, 32).
+        input_shape: (channels, height, width).
         num_classes: outputs.
+
+    Raises:
+        ValueError: the image is smaller than 32 × 32.
     """
 
     plan = (
@@ -120,7 +123,9 @@ class VGG16(nn.Module):
         self, input_shape: Sequence[int], num_classes: int, batch_norm: bool = False, dropout: float = 0.5
     ) -> None:
         super().__init__()
-        channels = input_shape[0]
+        channels, rows, columns = input_shape
+        if min(rows, columns) < 32:
+            raise ValueError(f"VGG-16's five poolings need images of at least 32 × 32, got {rows} × {columns}")
         layers: list[nn.Module] = []
         for step in self.plan:
             if isinstance(step, str):
@@ -132,7 +137,7 @@ class VGG16(nn.Module):
             layers.append(nn.ReLU())
             channels = step
         self.features = nn.Sequential(*layers, nn.Flatten())
-        features = 512 * (input_shape[1] >> 5) * (input_shape[2] >> 5)
+        features = 512 * (rows >> 5) * (columns >> 5)
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(features, 512),

@@ -54,7 +54,9 @@ def draw_figures(study: Study, folder: Path) -> list[Picture]:
         for artifact in study.complete("scans"):
             pictures.append(_plane(artifact, folder))
             pictures.append(_surface(artifact, folder))
-        pictures += [_ensemble(artifact, folder) for artifact in study.complete("ensembles")]
+        ensembles = study.complete("ensembles")
+        if ensembles:
+            pictures.append(_ensemble(ensembles, folder))
     return pictures
 
 
@@ -214,28 +216,26 @@ def interactive_surface(study: Study) -> Any:
     return figure
 
 
-def _ensemble(artifact: Artifact, folder: Path) -> Picture:
-    tensors, notes = artifact.load()
+def _ensemble(artifacts: list[Artifact], folder: Path) -> Picture:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, metric, scale, label in (
-        (axes[0], "error", 100.0, "test error (%)"),
-        (axes[1], "nll", 1.0, "test negative log-likelihood (nats)"),
-    ):
-        for method, colour in (("fge", "#1f5fbf"), ("independent", "#2a9d6f")):
-            curve = scale * tensors[f"{method}_{metric}"].numpy()
-            alone = scale * tensors[f"{method}_alone_{metric}"].numpy()
+    colours = iter(("#1f5fbf", "#2a9d6f", "#d9822b", "#7a4fbf"))
+    for artifact in artifacts:
+        tensors, notes = artifact.load()
+        colour = next(colours, "#b03a5b")
+        for axis, metric, scale in ((axes[0], "error", 100.0), (axes[1], "nll", 1.0)):
+            curve, alone = (scale * tensors[name].numpy() for name in (metric, f"{metric}_alone"))
             members = np.arange(1, len(curve) + 1)
-            axis.plot(members, curve, "o-", color=colour, label=f"{method}, together")
-            axis.plot(members, alone, "x", color=colour, alpha=0.5, label=f"{method}, each alone")
-        single = scale * float(tensors[f"independent_{metric}"][0])
-        axis.axhline(single, color="#8a8f98", linestyle="--", label="single network")
+            axis.plot(members, curve, "o-", color=colour, label=f"{notes['method']}, together")
+            axis.plot(members, alone, "x", color=colour, alpha=0.5, label=f"{notes['method']}, each alone")
+    rows = [row for artifact in artifacts for row in artifact.load()[1]["rows"] if row[0] == "single"]
+    for _, _, error, nll in rows[:1]:
+        axes[0].axhline(100 * error, color="#8a8f98", linestyle="--", label="single network")
+        axes[1].axhline(nll, color="#8a8f98", linestyle="--", label="single network")
+    for axis, label in zip(axes, ("test error (%)", "test negative log-likelihood (nats)"), strict=True):
         axis.set(xlabel="members", ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(fontsize=8)
     axes[0].set_title("Ensembles")
-    caption = (
-        f"Fast geometric ensemble from minimum {notes['minimum']} and the independent minima: the mean of the "
-        "members' probabilities, for the first 1, 2, … members."
-    )
-    return Picture(_save(figure, folder, artifact.name), "Ensembles", caption)
+    caption = "The mean of the members' probabilities, for the first 1, 2, … members, and each member alone."
+    return Picture(_save(figure, folder, "ensembles"), "Ensembles", caption)

@@ -56,7 +56,8 @@ def table_b1(paths: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for finder, group in paths.groupby("finder", sort=False):
         graph: nx.Graph[int] = nx.Graph()
-        for index, path in group.iterrows():
+        # A path on which the loss is not finite connects nothing.
+        for index, path in group.dropna(subset=["saddle_train_loss"]).iterrows():
             graph.add_edge(path["start"], path["end"], weight=path["saddle_train_loss"], index=index)
         chosen = [data["index"] for _, _, data in nx.minimum_spanning_edges(graph)]
         tree = group.loc[chosen]

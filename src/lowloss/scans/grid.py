@@ -57,11 +57,17 @@ def line(a_P: Tensor, b_P: Tensor, resolution: int, margin: float = 0.0) -> Grid
     return Grid(a_P, (b_P - a_P)[None], (axis,), anchors, ("a", "b"))
 
 
-def plane(corners_3P: Tensor, names: Sequence[str], resolution: Sequence[int], margin: float) -> Grid:
+def plane(
+    corners_3P: Tensor,
+    names: Sequence[str],
+    resolution: Sequence[int] = (25, 25),
+    margin: float = 0.25,
+    cover_KP: Tensor | None = None,
+) -> Grid:
     """The plane through three points, with orthonormal directions (Garipov et al. 2018, fig. 1).
 
     The origin is the first point, the first axis runs towards the second. Coordinates are distances in weight
-    space. The grid covers the three points and `margin` times their extent beyond.
+    space. The grid covers the three points, the projections of `cover_KP`, and `margin` times their extent beyond.
 
     Raises:
         ValueError: the three points lie on one line.
@@ -70,11 +76,14 @@ def plane(corners_3P: Tensor, names: Sequence[str], resolution: Sequence[int], m
     u_P = to_b_P / to_b_P.norm()
     across_P = to_c_P - (to_c_P @ u_P) * u_P
     across_P = across_P - (across_P @ u_P) * u_P  # once more: float32 leaves a remainder
-    if across_P.norm() <= 1e-5 * to_b_P.norm():
+    if not across_P.norm() > 1e-5 * to_b_P.norm():  # NaN where two points are the same
         raise ValueError("the three points lie on one line and span no plane")
     directions_2P = torch.stack([u_P, across_P / across_P.norm()])
     anchors_32 = ((corners_3P - origin_P) @ directions_2P.T).double()
-    low, high = anchors_32.min(0).values, anchors_32.max(0).values
+    covered = anchors_32
+    if cover_KP is not None:
+        covered = torch.cat([anchors_32, ((cover_KP - origin_P) @ directions_2P.T).double()])
+    low, high = covered.min(0).values, covered.max(0).values
     extent = margin * (high - low)
     axes = tuple(
         torch.linspace(float(low[d] - extent[d]), float(high[d] + extent[d]), resolution[d], dtype=torch.float64)

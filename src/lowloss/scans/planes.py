@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lowloss.errors import LowlossError
 from lowloss.finder.path import Path
 from lowloss.landscape.layout import Layout
-from lowloss.scans.directions import random_direction
+from lowloss.scans.directions import NORMALIZATIONS, random_direction
 from lowloss.scans.grid import Grid, plane
+from lowloss.seeding import derive
 
 
 class Plane(ABC):
@@ -26,6 +28,12 @@ class Plane(ABC):
         """The grid for these minima (in the order of `minima`) and the path."""
 
 
+def _two_axes(resolution: Sequence[int]) -> tuple[int, int]:
+    if len(resolution) != 2 or not all(isinstance(points, int) and points >= 2 for points in resolution):
+        raise LowlossError(f"resolution must be two numbers of grid points, each at least 2, got {list(resolution)}")
+    return resolution[0], resolution[1]
+
+
 class PathPlane(Plane):
     """The plane through two minima and the mean of the inner pivots of a path (Draxler et al. 2018, fig. 1).
 
@@ -33,7 +41,7 @@ class PathPlane(Plane):
         start, end: indices of the minima.
         path: finder of the path.
         resolution: grid points along each of the two axes.
-        margin: how far the grid reaches beyond the three points, as a fraction of their extent.
+        margin: how far the grid reaches beyond the minima and the projected path, as a fraction of their extent.
     """
 
     def __init__(
@@ -45,13 +53,14 @@ class PathPlane(Plane):
         margin: float = 0.25,
     ) -> None:
         self.minima, self.path = (start, end), path
-        self.resolution, self.margin = tuple(resolution), margin
+        self.resolution, self.margin = _two_axes(resolution), margin
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         assert path is not None
         mean_P = path.bends_BP[1:-1].mean(0)
         names = (f"minimum {self.minima[0]}", f"minimum {self.minima[1]}", "mean of pivots")
-        return plane(torch.stack([*minima_KP, mean_P]), names, self.resolution, self.margin)
+        corners_3P = torch.stack([*minima_KP, mean_P])
+        return plane(corners_3P, names, self.resolution, self.margin, cover_KP=path.bends_BP)
 
 
 class RandomPlane(Plane):
@@ -71,12 +80,16 @@ class RandomPlane(Plane):
         resolution: Sequence[int] = (25, 25),
         normalization: str = "filter",
     ) -> None:
+        if normalization not in NORMALIZATIONS:
+            raise LowlossError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
         self.minima = (minimum,)
-        self.extent, self.resolution, self.normalization = extent, tuple(resolution), normalization
+        self.extent, self.resolution, self.normalization = extent, _two_axes(resolution), normalization
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         (theta_P,) = minima_KP
-        directions_2P = torch.stack([random_direction(theta_P, layout, seed + d, self.normalization) for d in range(2)])
+        directions_2P = torch.stack(
+            [random_direction(theta_P, layout, derive(seed, d), self.normalization) for d in range(2)]
+        )
         axes = tuple(torch.linspace(-self.extent, self.extent, count, dtype=torch.float64) for count in self.resolution)
         anchors_12 = torch.zeros(1, 2, dtype=torch.float64)
         return Grid(theta_P, directions_2P, axes, anchors_12, (f"minimum {self.minima[0]}",))

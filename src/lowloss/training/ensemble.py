@@ -33,7 +33,7 @@ class EnsembleModule(StepModule):
         losses_1 = self.landscape.losses(self.theta_1P, self.batches[step])
         return losses_1.sum(), losses_1
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+    def after_step(self) -> None:
         if self.recipe.collects(self.global_step, self.cycle):
             self.members.append(self.theta_1P.detach()[0].cpu().clone())
 

@@ -22,6 +22,9 @@ Table = dict[str, Tensor]
 """Columns of length K: `<split>_loss` in nats and `<split>_error` as a fraction."""
 
 
+METRICS = ("loss", "error")
+
+
 class EvaluationModule(L.LightningModule):
     """predict_step evaluates the points of one chunk on all splits; with a folder, a finished chunk is kept."""
 
@@ -46,11 +49,12 @@ class EvaluationModule(L.LightningModule):
     def predict_step(self, first: int, batch_index: int) -> Table:
         end = min(first + self.chunk, self.count)
         file = self.folder / f"points-{first:06d}.safetensors" if self.folder else None
+        table: Table = {}
         if file and file.exists():
-            table, _ = load_tensors(file)
+            kept, _ = load_tensors(file)
+            table = {f"{split}_{metric}": kept[f"{split}_{metric}"] for split in self.splits for metric in METRICS}
         else:
             theta_TP = self.points(torch.arange(first, end))
-            table = {}
             for split in self.splits:
                 result = self.landscape.evaluate(theta_TP, split)
                 table[f"{split}_loss"], table[f"{split}_error"] = result.loss_K.cpu(), result.error_K.cpu()

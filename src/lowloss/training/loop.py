@@ -1,7 +1,7 @@
 """The Lightning loop that every trained stage shares: fixed steps, stateless minibatches, checkpoints, history.
 
 The minibatch of a step depends on the step alone, so the checkpointed step number is the whole state of the data.
-A Lightning epoch is a block of steps: at its end the losses are looked at, logged and checkpointed.
+After each block of steps the losses are looked at and logged, and a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lowloss.errors import LowlossError, NonFiniteLossError
+from lowloss.files import replacing
 from lowloss.landscape.base import Landscape
 from lowloss.progress import Advance
 
@@ -79,9 +81,12 @@ class StepModule(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_train_epoch_end(self) -> None:
-        # One transfer a block: a GPU never waits for the host within one. Lightning checkpoints after this, so
-        # that no checkpoint holds a state that is not finite.
+    def after_step(self) -> None:
+        """Called after each step, before a checkpoint is written."""
+
+    def end_block(self) -> None:
+        """Look at the block's losses and log their mean. Raises NonFiniteLossError."""
+        # One transfer a block: a GPU never waits for the host within one.
         losses_SK = torch.stack(self._block).double().cpu()
         self._block.clear()
         last = self.first_step + self.global_step
@@ -108,18 +113,31 @@ class StepModule(L.LightningModule):
         self.history = checkpoint["history"].tolist()
 
 
-class _Report(Callback):
-    """Tells the progress bar; reads a loss only where it is on the host already."""
+class _Blocks(Callback):
+    """Ends a block every so many steps: checks the losses, then writes a checkpoint, which thus is always finite."""
 
-    def __init__(self, advance: Advance) -> None:
-        self.advance = advance
+    def __init__(self, block: int, checkpoint: Path | None, advance: Advance) -> None:
+        self.block, self.checkpoint, self.advance = block, checkpoint, advance
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, StepModule)
+        module.after_step()
+        if trainer.global_step % self.block == 0 or trainer.global_step == module.steps:
+            module.end_block()
+            if self.checkpoint is not None:
+                trainer.save_checkpoint(self.checkpoint)
         note = f"loss {module.mean_loss:.4g}" if module.history else ""
         self.advance(module.first_step + trainer.global_step, note)
+
+
+class _AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it there, so that a killed process leaves no half of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 def fit(
@@ -135,28 +153,44 @@ def fit(
         NonFiniteLossError: a loss became NaN or infinite.
         LowlossError: the checkpoint cannot be read.
     """
-    callbacks: list[Callback] = [_Report(advance)]
-    resume = None
-    if folder is not None:
-        callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
-        if (folder / "last.ckpt").exists():
-            resume = folder / "last.ckpt"
-            check_readable(resume)
+    checkpoint = folder / "last.ckpt" if folder else None
+    resume = checkpoint if checkpoint and checkpoint.exists() else None
+    if resume:
+        check_readable(resume)
     with quiet():
         trainer(
             max_steps=module.steps,
             max_epochs=-1,
-            callbacks=callbacks,
-            enable_checkpointing=folder is not None,
+            callbacks=[_Blocks(block, checkpoint, advance)],
+            plugins=[_AtomicCheckpoints()],
+            enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             log_every_n_steps=1,
             use_distributed_sampler=False,
             **({} if "logger" in getattr(trainer, "keywords", {}) else {"logger": False}),
-        ).fit(module, range(min(block, module.steps)), ckpt_path=resume, weights_only=True)
+        ).fit(module, range(module.steps), ckpt_path=resume, weights_only=True)
     advance(module.first_step + module.steps, f"loss {module.mean_loss:.4g}")
     # Lightning may leave the module on the device; results are kept on the host.
     module.cpu()
+
+
+def check_optimizer(optimizer: Callable[..., torch.optim.Optimizer]) -> None:
+    """Raise LowlossError if the optimizer cannot be made with its settings."""
+    try:
+        optimizer([torch.zeros(1, requires_grad=True)])
+    except (TypeError, ValueError) as error:
+        settings = getattr(optimizer, "keywords", {})
+        raise LowlossError(f"optimizer: {error}, with {settings}") from error
+
+
+def check_trainer(trainer: TrainerFactory) -> None:
+    """Raise LowlossError if the trainer cannot be made here, say for want of a GPU."""
+    try:
+        with quiet():
+            trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    except Exception as error:  # Lightning has its own, torch and the device theirs
+        raise LowlossError(f"trainer: {error}") from error
 
 
 def check_readable(checkpoint: Path) -> None:
@@ -181,7 +215,6 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             for message in (
                 ".*LeafSpec.*",
-                ".*Checkpoint directory.*exists and is not empty.*",
                 ".*does not have many workers.*",
                 ".*dataloader is not resumable.*",
                 ".*lr_scheduler.step.*before.*optimizer.step.*",
