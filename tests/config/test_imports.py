@@ -1,0 +1,123 @@
+"""Imports point one way, the heavy ones wait until they are needed, and the public names are what they say."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import lowloss
+
+SOURCE = Path(lowloss.__file__).parent
+MODULES = {
+    ".".join(("lowloss", *file.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): file
+    for file in SOURCE.rglob("*.py")
+}
+HEAVY = {"torch", "torchvision", "lightning", "hydra", "omegaconf", "wandb", "pandas", "matplotlib", "sklearn"}
+
+SMALL = {"errors", "seeding"}
+# What each part of the package may import of the others.
+MAY = {
+    "errors": set(),
+    "seeding": set(),
+    "progress": set(),
+    "files": {"errors"},
+    "schedule": {"errors"},
+    "model": {"errors"},
+    "data": SMALL,
+    "landscape": {*SMALL, "data.base"},
+    "finder": {*SMALL, "landscape", "data.base", "schedule"},
+    "ensemble": {*SMALL, "landscape"},
+    "scans": {*SMALL, "landscape", "finder.path"},
+    "training": {*SMALL, "files", "progress", "landscape", "finder", "ensemble", "scans", "schedule"},
+    "runs": {"errors", "files"},
+    "report": {"errors", "files", "runs"},
+    "stages": {*SMALL, "files", "progress", "runs", "landscape", "finder", "ensemble", "scans", "training", "report"},
+    "cli": {"errors", "progress", "runs", "stages"},
+    "__main__": {"cli"},
+}
+
+
+def part_of(module):
+    return module.split(".")[1]
+
+
+def imported(module):
+    """The dotted names that a module imports anywhere, within functions and for type checking too."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            # Of `from lowloss import files`, files is the module.
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            yield from submodules or {node.module}
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"lowloss"}))
+def test_imports_point_one_way(module):
+    part = part_of(module)
+    inside = [name for name in imported(module) if name.startswith("lowloss.")]
+    for name in inside:
+        allowed = {f"lowloss.{other}" for other in MAY[part] | {part}}
+        assert any(name == other or name.startswith(f"{other}.") for other in allowed), f"{module} imports {name}"
+
+
+def test_parts_have_no_cycle():
+    seen, left = set(), dict(MAY)
+    while ready := {part for part, needs in left.items() if {need.split(".")[0] for need in needs} <= seen}:
+        seen |= ready
+        left = {part: needs for part, needs in left.items() if part not in seen}
+    assert not left
+    assert seen == {part_of(module) for module in MODULES if module != "lowloss"}
+
+
+def users(*packages):
+    return {module for module in MODULES if any(name.split(".")[0] in packages for name in imported(module))}
+
+
+def test_frameworks_stay_in_their_places():
+    assert users("hydra", "omegaconf") == {"lowloss.cli"}
+    assert users("lightning", "lightning_fabric", "pytorch_lightning")
+    assert {part_of(module) for module in users("lightning", "lightning_fabric", "pytorch_lightning")} == {"training"}
+    assert not users("wandb")
+
+
+@pytest.mark.parametrize(
+    ("program", "late"),
+    [
+        ("import lowloss; dir(lowloss)", HEAVY),
+        (
+            "import sys; sys.argv[1:] = ['--help']; import lowloss.cli; lowloss.cli.main()",
+            HEAVY - {"hydra", "omegaconf"},
+        ),
+    ],
+    ids=["import", "help"],
+)
+def test_heavy_imports_wait(program, late):
+    check = f"import atexit, sys; atexit.register(lambda: print('early:', sorted({late!r} & sys.modules.keys())))"
+    done = subprocess.run([sys.executable, "-c", f"{check}; {program}"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "early: []"
+
+
+def test_public_names_are_their_homes_objects():
+    assert sorted(lowloss.__all__) == sorted(name for names in lowloss._HOMES.values() for name in names)
+    assert len(set(lowloss.__all__)) == len(lowloss.__all__)
+    assert set(lowloss.__all__) <= set(dir(lowloss))
+    for home, names in lowloss._HOMES.items():
+        for name in names:
+            assert getattr(lowloss, name) is getattr(import_module(home), name)
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = lowloss.nothing_of_the_kind
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(MODULES["lowloss"].read_text(encoding="utf-8"))
+    (guard,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {node.module: tuple(alias.name for alias in node.names) for node in guard.body}
+    assert {home: sorted(names) for home, names in seen.items()} == {
+        home: sorted(names) for home, names in lowloss._HOMES.items()
+    }

@@ -1,0 +1,132 @@
+"""Networks against the parameter counts and the layout of the papers."""
+
+from collections.abc import Callable, Sequence
+from math import sqrt
+
+import pytest
+import torch
+from torch import nn
+
+from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
+
+CIFAR = (3, 32, 32)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+PUBLISHED: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "ResNet-8": (lambda: ResNet(CIFAR, 10, depth=8), 75_290),
+    "ResNet-20": (lambda: ResNet(CIFAR, 10, depth=20), 269_722),
+    "ResNet-32": (lambda: ResNet(CIFAR, 10, depth=32), 464_154),
+    "ResNet-44": (lambda: ResNet(CIFAR, 10, depth=44), 658_586),
+    "ResNet-56": (lambda: ResNet(CIFAR, 10, depth=56), 853_018),
+    "DenseNet-40-12": (lambda: DenseNet(CIFAR, 10, depth=40, growth=12), 1_019_722),
+    "DenseNet-100-12-BC": (lambda: DenseNet(CIFAR, 10, depth=100, growth=12, bottleneck=True), 769_162),
+    "WRN-28-10": (lambda: WideResNet(CIFAR, 10, depth=28, widen=10), 36_479_194),
+    "VGG-16": (lambda: VGG16(CIFAR, 10), 15_245_130),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_and_outputs(name: str) -> None:
+    build, parameters = PUBLISHED[name]
+    with torch.device("meta"):
+        module = build().eval()
+        assert count(module) == parameters
+        assert module(torch.empty(2, *CIFAR)).shape == (2, 10)
+
+
+def test_vgg16_with_batch_norm_has_two_parameters_more_a_channel() -> None:
+    with torch.device("meta"):
+        channels = 2 * 64 + 2 * 128 + 3 * 256 + 6 * 512
+        assert count(VGG16(CIFAR, 10, batch_norm=True)) == 15_245_130 + 2 * channels
+
+
+@pytest.mark.parametrize(("width", "depth"), [(12, 1), (48, 1), (48, 2), (48, 3), (96, 1)])
+def test_cnn_by_formula(width: int, depth: int) -> None:
+    convolutions = 25 * 3 * width + (depth - 1) * 25 * width**2
+    features = width * (32 // 2**depth) ** 2
+    # Every layer but the last has BatchNorm (two a unit) in place of a bias.
+    expected = convolutions + 2 * width * depth + features * 256 + 2 * 256 + 256 * 10 + 10
+    module = CNN(CIFAR, 10, width=width, depth=depth)
+    assert count(module) == expected
+    assert module(torch.randn(2, *CIFAR)).shape == (2, 10)
+
+
+def test_mlp_by_formula() -> None:
+    assert count(MLP((1, 8, 8), 10, hidden=(20, 30))) == 64 * 20 + 20 + 20 * 30 + 30 + 30 * 10 + 10
+    assert count(MLP((1, 8, 8), 10, (20, 30), batch_norm=True)) == 64 * 20 + 40 + 20 * 30 + 60 + 30 * 10 + 10
+    assert count(MLP((5,), 3, hidden=())) == 5 * 3 + 3
+
+
+@pytest.mark.parametrize("shape", [CIFAR, (1, 28, 28), (1, 8, 8)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda shape: ResNet(shape, 7, depth=8, width=4),
+        lambda shape: WideResNet(shape, 7, depth=10, widen=1),
+        lambda shape: WideResNet(shape, 7, depth=16, widen=2),
+        lambda shape: DenseNet(shape, 7, depth=10, growth=4),
+        lambda shape: DenseNet(shape, 7, depth=10, growth=4, bottleneck=True),
+        lambda shape: CNN(shape, 7, width=4, depth=2, hidden=16),
+        lambda shape: MLP(shape, 7, hidden=(16,), batch_norm=True),
+    ],
+)
+def test_networks_take_small_images_of_any_size(
+    build: Callable[[Sequence[int]], nn.Module], shape: tuple[int, ...]
+) -> None:
+    module = build(shape)
+    logits = module(torch.randn(3, *shape))
+    assert logits.shape == (3, 7)
+    # Every parameter counts.
+    gradients = torch.autograd.grad(logits.square().sum(), list(module.parameters()))
+    assert all(gradient.any() for gradient in gradients)
+
+
+@torch.no_grad()
+def test_resnet_shortcuts_subsample_and_pad_with_zeros() -> None:
+    module = ResNet(CIFAR, 3, depth=8, width=2).eval()
+    for block in module.blocks:
+        for part in block.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.weight.zero_()
+    x = torch.randn(4, *CIFAR)
+    # Without residuals only the stem is left, at every fourth pixel, amid the eight channels.
+    stem = module.stem(x)[:, :, ::4, ::4].mean((2, 3))
+    features = torch.zeros(4, 8)
+    features[:, 3:5] = stem
+    torch.testing.assert_close(module(x), module.classifier(features))
+
+
+def test_convolutions_start_as_he_et_al_say() -> None:
+    for module in (ResNet(CIFAR, 10, depth=8), WideResNet(CIFAR, 10, depth=10, widen=2), DenseNet(CIFAR, 10, 40, 12)):
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d) and part.weight.numel() > 2000:
+                fan_out = part.out_channels * part.kernel_size[0] * part.kernel_size[1]
+                assert part.weight.std().item() == pytest.approx(sqrt(2 / fan_out), rel=0.1)
+
+
+@pytest.mark.parametrize("depth", [2, 7, 19, 21, 22])
+def test_resnet_depths(depth: int) -> None:
+    with pytest.raises(ValueError, match="6n \\+ 2"):
+        ResNet(CIFAR, 10, depth=depth)
+
+
+@pytest.mark.parametrize("depth", [4, 20, 26, 27])
+def test_wide_resnet_depths(depth: int) -> None:
+    with pytest.raises(ValueError, match="6n \\+ 4"):
+        WideResNet(CIFAR, 10, depth=depth)
+
+
+@pytest.mark.parametrize(("depth", "bottleneck"), [(4, False), (41, False), (4, True), (43, True), (3, False)])
+def test_densenet_depths(depth: int, bottleneck: bool) -> None:
+    with pytest.raises(ValueError, match="6n \\+ 4" if bottleneck else "3n \\+ 4"):
+        DenseNet(CIFAR, 10, depth=depth, bottleneck=bottleneck)
+
+
+def test_cnn_depths() -> None:
+    with pytest.raises(ValueError, match="6 poolings"):
+        CNN(CIFAR, 10, depth=6)
+    assert CNN(CIFAR, 10, width=2, depth=5)(torch.randn(2, *CIFAR)).shape == (2, 10)

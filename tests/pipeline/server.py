@@ -1,0 +1,89 @@
+"""Runs command lines in forked children of one process that has imported everything, so that each starts at once.
+
+Reads a job a line from standard input, JSON with
+
+    arguments     of the command line `lowloss`
+    folder        to run in
+    environment   to add
+    out, err      files for the standard streams
+    renames       file for a line a rename: source and destination, with a tab in between
+    strike        null or [signal, pattern, n]: the process sends itself the signal just before it renames something
+                  to a place that matches the pattern, the n-th time that it does
+
+and answers a line each with the exit status, which is negative for a signal.
+"""
+
+import atexit
+import fnmatch
+import json
+import os
+import signal
+import sys
+
+# Everything that a run imports.
+import lightning  # noqa: F401
+import matplotlib.figure  # noqa: F401
+import pandas  # noqa: F401
+import plotly.graph_objects  # noqa: F401
+import sklearn.datasets
+import sklearn.model_selection  # noqa: F401
+import torchvision  # noqa: F401
+
+import lowloss.report
+import lowloss.stages
+import lowloss.training.ensemble
+import lowloss.training.minima
+import lowloss.training.path
+import lowloss.training.scan  # noqa: F401
+from lowloss.cli import main
+
+
+def run(job):
+    for descriptor, file in ((0, os.devnull), (1, job["out"]), (2, job["err"])):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+    os.chdir(job["folder"])
+    os.environ.update(job["environment"])
+    sys.argv = ["lowloss", *job["arguments"]]
+    sys.addaudithook(watch(job))
+    status = 0
+    try:
+        main()
+    except SystemExit as exit:
+        status = exit.code or 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+        status = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # The interpreter's own farewell to so many modules takes seconds.
+    os._exit(status)
+
+
+def watch(job):
+    renames = open(job["renames"], "w", buffering=1)  # noqa: SIM115
+    name, pattern, count = job["strike"] or (None, "", 0)
+    seen = 0
+
+    def hook(event, arguments):
+        nonlocal seen
+        if event != "os.rename":
+            return
+        source, target = (os.path.join(job["folder"], os.fsdecode(path)) for path in arguments[:2])
+        renames.write(f"{source}\t{target}\n")
+        if name and fnmatch.fnmatch(target, pattern):
+            seen += 1
+            if seen == count:
+                os.kill(os.getpid(), signal.Signals[name])
+
+    return hook
+
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        run(json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -1,0 +1,132 @@
+"""A run that is killed anywhere and started again gives the bytes of one that was not."""
+
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+# A stage, what is missing of its results, the place where the process is about to rename a file to when it is killed,
+# and the how manieth such time.
+KILLS = {
+    "minima-in-training": ("minima", "minima", "*/last.ckpt", 3),
+    "minima-in-evaluation": ("minima", "minima", "*/points-000001.safetensors", 1),
+    "minima-between-results": ("minima", "minima", "*/minima/0001", 1),
+    "path-in-the-first-cycle": ("path", "paths/0000-0001-autoneb", "*/phase-00/last.ckpt", 2),
+    "path-between-cycles": ("path", "paths/0000-0001-autoneb", "*/reached.safetensors", 1),
+    "path-in-the-second-cycle": ("path", "paths/0000-0001-autoneb", "*/phase-01/last.ckpt", 2),
+    "path-after-the-cycles": ("path", "paths/0000-0001-autoneb", "*/reached.safetensors", 2),
+    "path-in-evaluation": ("path", "paths/0000-0001-autoneb", "*/points-000016.safetensors", 1),
+    "path-at-the-result": ("path", "paths/0000-0001-autoneb", "*/paths/0000-0001-autoneb", 1),
+    "path-in-a-curve": ("path", "paths/0000-0001-bezier", "*/phase-00/last.ckpt", 2),
+    "ensemble-in-training": ("ensemble", "ensembles/fge-0000", "*/last.ckpt", 2),
+    "ensemble-at-the-result": ("ensemble", "ensembles/fge-0000", "*/ensembles/fge-0000", 1),
+    "scan-in-evaluation": ("scan", "scans/random_plane-0000", "*/points-000016.safetensors", 1),
+    "scan-at-the-result": ("scan", "scans/random_plane-0000", "*/scans/random_plane-0000", 1),
+    "report-at-the-page": ("report", "report", "*/report/index.html", 1),
+    "report-at-its-end": ("report", "report", "*/report/inputs.json", 1),
+}
+
+
+def work_done(renames, outputs, missing):
+    """What was renamed into the work folders of these results: checkpoints, evaluated chunks, and marks of progress."""
+    kind, _, name = missing.partition("/")
+    prefix = f"t/{kind}/.{name}.work/" if name else f"t/{kind}/."
+    places = (str(target.relative_to(outputs)) for _, target in renames)
+    return Counter(place for place in places if place.startswith(prefix) and ".work/" in place)
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_killed_and_started_again(lowloss, whole, tmp_path, kill):
+    stage, missing, place, count = KILLS[kill]
+    root = whole.copy(tmp_path, missing)
+    folder = root / missing.split("/")[0]
+    killed = lowloss.tiny(tmp_path, f"stages=[{stage}]", strike=("SIGKILL", place, count))
+    assert killed.status == -9, killed.err
+    *renamed, (_, struck) = killed.renames
+    assert struck.match(place)
+    assert not struck.exists() or struck.name in ("last.ckpt", "reached.safetensors")
+    assert stage == "report" or list(folder.glob(".*.work"))
+
+    again = lowloss.tiny(tmp_path, f"stages=[{stage}]")
+    assert again.status == 0, again.err
+    assert not list(folder.glob(".*.work"))
+    shown = {name: value for name, value in lowloss.results(root).items() if "/." not in name}
+    assert shown == lowloss.results(whole.root)
+    assert (root / "report" / "index.html").is_file()
+    # Nothing was done twice, but for what was about to be put into its place.
+    done = work_done([*renamed, *again.renames], tmp_path, missing)
+    assert done == work_done(whole.made.renames, whole.outputs, missing)
+    assert done or stage == "report"
+
+
+@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+def test_interrupted_politely(lowloss, whole, tmp_path, signal):
+    root = whole.copy(tmp_path, "minima")
+    interrupted = lowloss.tiny(tmp_path, "stages=[minima]", strike=(signal, "*/last.ckpt", 2))
+    assert not list((root / "minima").glob("[!.]*"))
+    assert "Traceback" not in interrupted.err
+    again = lowloss.tiny(tmp_path, "stages=[minima]")
+    assert again.status == 0, again.err
+    assert lowloss.results(root) == lowloss.results(whole.root)
+    # A job script must not take the stopped run for a finished one.
+    assert interrupted.status == {"SIGINT": 130, "SIGTERM": 143}[signal]
+    assert interrupted.err.splitlines()[-1] == "lowloss: interrupted; the same command continues"
+
+
+# As KILLS, and the file that is cut in half after the kill.
+DAMAGED = {
+    "checkpoint": ("minima", "minima", "*/last.ckpt", 3, "last.ckpt"),
+    "evaluation": ("minima", "minima", "*/points-000001.safetensors", 1, "points-000000.safetensors"),
+    "search": ("path", "paths/0000-0001-autoneb", "*/phase-01/last.ckpt", 1, "reached.safetensors"),
+    "search-checkpoint": ("path", "paths/0000-0001-autoneb", "*/phase-01/last.ckpt", 2, "last.ckpt"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_work_is_named_and_its_remedy_works(lowloss, whole, tmp_path, case):
+    stage, missing, place, count, name = DAMAGED[case]
+    root = whole.copy(tmp_path, missing)
+    assert lowloss.tiny(tmp_path, f"stages=[{stage}]", strike=("SIGKILL", place, count)).status == -9
+    (file,) = root.rglob(name)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    refused = lowloss.tiny(tmp_path, f"stages=[{stage}]")
+    assert str(file) in refused.message
+    shutil.rmtree(re.search(r"delete (\S+)", refused.message)[1])
+    again = lowloss.tiny(tmp_path, f"stages=[{stage}]")
+    assert again.status == 0, again.err
+    assert lowloss.results(root) == lowloss.results(whole.root)
+
+
+class Evil:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_no_code_is_run_from_a_checkpoint(lowloss, tmp_path):
+    torch = pytest.importorskip("torch")
+    assert lowloss.tiny(tmp_path, "stages=[minima]", strike=("SIGKILL", "*/last.ckpt", 3)).status == -9
+    (file,) = tmp_path.rglob("last.ckpt")
+    checkpoint = torch.load(file, weights_only=True)
+    torch.save(checkpoint | {"evil": Evil(tmp_path / "touched")}, file)
+    assert str(file) in lowloss.tiny(tmp_path, "stages=[minima]").message
+    assert not (tmp_path / "touched").exists()
+
+
+def test_damaged_minimum_is_named_and_its_remedy_works(lowloss, whole, tmp_path):
+    missing = ("paths/0000-0001-line", "ensembles/fge-0000")
+    root = whole.copy(tmp_path, *missing)
+    file = root / "minima" / "0001" / "result.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    for stage in ("path", "ensemble"):
+        refused = lowloss.tiny(tmp_path, f"stages=[{stage}]")
+        assert str(file) in refused.message
+    assert not any((root / name).exists() for name in missing)
+    shutil.rmtree(re.search(r"delete (\S+)", refused.message)[1])
+    again = lowloss.tiny(tmp_path)
+    assert again.status == 0, again.err
+    assert lowloss.results(root) == lowloss.results(whole.root)

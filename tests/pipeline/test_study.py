@@ -1,0 +1,151 @@
+"""A whole study: what it holds, that it is made once, and that a seed fixes it whatever way it is made."""
+
+import csv
+from html.parser import HTMLParser
+from itertools import product
+
+import numpy as np
+import pytest
+
+STAGES = ("minima", "path", "ensemble", "scan", "report")
+SUMMARY = """
+    finder start end status pivots length_ratio min_train_loss saddle_train_loss barrier_train_loss min_test_loss
+    saddle_test_loss min_test_error saddle_test_error gradient_evaluations
+"""
+
+
+def table(file):
+    with open(file, newline="") as lines:
+        reader = csv.DictReader(lines)
+        return list(reader), reader.fieldnames
+
+
+def test_summary_has_a_row_a_path(whole):
+    rows, columns = table(whole.root / "summary.csv")
+    assert columns == SUMMARY.split()
+    expected = {(finder, "0", end) for finder, end in product(("autoneb", "line", "bezier"), ("1", "2"))}
+    assert {(row["finder"], row["start"], row["end"]) for row in rows} == expected
+    assert len(rows) == len(expected)
+    for row in rows:
+        assert float(row["length_ratio"]) > 1 - 1e-6
+        for metric in ("train_loss", "test_loss", "test_error"):
+            assert 0 <= float(row[f"min_{metric}"]) <= float(row[f"saddle_{metric}"])
+        outcome = row["status"], row["pivots"], row["gradient_evaluations"]
+        if row["finder"] == "line":
+            assert outcome == ("exact", "0", "0")
+        elif row["finder"] == "bezier":
+            assert outcome == ("steps_done", "1", "60")
+        else:
+            assert row["status"] in ("converged", "undersampled")
+            # 60 steps with three pivots, then 60 with those that were inserted.
+            assert int(row["gradient_evaluations"]) == 60 * (3 + int(row["pivots"]))
+            assert int(row["pivots"]) > 3
+
+
+def test_ensemble_table_compares_the_three_methods(whole):
+    rows, columns = table(whole.root / "ensemble.csv")
+    assert columns == ["method", "members", "test_error", "test_nll"]
+    assert [(row["method"], row["members"]) for row in rows] == [("single", "1"), ("fge", "2"), ("independent", "3")]
+    assert all(0 <= float(row["test_error"]) <= 1 and float(row["test_nll"]) > 0 for row in rows)
+
+
+class Resources(HTMLParser):
+    """What the browser would fetch; the text of scripts is not looked at."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.tags = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def test_page_is_self_contained_and_shows_the_figures(whole):
+    figures = sorted(path.name for path in (whole.root / "report" / "figures").iterdir())
+    names = ["ensembles", "paths", "plane-0000-0001", "random_plane-0000"]
+    assert figures == sorted(f"{name}.png" for name in [*names, "surface-plane-0000-0001", "surface-random_plane-0000"])
+    for name in figures:
+        assert (whole.root / "report" / "figures" / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    page = Resources((whole.root / "report" / "index.html").read_text(encoding="utf-8"))
+    assert page.tags.count("img") == len(names)
+    assert all(resource.startswith("data:") for resource in page.found), [r[:80] for r in page.found]
+
+
+def test_the_same_command_again_does_nothing(lowloss, whole):
+    def state():
+        return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in root.rglob("*")}
+
+    root = whole.root
+    before = state()
+    again = lowloss.tiny(whole.outputs)
+    assert again.status == 0, again.err
+    assert state() == before
+    assert again.renames == []
+    told = ("study: ", "minima: all 3 are", "path: all 6 are", "ensemble: complete", "scan: all 2 are", "report: up to")
+    for line, part in zip(again.err.splitlines(), told, strict=True):
+        assert line.startswith(part)
+
+
+def test_nothing_is_left_over(whole):
+    assert not [path for path in whole.outputs.rglob("*") if path.name.startswith(".")]
+    assert [path.name for path in whole.outputs.iterdir()] == ["t"]
+
+
+def test_every_file_is_renamed_from_beside_its_place(whole):
+    # Moved from another folder, say /tmp, it may cross file systems: a killed copy is half a file.
+    moved = [(source, target) for source, target in whole.made.renames if source.parent != target.parent]
+    assert not moved
+
+
+def test_stages_one_by_one_make_the_same_study(lowloss, whole, tmp_path):
+    folders = ("minima", "paths", "ensembles", "scans", "report")
+    for i, stage in enumerate(STAGES):
+        made = lowloss.tiny(tmp_path, f"stages=[{stage}]")
+        assert made.status == 0, made.err
+        assert sorted(path.name for path in (tmp_path / "t").iterdir() if path.is_dir()) == sorted(folders[: i + 1])
+    assert lowloss.results(tmp_path / "t") == lowloss.results(whole.root)
+
+
+def test_another_seed_makes_other_minima(lowloss, whole, tmp_path):
+    assert lowloss.tiny(tmp_path, "stages=[minima]", "seed=1").status == 0
+    files = [*whole.root.glob("minima/*/result.safetensors"), *tmp_path.glob("t/minima/*/result.safetensors")]
+    points = [file.read_bytes() for file in files]
+    assert len(points) == len(set(points)) == 6
+
+
+@pytest.mark.parametrize("missing", [("0001",), ("0000", "0002")])
+def test_a_minimum_does_not_depend_on_those_beside_it(lowloss, whole, tmp_path, missing):
+    root = whole.copy(tmp_path, *(f"minima/{name}" for name in missing))
+    made = lowloss.tiny(tmp_path, "stages=[minima]")
+    assert made.status == 0, made.err
+    assert lowloss.results(root) == lowloss.results(whole.root)
+
+
+def test_own_arrays_and_csv_logger(lowloss, tmp_path):
+    random = np.random.default_rng(0)
+    y_train, y_test = random.integers(0, 3, 120), random.integers(0, 3, 60)
+    file = tmp_path / "own.npz"
+    np.savez(
+        file,
+        x_train=random.normal(size=(120, 4)) + y_train[:, None],
+        y_train=y_train,
+        x_test=random.normal(size=(60, 4)) + y_test[:, None],
+        y_test=y_test,
+    )
+    made = lowloss.tiny(tmp_path, "stages=[minima,report]", "data=arrays", f"data.path={file}", "logger=csv")
+    assert made.status == 0, made.err
+    assert len(list((tmp_path / "t" / "minima").glob("*/result.safetensors"))) == 3
+    (log,) = (tmp_path / "t" / "logs").rglob("metrics.csv")
+    rows, columns = table(log)
+    assert "minima/loss" in columns
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+
+
+def test_wandb_logger_works_offline(lowloss, tmp_path):
+    offline = {"WANDB_MODE": "offline", "WANDB_API_KEY": "", "HOME": str(tmp_path)}
+    made = lowloss.tiny(tmp_path, "stages=[minima]", "logger=wandb", environment=offline)
+    assert made.status == 0, made.err
+    assert (tmp_path / "t" / "minima" / "0002" / "result.safetensors").is_file()
+    assert list((tmp_path / "t").rglob("run-*.wandb"))
