@@ -165,7 +165,7 @@ def _provenance(seconds: float) -> dict[str, Any]:
 
     return {
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
+        "seconds_since_last_start": round(seconds, 1),
         "command": " ".join(sys.argv),
         "lowloss": version("lowloss"),
         "torch": torch.__version__,

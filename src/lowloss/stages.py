@@ -35,7 +35,7 @@ NUMBERS: dict[str, tuple[type, float]] = {
     "seed": (int, 0),
     "evaluation_batch": (int, 1),
     "minima.count": (int, 1),
-    "minima.epochs": (float, 0),
+    "minima.epochs": (float, 1e-6),
     "minima.batch_size": (int, 1),
     "path.points": (int, 2),
     "path.between": (int, 0),
@@ -76,6 +76,8 @@ class Run:
     @cached_property
     def _data_digest(self) -> str:
         file = Path(self.config["data"]["path"])
+        if file.is_dir():
+            return str(file)
         if not file.is_file():
             raise LowlossError(f"{file} does not exist: set data.path to an .npz file")
         with file.open("rb") as stream:
@@ -171,9 +173,9 @@ class Run:
             for part in key.split("."):
                 value = value[part]
             allowed = (int, float) if kind is float else (int,)
-            if not isinstance(value, allowed) or isinstance(value, bool) or value < least:
+            if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:
                 noun = "a number" if kind is float else "a whole number"
-                raise LowlossError(f"{key} must be {noun} of at least {least}, got {value!r}")
+                raise LowlossError(f"{key} must be {noun} of at least {least:g}, got {value!r}")
         wanted = self.config["stages"]
         if not isinstance(wanted, list):
             raise LowlossError(f"stages must be a list: stages=[{wanted}]")
@@ -362,9 +364,7 @@ def make_ensemble(run: Run) -> None:
     fge = run.study.artifact("ensembles", f"fge-{start:04d}")
     independent = run.study.artifact("ensembles", f"independent-{count}")
     fge_config = run.minima_config | run.describes("ensemble")
-    # The start comes first, so that the first of both curves is the single network.
-    order = [start, *(k for k in range(count) if k != start)]
-    independent_config = run.minima_config | {"minimum": start}
+    independent_config = run.minima_config
     complete = [fge.matches(fge_config), independent.matches(independent_config)]
     if all(complete):
         progress.say("ensemble: complete")
@@ -373,23 +373,23 @@ def make_ensemble(run: Run) -> None:
 
     from lowloss.training.ensemble import fast_ensemble
 
-    minima_KP = run.points(order)
+    minima_KP = run.points(list(range(count)))
     began = time.monotonic()
     if not fge.complete:
         landscape, recipe = run.landscape, cast("FGE", run.build("ensemble"))
         work = fge.begin(fge_config)
         seed = derive(run.config["seed"], "fge", start)
-        found = fast_ensemble(landscape, minima_KP[0], recipe, seed, run.trainer, work)
+        found = fast_ensemble(landscape, minima_KP[start], recipe, seed, run.trainer, work)
         history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"]).astype({"step": int})
         tensors, rows = _ensemble_on_test(run, found.theta_MP, "fge")
-        single = _ensemble_on_test(run, minima_KP[:1], "single")[1]
+        single = _ensemble_on_test(run, minima_KP[start : start + 1], "single")[1]
         notes = {"method": "fge", "minimum": start, "rows": [*single, *rows]}
         tensors["theta"] = found.theta_MP
         fge.commit(fge_config, tensors, notes, {"metrics.csv": history}, time.monotonic() - began)
     began = time.monotonic()
     if not independent.complete:
         tensors, rows = _ensemble_on_test(run, minima_KP, "independent")
-        notes = {"method": "independent", "members": order, "rows": rows}
+        notes = {"method": "independent", "members": list(range(count)), "rows": rows}
         independent.commit(independent_config, tensors, notes, {}, time.monotonic() - began)
 
 
@@ -477,15 +477,16 @@ def make_report(run: Run) -> None:
         raise LowlossError(f"{root} holds nothing to report: make it with `{run.command}`")
     from lowloss import __version__
 
-    stamp = json.dumps({"lowloss": __version__, "inputs": inputs}, indent=1)
+    made_from = {"lowloss": __version__, "inputs": inputs}
     record = root / "report" / "inputs.json"
-    if record.exists() and record.read_text() == stamp and (root / "report" / "index.html").exists():
+    before = json.loads(record.read_text()) if record.exists() else {}
+    if before.get("made_from") == made_from and all((root / name).exists() for name in before["written"]):
         progress.say(f"report: up to date, {root / 'report' / 'index.html'}")
         return
     from lowloss.report import build_report
 
-    build_report(run.study)
-    files.write_text(record, stamp)
+    written = [str(file.relative_to(root)) for file in build_report(run.study)]
+    files.write_text(record, json.dumps({"made_from": made_from, "written": written}, indent=1))
     progress.say(f"report: {root / 'report' / 'index.html'}")
 
 

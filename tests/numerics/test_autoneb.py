@@ -130,3 +130,9 @@ def test_draxler_schedule() -> None:
 def test_cycles_with_wrong_keys_are_refused(cycle: dict[str, float]) -> None:
     with pytest.raises(LowlossError, match="steps, lr and optionally repeat"):
         AutoNEB([cycle])
+
+
+@pytest.mark.parametrize("cycle", [{"steps": 0, "lr": 0.1}, {"steps": 10, "lr": 0.0}, {"steps": -1, "lr": 0.1}])
+def test_cycles_that_take_no_step_are_refused(cycle: dict[str, float]) -> None:
+    with pytest.raises(LowlossError, match="at least one step"):
+        AutoNEB([cycle])

@@ -142,6 +142,16 @@ def test_no_padding_leaves_images_or_mirrors() -> None:
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(labels: list[int], num_classes: int | None, message: str) -> None:
-    x, y = torch.zeros(3 if labels else 0, 2), torch.tensor(labels)
+    x, y = torch.zeros(3 if labels else 0, 2), torch.tensor(labels, dtype=torch.long)
     with pytest.raises(LowlossError, match=message):
-        Data(x, y, torch.zeros(1, 2), torch.zeros(1), num_classes)
+        Data(x, y, torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), num_classes)
+
+
+def test_tensors_that_would_train_wrongly_are_refused() -> None:
+    x, y = torch.zeros(3, 2), torch.tensor([0, 1, 2])
+    with pytest.raises(LowlossError, match="integers"):
+        Data(x, y + 0.5, x, y)
+    with pytest.raises(LowlossError, match="shape"):
+        Data(x, y, torch.zeros(3, 4), y)
+    with pytest.raises(LowlossError, match="test split's inputs hold NaN"):
+        Data(x, y, torch.full_like(x, torch.nan), y)

@@ -340,3 +340,10 @@ def test_layout_of_a_small_network() -> None:
     filters["0.weight"][1].fill_(-2)
     layers["3.weight"].zero_()
     assert theta_P.tolist() == [0, 1, 2, 3, -2, -2, -2, -2, 8, 9, 10, 11, 12, 13, *[0] * 24, -1, -1, -1]
+
+
+def test_instance_norm_that_evaluates_otherwise_is_refused() -> None:
+    module = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten(), nn.Linear(16, 2))
+    x, y = torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(LowlossError, match="InstanceNorm"):
+        NetworkLandscape(module, Data(x, y, x, y))

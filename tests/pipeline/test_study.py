@@ -149,3 +149,13 @@ def test_wandb_logger_works_offline(lowloss, tmp_path):
     assert made.status == 0, made.err
     assert (tmp_path / "t" / "minima" / "0002" / "result.safetensors").is_file()
     assert list((tmp_path / "t").rglob("run-*.wandb"))
+
+
+def test_what_is_gone_from_a_report_is_made_again(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path)
+    for name in ("summary.csv", "report/figures/paths.png"):
+        (root / name).unlink()
+        again = lowloss.tiny(tmp_path, "stages=[report]")
+        assert again.status == 0, again.err
+        assert (root / name).read_bytes() == (whole.root / name).read_bytes()
+    assert "up to date" in lowloss.tiny(tmp_path, "stages=[report]").err

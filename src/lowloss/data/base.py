@@ -61,6 +61,9 @@ class Data:
         num_classes: int | None = None,
         augment: Augmentation | None = None,
     ) -> None:
+        for y in (y_train, y_test):
+            if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+                raise LowlossError(f"labels must be integers, got {y.dtype}")
         self.x_train, self.y_train = x_train, y_train.long()
         self.x_test, self.y_test = x_test, y_test.long()
         for split in ("train", "test"):
@@ -70,10 +73,17 @@ class Data:
                     f"the {split} split needs as many labels (N,) as inputs (N, ...), both at least one: "
                     f"got x {tuple(x.shape)}, y {tuple(y.shape)}"
                 )
+            if x.is_floating_point() and not x.isfinite().all():
+                raise LowlossError(f"the {split} split's inputs hold NaN or infinite values: clean them first")
+        if x_train.shape[1:] != x_test.shape[1:]:
+            shapes = f"{tuple(x_train.shape[1:])} and {tuple(x_test.shape[1:])}"
+            raise LowlossError(f"the train and test splits differ in their inputs' shape: {shapes}")
         largest = int(max(self.y_train.max(), self.y_test.max()))
         self.num_classes = largest + 1 if num_classes is None else num_classes
-        if largest >= self.num_classes or int(min(self.y_train.min(), self.y_test.min())) < 0:
-            raise LowlossError(f"labels must lie in 0 … {self.num_classes - 1}, and the largest is {largest}")
+        smallest = int(min(self.y_train.min(), self.y_test.min()))
+        if largest >= self.num_classes or smallest < 0:
+            found = f"these lie in {smallest} … {largest}"
+            raise LowlossError(f"labels must lie in 0 … {self.num_classes - 1}, and {found}")
         self.augment = augment
 
     @property

@@ -5,6 +5,8 @@ Shapes: M members, N samples, C classes.
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 from torch import Tensor
 
@@ -22,5 +24,5 @@ def ensemble_curve(logits_MNC: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
         total_NC = torch.logaddexp(total_NC, member_NC)
         error_M[m] = (total_NC.argmax(1) != y_N).double().mean()
         # log of a mean of probabilities, kept in logarithms so that no probability underflows.
-        nll_M[m] = -(total_NC.gather(1, y_N[:, None]) - torch.log(torch.tensor(m + 1.0))).mean()
+        nll_M[m] = -(total_NC.gather(1, y_N[:, None]) - log(m + 1)).mean()
     return error_M, nll_M

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lowloss.data.base import Batch
+from lowloss.errors import LowlossError
 from lowloss.finder.path import Path
 from lowloss.landscape.base import Landscape
 from lowloss.schedule import Constant
@@ -27,10 +28,14 @@ Profile = Callable[[Path, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Phase:
-    """A number of gradient steps at a learning rate."""
+    """A number of gradient steps at a learning rate. Raises LowlossError unless both are positive."""
 
     steps: int
     lr: float
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.lr > 0:
+            raise LowlossError(f"a finder needs at least one step and a positive lr, got {self.steps} and {self.lr}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
@@ -28,6 +29,11 @@ class Loop:
 
     def __init__(self, module: nn.Module, layout: Layout) -> None:
         self.module, self.layout = module, layout
+        for part in module.modules():
+            if isinstance(part, _InstanceNorm) and part.track_running_stats:
+                raise LowlossError(
+                    "InstanceNorm with track_running_stats=True behaves otherwise in evaluation: set it to False"
+                )
         self.batch_norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         # Every place of a tensor once, by the tensor's first name: functional_call would visit a module that has two
         # names twice, and could not restore it (pytorch/pytorch#164759).

@@ -47,8 +47,8 @@ HEADINGS = {
 }  # fmt: skip
 
 
-def build_report(study: Study) -> Path:
-    """Write summary.csv, ensemble.csv, report/figures/*.png and report/index.html. Returns the page."""
+def build_report(study: Study) -> list[Path]:
+    """Write summary.csv, ensemble.csv, report/figures/*.png and report/index.html. Returns these files."""
     points, paths, ensembles = tables.minima(study), tables.summary(study), tables.ensembles(study)
     overview = tables.table_b1(paths, points) if len(paths) else pd.DataFrame(columns=tables.TABLE_B1)
     files.write_text(study.root / "summary.csv", paths.to_csv(index=False))
@@ -89,7 +89,8 @@ def build_report(study: Study) -> Path:
         f"{_facts(paths, ensembles)}{''.join(sections)}</main></body></html>"
     )
     files.write_text(folder / "index.html", page)
-    return folder / "index.html"
+    tables_written = [study.root / "summary.csv", study.root / "ensemble.csv", folder / "table_b1.csv"]
+    return [*tables_written, *(picture.file for picture in pictures), folder / "index.html"]
 
 
 def _facts(paths: pd.DataFrame, ensembles: pd.DataFrame) -> str:
