@@ -10,7 +10,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -490,23 +489,12 @@ def make_report(run: Run) -> None:
     progress.say(f"report: {root / 'report' / 'index.html'}")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A named step of a study."""
-
-    make: Callable[[Run], None]
-
-    @property
-    def help(self) -> str:
-        return (self.make.__doc__ or "").splitlines()[0]
-
-
-STAGES: dict[str, Stage] = {
-    "minima": Stage(make_minima),
-    "path": Stage(make_paths),
-    "ensemble": Stage(make_ensemble),
-    "scan": Stage(make_scans),
-    "report": Stage(make_report),
+STAGES: dict[str, Callable[[Run], None]] = {
+    "minima": make_minima,
+    "path": make_paths,
+    "ensemble": make_ensemble,
+    "scan": make_scans,
+    "report": make_report,
 }
 
 
@@ -514,6 +502,6 @@ def run_stages(run: Run) -> None:
     """Run the configured stages in their order. Raises LowlossError for what a user can mend."""
     run.check()
     progress.say(f"study: {run.study.root}")
-    for name, stage in STAGES.items():
+    for name, make in STAGES.items():
         if name in run.config["stages"]:
-            stage.make(run)
+            make(run)

@@ -110,7 +110,7 @@ class NetworkLandscape:
 
     def initial(self, seed: int) -> Tensor:
         module = self._build(seed) if not isinstance(self.model, nn.Module) else self._reset(self.model, seed)
-        return self.layout.flatten(dict(module.named_parameters()))
+        return self.point(module)
 
     def point(self, module: nn.Module) -> Tensor:
         """The point (P,) of a module of this architecture, say one trained elsewhere."""
@@ -171,7 +171,7 @@ class NetworkLandscape:
         name = type(self.engine.module).__name__
         self.data.to(dtype=self.layout.dtype)
         x = self.data.x_train[:2]
-        theta_P = self.layout.flatten(dict(self.engine.module.named_parameters()))
+        theta_P = self.point(self.engine.module)
         try:
             shape = tuple(self.engine.logits(theta_P, self.engine.fresh_buffers(), [x]).shape)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:

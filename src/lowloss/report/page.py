@@ -85,7 +85,7 @@ def build_report(study: Study) -> list[Path]:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><style>{STYLE}</style></head><body><main><h1>{name}</h1>'
         f'<p class="sub">A lowloss study: {len(points)} minima, {len(paths)} paths, '
-        f"{len(ensembles)} ensembles, {len(study.complete('scans'))} scans.</p>"
+        f"{len(study.complete('ensembles'))} ensembles, {len(study.complete('scans'))} scans.</p>"
         f"{_facts(paths, ensembles)}{''.join(sections)}</main></body></html>"
     )
     files.write_text(folder / "index.html", page)
