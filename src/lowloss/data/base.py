@@ -126,14 +126,8 @@ class Batches:
         epoch, i = divmod(step, self.steps_per_epoch)
         index_KB = self._order(epoch)[:, i * self.size : (i + 1) * self.size]
         seeds = tuple(derive(seed, "step", step) for seed in self.seeds)
-        if self.shared:
-            (index_B,) = index_KB
-            x = self._augment(self.data.x_train[index_B], seeds[0])
-            return Batch(x, self.data.y_train[index_B], seeds)
-        x = torch.stack(
-            [self._augment(self.data.x_train[index_B], seed) for index_B, seed in zip(index_KB, seeds, strict=True)]
-        )
-        return Batch(x, self.data.y_train[index_KB], seeds)
+        x_KB, y_KB = self._augment(self.data.x_train[index_KB], seeds), self.data.y_train[index_KB]
+        return Batch(x_KB[0], y_KB[0], seeds) if self.shared else Batch(x_KB, y_KB, seeds)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
@@ -143,10 +137,17 @@ class Batches:
             self._epoch, self._order_KN = epoch, order_KN.to(self.data.y_train.device)
         return self._order_KN
 
-    def _augment(self, x_B: Tensor, seed: int) -> Tensor:
-        if self.data.augment is None:
-            return x_B
-        return self.data.augment(x_B, torch.Generator(device=x_B.device).manual_seed(derive(seed, "augment")))
+    def _augment(self, x_KB: Tensor, seeds: Sequence[int]) -> Tensor:
+        augment = self.data.augment
+        if augment is None:
+            return x_KB
+        streams = [derive(seed, "augment") for seed in seeds]
+        if isinstance(augment, CropFlip):
+            # One call for all rows: a GPU would otherwise spend longer on ten augmentations than on ten gradients.
+            drawn = [augment.draw(x_KB.shape[1], torch.Generator().manual_seed(seed)) for seed in streams]
+            return augment.apply(x_KB.flatten(0, 1), torch.cat(drawn)).unflatten(0, x_KB.shape[:2])
+        generators = [torch.Generator(device=x_KB.device).manual_seed(seed) for seed in streams]
+        return torch.stack([augment(x_B, generator) for x_B, generator in zip(x_KB, generators, strict=True)])
 
 
 class CropFlip:
@@ -163,16 +164,24 @@ class CropFlip:
         self.padding, self.flip = padding, flip
 
     def __call__(self, x_B: Tensor, generator: torch.Generator) -> Tensor:
+        return self.apply(x_B, self.draw(len(x_B), generator))
+
+    def draw(self, samples: int, generator: torch.Generator) -> Tensor:
+        """Row offset, column offset and whether to flip, (B, 3), on the generator's device."""
+        high = (2 * self.padding + 1, 2 * self.padding + 1, 2 if self.flip else 1)
+        drawn = [torch.randint(h, (samples,), generator=generator, device=generator.device) for h in high]
+        return torch.stack(drawn, dim=1)
+
+    def apply(self, x_B: Tensor, drawn_B3: Tensor) -> Tensor:
+        """The crops of x (B, C, H, W) that were drawn."""
         samples, _, height, width = x_B.shape
-        device, pad = x_B.device, self.padding
-
-        def draw(high: int) -> Tensor:
-            return torch.randint(high, (samples, 1), generator=generator, device=device)
-
-        rows_BH = draw(2 * pad + 1) + torch.arange(height, device=device)
-        columns_BW = draw(2 * pad + 1) + torch.arange(width, device=device)
-        if self.flip:
-            columns_BW = torch.where(draw(2) == 1, columns_BW.flip(1), columns_BW)
+        pad, device = self.padding, x_B.device
+        if x_B.is_cuda and not drawn_B3.is_cuda:
+            drawn_B3 = drawn_B3.pin_memory()
+        top_B1, left_B1, flip_B1 = drawn_B3.to(device, non_blocking=True)[:, :, None].unbind(1)
+        rows_BH = top_B1 + torch.arange(height, device=device)
+        columns_BW = left_B1 + torch.arange(width, device=device)
+        columns_BW = torch.where(flip_B1 == 1, columns_BW.flip(1), columns_BW)
         padded = torch.nn.functional.pad(x_B, (pad, pad, pad, pad))
         sample_B11 = torch.arange(samples, device=device)[:, None, None]
         return padded[sample_B11, :, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)

@@ -127,7 +127,7 @@ def redistribute(pivots_NP: Tensor, knots_N: Tensor) -> Tensor:
     """
     lengths_S = pivots_NP.diff(dim=0).norm(dim=1).double()
     arc_N = torch.cat([lengths_S.new_zeros(1), lengths_S.cumsum(0)])
-    targets_M = knots_N.to(arc_N)[1:-1] * arc_N[-1]
+    targets_M = knots_N.to(arc_N, non_blocking=True)[1:-1] * arc_N[-1]
     segment_M = torch.searchsorted(arc_N, targets_M, right=True).sub(1).clamp(0, len(lengths_S) - 1)
     width_M = lengths_S[segment_M].clamp_min(torch.finfo(torch.float64).tiny)
     alpha_M1 = ((targets_M - arc_N[segment_M]) / width_M).clamp(0, 1).to(pivots_NP)[:, None]

@@ -43,7 +43,7 @@ class Path(ABC):
 
     def points(self, t_K: Tensor) -> Tensor:
         """The points (K, P) at t."""
-        return self.coefficients(t_K).to(self.bends_BP) @ self.bends_BP
+        return self.coefficients(t_K).to(self.bends_BP, non_blocking=True) @ self.bends_BP
 
     def lengths(self, t_K: Tensor) -> Tensor:
         """The lengths (K - 1,) of the chords between consecutive t, by the bends' Gram matrix: no K × P points."""

@@ -1,6 +1,7 @@
-"""How K points run on a device. `Loop` runs one after the other, which is right everywhere.
+"""How K points run on a device. `Loop` runs one after the other, which is right everywhere; graph.py is for a GPU.
 
-An engine is all that knows how a module is called; NetworkLandscape is written against these three methods.
+An engine is all that knows how a module is called; NetworkLandscape is written against its `losses`, `statistics`
+and `logits`.
 
 Shapes: K points, P parameters, B samples of a minibatch, C classes.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
@@ -23,27 +26,90 @@ from lowloss.landscape.layout import Layout
 
 Buffers = dict[str, Tensor]
 
+KINDS = ("auto", "loop", "graph")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+WORTH_BFLOAT16 = 1_000_000
+"""Multiply-adds a sample from which bfloat16 pays on a processor with units for it; smaller networks lose by it."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Which engine runs the points, and in which precision it takes gradient steps.
+
+    Args:
+        kind: "graph", K points in one compiled CUDA graph; "loop", one after the other; "auto", graph on a GPU and
+            loop elsewhere.
+        precision: of activations in steps. "auto" is bfloat16 on the graph engine and on a processor with units for
+            it (AMX or AVX512-BF16) where a sample costs a million multiply-adds or more, float32 elsewhere.
+            Evaluation on the graph engine is in float16, or in float32 if this says so; on the loop in float32.
+
+    Raises:
+        LowlossError: an unknown kind or precision.
+    """
+
+    kind: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for key, value, known in (("kind", self.kind, KINDS), ("precision", self.precision, PRECISIONS)):
+            if value not in known:
+                raise LowlossError(f"engine.{key} must be one of {', '.join(known)}, got {value!r}")
+
+    def loop_dtype(self, module: nn.Module, x: Tensor) -> torch.dtype | None:
+        """To what the loop casts activations in steps, if it does."""
+        gains = self.precision == "auto" and x.device.type == "cpu" and _bfloat16_pays(module, x)
+        return torch.bfloat16 if gains or self.precision == "bfloat16" else None
+
+    def graph_dtypes(self, device: torch.device) -> tuple[torch.dtype, torch.dtype] | None:
+        """The graph engine's precision in steps and in evaluation; None where the loop runs.
+
+        Raises LowlossError where a graph is asked for and there is no GPU.
+        """
+        if self.kind == "loop" or (self.kind == "auto" and device.type != "cuda"):
+            return None
+        if device.type != "cuda":
+            raise LowlossError("engine=graph needs a GPU: set engine=auto, which takes one where there is one")
+        if self.precision == "float32":
+            return torch.float32, torch.float32
+        return torch.bfloat16, torch.float16
+
+
+def _bfloat16_pays(module: nn.Module, x: Tensor) -> bool:
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    if not any(test is not None and test() for test in tests) or not x.is_floating_point():
+        return False
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.eval()(x[:1])
+    return counter.get_total_flops() / 2 >= WORTH_BFLOAT16
+
+
+def places(module: nn.Module) -> dict[str, str]:
+    """Every place of a tensor in a module once, with the tensor's first name.
+
+    functional_call would visit a module that has two names twice, and could not restore it (pytorch/pytorch#164759).
+    """
+    first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    return {
+        f"{path}.{name}" if path else name: first[id(tensor)]
+        for path, part in module.named_modules()
+        for name, tensor in [*part._parameters.items(), *part._buffers.items()]
+        if tensor is not None
+    }
+
 
 class Loop:
-    """One point after the other, in the parameters' own precision."""
+    """One point after the other, in the parameters' own precision, or with `step_dtype` autocast in `losses`."""
 
-    def __init__(self, module: nn.Module, layout: Layout) -> None:
-        self.module, self.layout = module, layout
+    def __init__(self, module: nn.Module, layout: Layout, step_dtype: torch.dtype | None = None) -> None:
+        self.module, self.layout, self.step_dtype = module, layout, step_dtype
         for part in module.modules():
             if isinstance(part, _InstanceNorm) and part.track_running_stats:
                 raise LowlossError(
                     "InstanceNorm with track_running_stats=True behaves otherwise in evaluation: set it to False"
                 )
         self.batch_norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        # Every place of a tensor once, by the tensor's first name: functional_call would visit a module that has two
-        # names twice, and could not restore it (pytorch/pytorch#164759).
-        first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
-        self.places = {
-            f"{path}.{name}" if path else name: first[id(tensor)]
-            for path, part in module.named_modules()
-            for name, tensor in [*part._parameters.items(), *part._buffers.items()]
-            if tensor is not None
-        }
+        self.places = places(module)
 
     def losses(self, theta_KP: Tensor, batch: Batch, gradients: bool) -> tuple[Tensor, Tensor | None]:
         """The K mean cross-entropies in training mode, and their gradients (K, P) if asked for.
@@ -57,8 +123,13 @@ class Loop:
         for k, theta_P in enumerate(theta_KP.detach()):
             x, y, seed = batch.row(k)
             parameters = self._parameters(theta_P, gradients)
-            with torch.set_grad_enabled(gradients), self._dropout_seed(seed):
-                loss = cross_entropy(self._call(parameters, scratch, x), y)
+            if self.step_dtype and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            narrow = torch.autocast(x.device.type, self.step_dtype, enabled=self.step_dtype is not None)
+            with torch.set_grad_enabled(gradients), self._dropout_seed(seed), narrow:
+                outputs = self._call(parameters, scratch, x)
+            with torch.set_grad_enabled(gradients):
+                loss = cross_entropy(outputs.to(theta_KP.dtype), y)
             losses_K[k] = loss.detach()
             if gradients_KP is not None:
                 found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
@@ -66,23 +137,28 @@ class Loop:
         return losses_K, gradients_KP
 
     @torch.no_grad()
-    def statistics(self, theta_P: Tensor, chunks: Iterable[Tensor]) -> Buffers:
-        """The buffers of a point: BatchNorm's statistics as cumulative averages over the chunks, dropout off."""
+    def statistics(self, theta_P: Tensor, chunks: Iterable[Tensor], whole: bool) -> tuple[Buffers, Tensor | None]:
+        """The buffers of a point: BatchNorm's statistics as cumulative averages over the chunks, dropout off.
+
+        Where the one chunk is the `whole` split, an engine may know the outputs (N, C) that the buffers give.
+        """
         if not self.batch_norms:
-            return self.fresh_buffers()
+            return self.fresh_buffers(), None
         self.module.eval()
         momenta = [module.momentum for module in self.batch_norms]
-        for module in self.batch_norms:
-            module.train()
-            module.momentum = None  # cumulative average: each chunk weighs the same
-            module.reset_running_stats()
-        buffers = self.fresh_buffers()
-        parameters = self._parameters(theta_P)
-        for x in chunks:
-            self._call(parameters, buffers, x)
-        for module, momentum in zip(self.batch_norms, momenta, strict=True):
-            module.momentum = momentum
-        return buffers
+        try:
+            for module in self.batch_norms:
+                module.train()
+                module.momentum = None  # cumulative average: each chunk weighs the same
+                module.reset_running_stats()
+            buffers = self.fresh_buffers()
+            parameters = self._parameters(theta_P)
+            for x in chunks:
+                self._call(parameters, buffers, x)
+        finally:
+            for module, momentum in zip(self.batch_norms, momenta, strict=True):
+                module.momentum = momentum
+        return buffers, None
 
     @torch.no_grad()
     def logits(self, theta_P: Tensor, buffers: Buffers, chunks: Iterable[Tensor]) -> Tensor:

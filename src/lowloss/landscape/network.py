@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 from lowloss.data.base import Batch, Batches, Data
 from lowloss.errors import LowlossError
 from lowloss.landscape.base import BatchSource, Evaluation
-from lowloss.landscape.engine import Buffers, Loop
+from lowloss.landscape.engine import Buffers, Engine, Loop
+from lowloss.landscape.graph import Graph
 from lowloss.landscape.layout import Layout
 from lowloss.seeding import derive
 
@@ -27,7 +28,7 @@ class _Losses(torch.autograd.Function):
     """Computes the gradients while it computes the losses, however the engine does that best."""
 
     @staticmethod
-    def forward(ctx: Any, theta_KP: Tensor, engine: Loop, batch: Batch) -> Tensor:
+    def forward(ctx: Any, theta_KP: Tensor, engine: Loop | Graph, batch: Batch) -> Tensor:
         losses_K, gradients_KP = engine.losses(theta_KP, batch, gradients=ctx.needs_input_grad[0])
         ctx.gradients_KP = gradients_KP
         return losses_K
@@ -48,7 +49,9 @@ class NetworkLandscape:
         model: a module, or a function that builds one. A function draws every initial point by its own
             initialisation; a module draws them by `reset_parameters` of its layers. The module is copied.
         data: the data set.
-        evaluation_batch: samples a forward pass in `evaluate`.
+        evaluation_batch: samples a forward pass in `evaluate`; BatchNorm's statistics are the mean of theirs over
+            these chunks. As many as there are training samples: exact statistics, and on a GPU one sweep, not two.
+        engine: how K points run on the device.
 
     Raises:
         LowlossError: the outputs do not fit the data's classes, or the module rejects the data.
@@ -56,16 +59,24 @@ class NetworkLandscape:
 
     splits = ("train", "test")
 
-    def __init__(self, model: nn.Module | Callable[[], nn.Module], data: Data, evaluation_batch: int = 1000) -> None:
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        data: Data,
+        evaluation_batch: int = 1000,
+        engine: Engine | None = None,
+    ) -> None:
         self.model, self.data, self.evaluation_batch = model, copy.copy(data), evaluation_batch
+        self.settings = engine or Engine()
         module = copy.deepcopy(model) if isinstance(model, nn.Module) else self._build(seed=0)
         self.layout = Layout.of(module)
-        self.engine = Loop(module, self.layout)
+        self.loop = Loop(module, self.layout)
+        self._engine: Loop | Graph | None = None
         # Statistics need chunks that each resemble the whole: a split sorted by class would spoil them.
         order = torch.Generator().manual_seed(derive(0, "batch-norm"))
         self._statistics_order_N = torch.randperm(len(data.y_train), generator=order)
         # The last points' statistics: evaluating them on a second split needs no second pass.
-        self._statistics: tuple[Tensor, list[Buffers]] | None = None
+        self._statistics: tuple[Loop | Graph, Tensor, list[tuple[Buffers, Tensor | None]]] | None = None
         self._check_fit()
 
     @property
@@ -87,24 +98,46 @@ class NetworkLandscape:
         With `logits`, the outputs (K, N, C) come too, in the split's order, on the CPU.
         """
         theta_KP = self._points(theta_KP)
-        x_N, y_N = self.data.split(split)
-        loss_K = torch.zeros(len(theta_KP), dtype=torch.float64)
-        error_K = torch.zeros(len(theta_KP), dtype=torch.float64)
-        kept = []
-        with self.engine.exact():
-            if self._statistics is None or not torch.equal(self._statistics[0], theta_KP):
-                found = [self.engine.statistics(theta_P, self._statistics_chunks()) for theta_P in theta_KP]
-                self._statistics = theta_KP.clone(), found
-            for k, (theta_P, buffers) in enumerate(zip(theta_KP, self._statistics[1], strict=True)):
-                outputs = self.engine.logits(theta_P, buffers, self._chunks(x_N)).double()
-                loss_K[k] = cross_entropy(outputs, y_N)
-                error_K[k] = (outputs.argmax(1) != y_N).double().mean()
-                if logits:
-                    kept.append(outputs.float().cpu())
+        with self.loop.exact():
+            scores, kept = self._scores(self.engine, theta_KP, split, logits)
+            loss_K, error_K = scores.cpu().unbind(1)  # the one wait for the device
+            wild = ~loss_K.isfinite()
+            if self.engine is not self.loop and wild.any():
+                # 16 bits may have overflowed far from any minimum; float32 tells whether the loss is infinite.
+                again, kept_again = self._scores(self.loop, theta_KP[wild.to(theta_KP.device)], split, logits)
+                loss_K[wild], error_K[wild] = again.cpu().unbind(1)
+                for k, outputs in zip(wild.nonzero().flatten().tolist(), kept_again, strict=False):
+                    kept[k] = outputs
         return Evaluation(loss_K, error_K, torch.stack(kept) if logits else None)
 
+    def _scores(
+        self, engine: Loop | Graph, theta_KP: Tensor, split: str, logits: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Loss and error (K, 2) on the device, and the outputs (N, C) of each point on the CPU if asked for."""
+        x_N, y_N = self.data.split(split)
+        scores_K2 = torch.empty(len(theta_KP), 2, dtype=torch.float64, device=y_N.device)
+        kept = []
+        for k, (buffers, train_outputs) in enumerate(self._statistics_at(engine, theta_KP)):
+            outputs = train_outputs if split == "train" else None
+            if outputs is None:
+                outputs = engine.logits(theta_KP[k], buffers, self._chunks(x_N))
+            wide = outputs.double()
+            scores_K2[k, 0] = cross_entropy(wide, y_N)
+            scores_K2[k, 1] = (wide.argmax(1) != y_N).double().mean()
+            if logits:
+                kept.append(outputs.float().cpu())
+        return scores_K2, kept
+
+    def _statistics_at(self, engine: Loop | Graph, theta_KP: Tensor) -> list[tuple[Buffers, Tensor | None]]:
+        known = self._statistics
+        if known is None or known[0] is not engine or not torch.equal(known[1], theta_KP):
+            whole = self.evaluation_batch >= len(self.data.y_train)
+            found = [engine.statistics(theta_P, self._statistics_chunks(), whole) for theta_P in theta_KP]
+            self._statistics = known = engine, theta_KP.clone(), found
+        return known[2]
+
     def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
-        if size == 1 and self.engine.batch_norms:
+        if size == 1 and self.loop.batch_norms:
             raise LowlossError("batch_size=1 leaves BatchNorm nothing to normalise: set it to at least 2")
         return Batches(self.data, size, seeds[:1] if shared else seeds, shared)
 
@@ -119,17 +152,28 @@ class NetworkLandscape:
     def module(self, theta_P: Tensor) -> nn.Module:
         """A module at this point, its BatchNorm statistics recomputed, in evaluation mode, on the CPU."""
         (theta_P,) = self._points(theta_P[None])
-        with self.engine.exact():
-            buffers = self.engine.statistics(theta_P, self._statistics_chunks())
-        module = copy.deepcopy(self.engine.module)
+        with self.loop.exact():
+            ((buffers, _),) = self._statistics_at(self.loop, theta_P[None])
+        module = copy.deepcopy(self.loop.module)
         module.load_state_dict({**self.layout.views(theta_P), **buffers}, strict=False)
         return module.cpu().eval()
 
     def to(self, device: torch.device) -> NetworkLandscape:
-        self._statistics = None
-        self.engine.module.to(device)
-        self.data.to(device=device)
+        if device != self.data.y_train.device:
+            self._engine = self._statistics = None
+            self.loop.module.to(device)
+            self.data.to(device=device)
         return self
+
+    @property
+    def engine(self) -> Loop | Graph:
+        """What runs the points on the present device, chosen when it is first needed."""
+        if self._engine is None:
+            sample = self.data.x_train[:4]
+            self.loop.step_dtype = self.settings.loop_dtype(self.loop.module, sample)
+            dtypes = self.settings.graph_dtypes(sample.device)
+            self._engine = Graph(self.loop, sample, *dtypes) if dtypes else self.loop
+        return self._engine
 
     def _build(self, seed: int) -> nn.Module:
         assert not isinstance(self.model, nn.Module)
@@ -159,6 +203,9 @@ class NetworkLandscape:
 
     def _statistics_chunks(self) -> Iterator[Tensor]:
         x_N, _ = self.data.split("train")
+        if self.evaluation_batch >= len(x_N):
+            yield x_N
+            return
         for index in self._chunks(self._statistics_order_N):
             yield x_N[index.to(x_N.device)]
 
@@ -168,12 +215,12 @@ class NetworkLandscape:
         return theta_KP.to(self.data.y_train.device)
 
     def _check_fit(self) -> None:
-        name = type(self.engine.module).__name__
+        name = type(self.loop.module).__name__
         self.data.to(dtype=self.layout.dtype)
         x = self.data.x_train[:2]
-        theta_P = self.point(self.engine.module)
+        theta_P = self.point(self.loop.module)
         try:
-            shape = tuple(self.engine.logits(theta_P, self.engine.fresh_buffers(), [x]).shape)
+            shape = tuple(self.loop.logits(theta_P, self.loop.fresh_buffers(), [x]).shape)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise LowlossError(f"{name} rejects inputs of shape {tuple(x.shape[1:])}: {reason}") from error

@@ -1,0 +1,121 @@
+"""Convolution of K points at once: each point's samples with its own weights.
+
+Networks of this field are small, and a GPU spends its time on starting kernels and moving activations. On a GPU in
+16-bit precision narrow convolutions therefore run as one implicit matrix product over all points (kernels.py);
+elsewhere the points run one after the other with the library's convolution.
+
+Shapes: K points, B samples, C input and O output channels, H × W pixels, R × S taps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+NARROW = 128
+"""Channels up to which the kernels are used; beyond, the library's convolution fills the device by itself."""
+
+
+@torch.library.custom_op("lowloss::convolution", mutates_args=())
+def convolution(
+    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    """x (K·B, C, H, W) with weight (K, O, C / groups, R, S) gives (K·B, O, H', W'), channels last."""
+    if _narrow(x, weight, stride, padding, dilation, groups):
+        from lowloss.landscape import kernels
+
+        return kernels.forward(_last(x), weight, stride[0], padding[0])
+    parts = [
+        conv2d(x_B, weight_k.contiguous(), None, stride, padding, dilation, groups)
+        for x_B, weight_k in zip(x.chunk(len(weight)), weight, strict=True)
+    ]
+    return _last(torch.cat(parts) if len(parts) > 1 else parts[0])
+
+
+@convolution.register_fake
+def _(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Tensor:
+    sizes = [
+        (size + 2 * p - d * (taps - 1) - 1) // s + 1
+        for size, taps, s, p, d in zip(x.shape[2:], weight.shape[3:], stride, padding, dilation, strict=True)
+    ]
+    return _empty_last(x, (x.shape[0], weight.shape[1], *sizes))
+
+
+@torch.library.custom_op("lowloss::convolution_backward", mutates_args=())
+def convolution_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    input_too: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients with respect to x (empty unless `input_too`) and weight (float32)."""
+    if _narrow(x, weight, stride, padding, dilation, groups):
+        from lowloss.landscape import kernels
+
+        gradient, x = _last(gradient), _last(x)
+        to_weight = kernels.to_weight(gradient, x, weight, stride[0], padding[0])
+        to_x = kernels.to_input(gradient, x, weight, stride[0], padding[0]) if input_too else x.new_empty(0)
+        return to_x, to_weight
+    to_x = torch.empty_like(_last(x)) if input_too else x.new_empty(0)
+    to_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    points = len(weight)
+    for k, (gradient_B, x_B) in enumerate(zip(gradient.chunk(points), x.chunk(points), strict=True)):
+        mask = [input_too, True, False]
+        found = torch.ops.aten.convolution_backward(
+            gradient_B, x_B, weight[k].contiguous(), None, stride, padding, dilation, False, [0, 0], groups, mask
+        )
+        if input_too:
+            to_x.chunk(points)[k].copy_(found[0])
+        to_weight[k] = found[1]
+    return to_x, to_weight
+
+
+@convolution_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    input_too: bool,
+) -> tuple[Tensor, Tensor]:
+    to_x = _empty_last(x, tuple(x.shape)) if input_too else x.new_empty(0)
+    return to_x, weight.new_empty(weight.shape, dtype=torch.float32)
+
+
+def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    x, weight, *ctx.settings = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+    x, weight = ctx.saved_tensors
+    to_x, to_weight = convolution_backward(gradient, x, weight, *ctx.settings, ctx.needs_input_grad[0])
+    return to_x if ctx.needs_input_grad[0] else None, to_weight.to(weight.dtype), None, None, None, None
+
+
+convolution.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _narrow(
+    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> bool:
+    square = stride[0] == stride[1] and padding[0] == padding[1] and dilation == [1, 1] and groups == 1
+    square = square and weight.shape[3] == weight.shape[4]
+    small = weight.shape[1] <= NARROW and weight.shape[2] <= NARROW
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and square and small
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _empty_last(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

@@ -1,0 +1,170 @@
+"""A module that runs K points in one call: their samples folded into the batch axis, their weights side by side.
+
+What a network does between its layers acts on each sample alone, so it need not know that the samples belong to
+different points. Only layers with parameters, BatchNorm and dropout do; each has a class here.
+
+Shapes: K points, B samples, C channels.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import group_norm, layer_norm
+
+from lowloss.errors import LowlossError
+from lowloss.landscape.convolution import convolution
+
+
+def fold(module: nn.Module) -> nn.Module:
+    """A copy of the module that takes x (K·B, ...) and, by functional_call, parameters with a first axis K.
+
+    Raises:
+        LowlossError: a layer has parameters and no class here.
+    """
+    folded = copy.deepcopy(module)
+    for name, part in folded.named_modules():
+        kind = FOLDED.get(type(part))
+        if kind is not None:
+            part.__class__ = kind
+            kind.prepare(part)
+        elif any(True for _ in part.parameters(recurse=False)) or isinstance(part, nn.modules.dropout._DropoutNd):
+            raise LowlossError(f"{name or 'the module'} is a {type(part).__name__}")
+    return folded
+
+
+def _unfold(x: Tensor, points: int) -> Tensor:
+    return x.unflatten(0, (points, -1))
+
+
+def _scaled(x: Tensor, weight: Tensor, bias: Tensor | None, after: int) -> Tensor:
+    """x (K·B, ...) times weight (K, ...) plus bias, the weight's axes followed by `after` axes of x."""
+    points = len(weight)
+    x = _unfold(x, points)
+    shape = [points, *[1] * (x.dim() - weight.dim() - after), *weight.shape[1:], *[1] * after]
+    x = x * weight.view(shape)
+    return (x if bias is None else x + bias.view(shape)).flatten(0, 1)
+
+
+class _Linear(nn.Linear):
+    def prepare(self) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype)
+        rows = _unfold(x, len(weight)).flatten(1, -2)
+        out = rows @ weight.mT
+        if self.bias is not None:
+            out = out + self.bias.to(x.dtype)[:, None]
+        return out.reshape(*x.shape[:-1], -1)
+
+
+class _Conv2d(nn.Conv2d):
+    def prepare(self) -> None:
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            raise LowlossError("a convolution pads otherwise than with a number of zeros")
+
+    def forward(self, x: Tensor) -> Tensor:
+        settings = list(self.stride), list(self.padding), list(self.dilation), self.groups
+        out = convolution(x, self.weight.to(x.dtype), *settings)
+        if self.bias is None:
+            return out
+        return (_unfold(out, len(self.bias)) + self.bias.to(x.dtype)[:, None, :, None, None]).flatten(0, 1)
+
+
+class FoldedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """In training mode each point's minibatch normalises; with `recording`, its statistics are added up as well.
+
+    `whole`: the minibatch is the whole split, and is normalised as evaluation will normalise it.
+    """
+
+    recording = False
+    whole = False
+
+    def prepare(self) -> None:
+        if not self.affine or not self.track_running_stats:
+            raise LowlossError("a BatchNorm has no scale and shift or keeps no statistics")
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = _unfold(x.float(), len(self.weight))
+        if self.training:
+            others = [axis for axis in range(wide.dim()) if axis not in (0, 2)]
+            var_KC, mean_KC = torch.var_mean(wide, others, correction=0)
+            if self.recording:
+                count = wide[0, :, 0].numel()
+                unbiased_KC = var_KC * (count / max(count - 1, 1))
+                self.running_mean.add_(mean_KC)
+                self.running_var.add_(unbiased_KC)
+                var_KC = unbiased_KC if self.whole else var_KC
+        else:
+            mean_KC, var_KC = self.running_mean, self.running_var
+        scale_KC = (var_KC + self.eps).rsqrt() * self.weight
+        shift_KC = self.bias - mean_KC * scale_KC
+        return _scaled(x.float(), scale_KC, shift_KC, x.dim() - 2).to(x.dtype)
+
+
+class _BatchNorm1d(FoldedBatchNorm, nn.BatchNorm1d): ...
+
+
+class _BatchNorm2d(FoldedBatchNorm, nn.BatchNorm2d): ...
+
+
+class _GroupNorm(nn.GroupNorm):
+    def prepare(self) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = group_norm(x.float(), self.num_groups, eps=self.eps)
+        return (_scaled(out, self.weight, self.bias, x.dim() - 2) if self.affine else out).to(x.dtype)
+
+
+class _LayerNorm(nn.LayerNorm):
+    def prepare(self) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = layer_norm(x.float(), self.normalized_shape, eps=self.eps)
+        return (_scaled(out, self.weight, self.bias, 0) if self.elementwise_affine else out).to(x.dtype)
+
+
+class FoldedDropout(nn.Dropout):
+    """Masks from a counter-based hash of the row's seed: the same whatever rows run beside it."""
+
+    axes = None
+
+    def prepare(self) -> None:
+        self.register_buffer("seed", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        rows = _unfold(x, len(self.seed))
+        kept = rows.shape[1:] if self.axes is None else rows.shape[1 : 1 + self.axes]
+        count = kept.numel()
+        counter = torch.arange(count, device=x.device, dtype=torch.int64)
+        mask = _uniform(self.seed[:, None] + counter * 0x632BE59BD9B4E019 % 2**63) >= self.p
+        mask = mask.view(len(rows), *kept, *[1] * (rows.dim() - 1 - len(kept)))
+        return torch.where(mask, rows / (1 - self.p), 0).flatten(0, 1).to(x.dtype)
+
+
+class _Dropout2d(FoldedDropout, nn.Dropout2d):
+    axes = 2
+
+
+def _uniform(counter: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) from 64-bit counters, by the finaliser of splitmix64 (Steele et al. 2014)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        counter = (counter ^ ((counter >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return ((counter >> 40) & 0xFFFFFF).float() / 2**24
+
+
+FOLDED = {
+    nn.Linear: _Linear,
+    nn.Conv2d: _Conv2d,
+    nn.BatchNorm1d: _BatchNorm1d,
+    nn.BatchNorm2d: _BatchNorm2d,
+    nn.GroupNorm: _GroupNorm,
+    nn.LayerNorm: _LayerNorm,
+    nn.Dropout: FoldedDropout,
+    nn.Dropout2d: _Dropout2d,
+}
+"""The layers that know K, by the exact class that they replace."""

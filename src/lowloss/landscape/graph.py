@@ -1,0 +1,296 @@
+"""The engine for a GPU: K points in one compiled call, replayed as one CUDA graph.
+
+A step of a small network is a thousand short kernels. Folding the points into the batch axis (folded.py) makes K
+steps as many kernels as one, compilation fuses what lies between the convolutions, and a CUDA graph starts them
+without the host. Steps compute in bfloat16, evaluation in float16 (it has three more bits, and nothing to overflow
+at a point worth reporting); parameters, statistics, losses and gradients are float32.
+
+Shapes: K points, P parameters, B samples of a minibatch, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from lowloss.data.base import Batch
+from lowloss.errors import LowlossError
+from lowloss.landscape.engine import Buffers, Loop, places
+from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold
+from lowloss.seeding import derive
+
+AGREEMENT = 1e-3
+"""Relative difference of outputs from the plain loop's, both in float32, up to which a folded module is trusted."""
+
+KEPT = 16
+"""CUDA graphs kept at once."""
+
+Run = Callable[..., Tensor]
+
+log = logging.getLogger("lowloss")
+
+
+class Graph:
+    """K points at once; a module that cannot be folded, compiled or captured runs on the plain loop instead.
+
+    Args:
+        loop: the plain engine of the same module.
+        sample: a few inputs of the data, to compare the two.
+        step_dtype: of activations in `losses`.
+        evaluation_dtype: of activations in `statistics` and `logits`.
+    """
+
+    def __init__(
+        self, loop: Loop, sample: Tensor, step_dtype: torch.dtype, evaluation_dtype: torch.dtype
+    ) -> None:
+        self.loop, self.module, self.layout, self.batch_norms = loop, loop.module, loop.layout, loop.batch_norms
+        self.step_dtype, self.evaluation_dtype = step_dtype, evaluation_dtype
+        self.usable, self._points_at_once = True, 1 << 30
+        self._steps: dict[tuple[Any, ...], _Step] = {}
+        try:
+            self._fold()
+            self._verify(sample)
+        except LowlossError as reason:
+            self._give_up(reason)
+        on_gpu = self.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._losses_of = _compiled(self._losses) if on_gpu else self._losses
+        self._evaluated = _compiled(self._outputs) if on_gpu else self._outputs
+
+    def _fold(self) -> None:
+        if self.layout.dtype != torch.float32:
+            raise LowlossError(f"its parameters are {self.layout.dtype}, not float32")
+        self.training, self.recording, self.inference = (fold(self.module) for _ in range(3))
+        self.training.train()
+        self.recording.eval()
+        self.inference.eval()
+        self._norms = [part for part in self.recording.modules() if isinstance(part, FoldedBatchNorm)]
+        for norm in self._norms:
+            norm.train()
+            norm.recording = True
+        norms = [name for name, part in self.recording.named_modules() if isinstance(part, FoldedBatchNorm)]
+        self._running = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
+        dropouts = [name for name, part in self.training.named_modules() if isinstance(part, FoldedDropout)]
+        self._dropouts = {f"{name}.seed": derive(0, "dropout", name) for name in dropouts}
+        self._frozen = {name: p for name, p in self.module.named_parameters() if name not in self.layout.names}
+        self._places = places(self.training)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def losses(self, theta_KP: Tensor, batch: Batch, gradients: bool) -> tuple[Tensor, Tensor | None]:
+        """As Loop.losses, in one replay, or in several where the points do not fit the memory together."""
+        points = len(theta_KP)
+        if not self.usable or not points:
+            return self.loop.losses(theta_KP, batch, gradients)
+        theta_KP = theta_KP.detach()
+        at_once = min(points, self._points_at_once)
+        try:
+            parts = [
+                self._step(theta_KP[first : first + at_once], _rows(batch, first, min(first + at_once, points)), gradients)
+                for first in range(0, points, at_once)
+            ]
+        except torch.OutOfMemoryError:
+            if at_once == 1:
+                raise
+            self._steps.clear()
+            torch.cuda.empty_cache()
+            self._points_at_once = -(-at_once // 2)
+            return self.losses(theta_KP, batch, gradients)
+        except Exception as reason:
+            self._give_up(reason)
+            return self.loop.losses(theta_KP, batch, gradients)
+        losses_K = torch.cat([losses for losses, _ in parts])
+        return losses_K, torch.cat([found for _, found in parts if found is not None]) if gradients else None
+
+    @torch.no_grad()
+    def statistics(self, theta_P: Tensor, chunks: Iterable[Tensor], whole: bool) -> tuple[Buffers, Tensor | None]:
+        """As Loop.statistics; a chunk that is the whole split gives the outputs of evaluation in the same sweep."""
+        if not self.usable or not self.batch_norms:
+            return self.loop.statistics(theta_P, chunks, whole)
+        buffers = self.loop.fresh_buffers()
+        given = {name: torch.zeros_like(buffers[name])[None] for name in self._running}
+        for norm in self._norms:
+            norm.whole = whole
+        count = 0
+        try:
+            for x in chunks:
+                count += 1
+                outputs = self._evaluated(self.recording, theta_P[None], self._narrowed(x), given)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as reason:
+            self._give_up(reason)
+            return self.loop.statistics(theta_P, chunks, whole)
+        return buffers | {name: total[0] / count for name, total in given.items()}, outputs if whole else None
+
+    @torch.no_grad()
+    def logits(self, theta_P: Tensor, buffers: Buffers, chunks: Iterable[Tensor]) -> Tensor:
+        """As Loop.logits."""
+        if not self.usable:
+            return self.loop.logits(theta_P, buffers, chunks)
+        given = {name: buffers[name][None] for name in self._running}
+        try:
+            return torch.cat([self._evaluated(self.inference, theta_P[None], self._narrowed(x), given) for x in chunks])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as reason:
+            self._give_up(reason)
+            return self.loop.logits(theta_P, buffers, chunks)
+
+    def _step(
+        self, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], gradients: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        x_KB, y_KB, seeds_K = rows
+        if self.device.type != "cuda":
+            inputs = _laid_out(x_KB, self.step_dtype), y_KB, seeds_K
+            return _differentiated(self._losses, theta_KP, *inputs, gradients=gradients)
+        key = (tuple(x_KB.shape), gradients)
+        if key not in self._steps:
+            if len(self._steps) >= KEPT:
+                self._steps.pop(next(iter(self._steps)))
+            inputs = _laid_out(x_KB, self.step_dtype), y_KB.clone(), seeds_K.to(self.device)
+            self._steps[key] = _Step(self._losses_of, theta_KP.clone(), inputs, gradients, self._pool)
+        return self._steps[key](theta_KP, *rows)
+
+    def _losses(self, theta_KP: Tensor, x_KB: Tensor, y_KB: Tensor, seeds_K: Tensor) -> Tensor:
+        outputs = self._outputs(self.training, theta_KP, x_KB.flatten(0, 1), self._dropout_seeds(seeds_K))
+        return cross_entropy(outputs, y_KB.flatten(), reduction="none").view(y_KB.shape).mean(1)
+
+    def _outputs(self, folded: nn.Module, theta_KP: Tensor, x: Tensor, given: Buffers) -> Tensor:
+        points = len(theta_KP)
+        layout = zip(self.layout.names, theta_KP.split(self.layout.sizes, 1), self.layout.shapes, strict=True)
+        named = {name: part.view(points, *shape) for name, part, shape in layout}
+        named |= {name: parameter.expand(points, *parameter.shape) for name, parameter in self._frozen.items()}
+        named |= given
+        tensors = {place: named[name] for place, name in self._places.items() if name in named}
+        outputs: Tensor = functional_call(folded, tensors, (x,), tie_weights=False)
+        return outputs.float()
+
+    def _dropout_seeds(self, seeds_K: Tensor) -> Buffers:
+        return {name: seeds_K + site for name, site in self._dropouts.items()}
+
+    def _narrowed(self, x: Tensor) -> Tensor:
+        x = _laid_out(x[None], self.evaluation_dtype)[0]
+        if len(x) > 1:
+            torch._dynamo.mark_dynamic(x, 0)  # type: ignore[no-untyped-call]
+        return x
+
+    def _verify(self, sample: Tensor) -> None:
+        """Compare with the plain loop at two points on a few samples, in float32.
+
+        Raises LowlossError where a module does not act on each sample alone between its layers.
+        """
+        own_P = self.layout.flatten(dict(self.module.named_parameters()))
+        own_2P = torch.stack([own_P, own_P * (1 + 0.01 * torch.linspace(-1, 1, len(own_P)).to(own_P))])
+        x = sample[:4]
+        buffers = self.loop.fresh_buffers()
+        given = {name: buffers[name].expand(2, *buffers[name].shape) for name in self._running}
+        with torch.no_grad(), self.loop.exact():
+            expected = torch.cat([self.loop.logits(theta_P, buffers, [x]) for theta_P in own_2P])
+            found = self._outputs(self.inference, own_2P, _laid_out(x.expand(2, *x.shape), x.dtype).flatten(0, 1), given)
+            before = _random_state(self.device)
+            seeds_2 = torch.zeros(2, dtype=torch.int64, device=self.device)
+            self._outputs(self.training, own_2P, x.repeat(2, *[1] * (x.dim() - 1)), self._dropout_seeds(seeds_2))
+        if not torch.equal(before, _random_state(self.device)):
+            raise LowlossError("it draws random numbers outside of nn.Dropout")
+        if not (found - expected).norm() <= AGREEMENT * expected.norm():
+            raise LowlossError("its samples or parameters meet outside of the layers that run several points")
+        self._verified = True
+
+    def _give_up(self, reason: Exception) -> None:
+        self.usable = False
+        self._steps.clear()
+        line = next((line.strip() for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
+        log.warning("engine: %s runs on the plain loop: %s", type(self.module).__name__, line)
+
+
+class _Step:
+    """One CUDA graph: losses and gradients of so many points at inputs of these shapes."""
+
+    def __init__(
+        self, run: Run, theta_KP: Tensor, inputs: tuple[Tensor, ...], gradients: bool, pool: Any
+    ) -> None:
+        self.inputs = theta_KP, *inputs
+        self.losses_K = theta_KP.new_empty(len(theta_KP))
+        self.gradients_KP = torch.empty_like(theta_KP) if gradients else None
+        # What a first call allocates for good (handles, workspaces, compiled code) must not lie in the graph's memory.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                _differentiated(run, *self.inputs, gradients=gradients)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            losses_K, gradients_KP = _differentiated(run, *self.inputs, gradients=gradients)
+            self.losses_K.copy_(losses_K)
+            if self.gradients_KP is not None:
+                self.gradients_KP.copy_(gradients_KP)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        for held, given in zip(self.inputs, inputs, strict=True):
+            held.copy_(given, non_blocking=True)
+        self.graph.replay()
+        return self.losses_K.clone(), None if self.gradients_KP is None else self.gradients_KP.clone()
+
+
+def _differentiated(
+    run: Run, theta_KP: Tensor, *inputs: Tensor, gradients: bool
+) -> tuple[Tensor, Tensor | None]:
+    theta_KP = theta_KP.detach().requires_grad_(gradients)
+    if len(theta_KP) > 1:
+        for tensor in (theta_KP, *inputs):
+            torch._dynamo.mark_dynamic(tensor, 0)  # type: ignore[no-untyped-call]
+    with torch.set_grad_enabled(gradients):
+        losses_K = run(theta_KP, *inputs)
+    if not gradients:
+        return losses_K, None
+    (found,) = torch.autograd.grad(losses_K.sum(), theta_KP)
+    return losses_K.detach(), found
+
+
+def _compiled(run: Run) -> Run:
+    compiled = torch.compile(run, fullgraph=True)
+
+    def call(*arguments: Any) -> Tensor:
+        # Code is kept for each pair of shapes and mode, and there are more than the default limit.
+        with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096):
+            outputs: Tensor = compiled(*arguments)
+        return outputs
+
+    return call
+
+
+def _rows(batch: Batch, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x (k, B, ...), y (k, B) and seeds (k,) of the points from first to end."""
+    count = end - first
+    if batch.shared:
+        x_KB, y_KB = batch.x.expand(count, *batch.x.shape), batch.y.expand(count, -1)
+        # Points that share a minibatch share its dropout too, as on the loop.
+        seeds_K = torch.tensor(batch.seeds[:1] * count)
+    else:
+        x_KB, y_KB, seeds_K = batch.x[first:end], batch.y[first:end], torch.tensor(batch.seeds[first:end])
+    return x_KB, y_KB, seeds_K.pin_memory() if batch.x.is_cuda else seeds_K
+
+
+def _laid_out(x_KB: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (K, B, ...) as floating point numbers of a dtype, images channels last."""
+    if not x_KB.is_floating_point():
+        return x_KB.contiguous()
+    if x_KB.dim() != 5:
+        return x_KB.to(dtype).contiguous()
+    shape = (x_KB.shape[0] * x_KB.shape[1], *x_KB.shape[2:])
+    out = torch.empty(shape, dtype=dtype, device=x_KB.device, memory_format=torch.channels_last)
+    return out.unflatten(0, x_KB.shape[:2]).copy_(x_KB)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
