@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check lint types clean
+.PHONY: demo test check lint types bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready            ## the main job: minima, paths, ensemble, scans and a report, on digits
@@ -18,6 +18,9 @@ lint: $(VENV)/.ready
 
 types: $(VENV)/.ready
 	$(BIN)/mypy
+
+bench: $(VENV)/.ready           ## the engine against a plain loop, on this machine's device
+	$(BIN)/python scripts/bench_engine.py
 
 check: lint types test demo     ## everything that has to pass before a change lands
 

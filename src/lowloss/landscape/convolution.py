@@ -9,6 +9,8 @@ Shapes: K points, B samples, C input and O output channels, H × W pixels, R × 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
@@ -30,7 +32,7 @@ def convolution(
         conv2d(x_B, weight_k.contiguous(), None, stride, padding, dilation, groups)
         for x_B, weight_k in zip(x.chunk(len(weight)), weight, strict=True)
     ]
-    return _last(torch.cat(parts) if len(parts) > 1 else parts[0])
+    return _last(torch.cat(parts))
 
 
 @convolution.register_fake
@@ -40,6 +42,29 @@ def _(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation
         for size, taps, s, p, d in zip(x.shape[2:], weight.shape[3:], stride, padding, dilation, strict=True)
     ]
     return _empty_last(x, (x.shape[0], weight.shape[1], *sizes))
+
+
+@torch.library.custom_op("lowloss::convolution_with_statistics", mutates_args=())
+def convolution_with_statistics(
+    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As convolution, with the mean and the biased variance (K, O) of the outputs, in float32; not differentiable."""
+    if _narrow(x, weight, stride, padding, dilation, groups):
+        from lowloss.landscape import kernels
+
+        return kernels.forward_with_statistics(_last(x), weight, stride[0], padding[0])
+    y = convolution(x, weight, stride, padding, dilation, groups)
+    var_KO, mean_KO = torch.var_mean(y.unflatten(0, (len(weight), -1)).float(), (1, 3, 4), correction=0)
+    return y, mean_KO, var_KO
+
+
+@convolution_with_statistics.register_fake
+def _(
+    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.ops.lowloss.convolution(x, weight, stride, padding, dilation, groups)
+    mean_KO, var_KO = (weight.new_empty(weight.shape[:2], dtype=torch.float32) for _ in range(2))
+    return y, mean_KO, var_KO
 
 
 @torch.library.custom_op("lowloss::convolution_backward", mutates_args=())
@@ -90,12 +115,12 @@ def _(
     return to_x, weight.new_empty(weight.shape, dtype=torch.float32)
 
 
-def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    x, weight, *ctx.settings = inputs  # type: ignore[attr-defined]
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, *ctx.settings = inputs
     ctx.save_for_backward(x, weight)
 
 
-def _differentiate(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     to_x, to_weight = convolution_backward(gradient, x, weight, *ctx.settings, ctx.needs_input_grad[0])
     return to_x if ctx.needs_input_grad[0] else None, to_weight.to(weight.dtype), None, None, None, None
@@ -104,9 +129,7 @@ def _differentiate(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
 convolution.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _narrow(
-    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
-) -> bool:
+def _narrow(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> bool:
     square = stride[0] == stride[1] and padding[0] == padding[1] and dilation == [1, 1] and groups == 1
     square = square and weight.shape[3] == weight.shape[4]
     small = weight.shape[1] <= NARROW and weight.shape[2] <= NARROW

@@ -29,6 +29,9 @@ Buffers = dict[str, Tensor]
 KINDS = ("auto", "loop", "graph")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
+CACHED = 128
+"""Samples of a forward pass on a processor, where they may be chosen."""
+
 WORTH_BFLOAT16 = 1_000_000
 """Multiply-adds a sample from which bfloat16 pays on a processor with units for it; smaller networks lose by it."""
 
@@ -165,7 +168,10 @@ class Loop:
         """The outputs (N, C) over all chunks, in evaluation mode."""
         self.module.eval()
         parameters = self._parameters(theta_P)
-        return torch.cat([self._call(parameters, buffers, x) for x in chunks])
+        # Here chunks change no result: on a processor, small ones stay in its caches.
+        size = CACHED if theta_P.device.type == "cpu" else None
+        parts = (part for x in chunks for part in x.split(size or len(x)))
+        return torch.cat([self._call(parameters, buffers, x) for x in parts])
 
     def _parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
         # Copies, since a GPU's convolutions want aligned weights and a view may start at any coordinate.

@@ -9,13 +9,15 @@ Shapes: K points, B samples, C channels.
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm
 
 from lowloss.errors import LowlossError
-from lowloss.landscape.convolution import convolution
+from lowloss.landscape.convolution import convolution, convolution_with_statistics
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -29,10 +31,24 @@ def fold(module: nn.Module) -> nn.Module:
         kind = FOLDED.get(type(part))
         if kind is not None:
             part.__class__ = kind
-            kind.prepare(part)
+            part.prepare()
         elif any(True for _ in part.parameters(recurse=False)) or isinstance(part, nn.modules.dropout._DropoutNd):
             raise LowlossError(f"{name or 'the module'} is a {type(part).__name__}")
     return folded
+
+
+def record(folded: nn.Module) -> list[FoldedBatchNorm]:
+    """Have a folded module's BatchNorms normalise by their minibatch and add up its statistics; returns them."""
+    norms = [part for part in folded.modules() if isinstance(part, FoldedBatchNorm)]
+    for norm in norms:
+        norm.train()
+        norm.recording = True
+    for part in folded.modules():
+        if type(part) is nn.Sequential:
+            for before, after in pairwise(part):
+                if isinstance(before, _Conv2d) and before.bias is None and isinstance(after, _BatchNorm2d):
+                    before.statistics = True
+    return norms
 
 
 def _unfold(x: Tensor, points: int) -> Tensor:
@@ -61,13 +77,20 @@ class _Linear(nn.Linear):
 
 
 class _Conv2d(nn.Conv2d):
+    """With `statistics`, what the BatchNorm that follows needs goes with the output: y, mean, variance."""
+
+    statistics = False
+
     def prepare(self) -> None:
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             raise LowlossError("a convolution pads otherwise than with a number of zeros")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         settings = list(self.stride), list(self.padding), list(self.dilation), self.groups
-        out = convolution(x, self.weight.to(x.dtype), *settings)
+        weight = self.weight.to(x.dtype)
+        if self.statistics:
+            return convolution_with_statistics(x, weight, *settings)
+        out = convolution(x, weight, *settings)
         if self.bias is None:
             return out
         return (_unfold(out, len(self.bias)) + self.bias.to(x.dtype)[:, None, :, None, None]).flatten(0, 1)
@@ -86,18 +109,26 @@ class FoldedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.affine or not self.track_running_stats:
             raise LowlossError("a BatchNorm has no scale and shift or keeps no statistics")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        known = isinstance(x, tuple)
+        if isinstance(x, tuple):
+            x, mean_KC, var_KC = x
         wide = _unfold(x.float(), len(self.weight))
         if self.training:
-            others = [axis for axis in range(wide.dim()) if axis not in (0, 2)]
-            var_KC, mean_KC = torch.var_mean(wide, others, correction=0)
+            if not known:
+                others = [axis for axis in range(wide.dim()) if axis not in (0, 2)]
+                var_KC, mean_KC = torch.var_mean(wide, others, correction=0)
             if self.recording:
+                assert self.running_mean is not None
+                assert self.running_var is not None
                 count = wide[0, :, 0].numel()
                 unbiased_KC = var_KC * (count / max(count - 1, 1))
                 self.running_mean.add_(mean_KC)
                 self.running_var.add_(unbiased_KC)
                 var_KC = unbiased_KC if self.whole else var_KC
         else:
+            assert self.running_mean is not None
+            assert self.running_var is not None
             mean_KC, var_KC = self.running_mean, self.running_var
         scale_KC = (var_KC + self.eps).rsqrt() * self.weight
         shift_KC = self.bias - mean_KC * scale_KC
@@ -129,7 +160,8 @@ class _LayerNorm(nn.LayerNorm):
 class FoldedDropout(nn.Dropout):
     """Masks from a counter-based hash of the row's seed: the same whatever rows run beside it."""
 
-    axes = None
+    axes: int | None = None
+    seed: Tensor
 
     def prepare(self) -> None:
         self.register_buffer("seed", torch.zeros(1, dtype=torch.int64))

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine import Buffers, Loop, places
-from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold
+from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record
 from lowloss.seeding import derive
 
 AGREEMENT = 1e-3
@@ -46,9 +46,7 @@ class Graph:
         evaluation_dtype: of activations in `statistics` and `logits`.
     """
 
-    def __init__(
-        self, loop: Loop, sample: Tensor, step_dtype: torch.dtype, evaluation_dtype: torch.dtype
-    ) -> None:
+    def __init__(self, loop: Loop, sample: Tensor, step_dtype: torch.dtype, evaluation_dtype: torch.dtype) -> None:
         self.loop, self.module, self.layout, self.batch_norms = loop, loop.module, loop.layout, loop.batch_norms
         self.step_dtype, self.evaluation_dtype = step_dtype, evaluation_dtype
         self.usable, self._points_at_once = True, 1 << 30
@@ -56,7 +54,7 @@ class Graph:
         try:
             self._fold()
             self._verify(sample)
-        except LowlossError as reason:
+        except Exception as reason:  # whatever a module does to points that it was not written for
             self._give_up(reason)
         on_gpu = self.device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
@@ -70,10 +68,7 @@ class Graph:
         self.training.train()
         self.recording.eval()
         self.inference.eval()
-        self._norms = [part for part in self.recording.modules() if isinstance(part, FoldedBatchNorm)]
-        for norm in self._norms:
-            norm.train()
-            norm.recording = True
+        self._norms = record(self.recording)
         norms = [name for name, part in self.recording.named_modules() if isinstance(part, FoldedBatchNorm)]
         self._running = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
         dropouts = [name for name, part in self.training.named_modules() if isinstance(part, FoldedDropout)]
@@ -94,7 +89,9 @@ class Graph:
         at_once = min(points, self._points_at_once)
         try:
             parts = [
-                self._step(theta_KP[first : first + at_once], _rows(batch, first, min(first + at_once, points)), gradients)
+                self._step(
+                    theta_KP[first : first + at_once], _rows(batch, first, min(first + at_once, points)), gradients
+                )
                 for first in range(0, points, at_once)
             ]
         except torch.OutOfMemoryError:
@@ -161,6 +158,9 @@ class Graph:
         return self._steps[key](theta_KP, *rows)
 
     def _losses(self, theta_KP: Tensor, x_KB: Tensor, y_KB: Tensor, seeds_K: Tensor) -> Tensor:
+        # Tells the compiler that these are one size, without which it divides one by the other in every kernel.
+        for tensor in (x_KB, y_KB, seeds_K):
+            torch._check(tensor.shape[0] == theta_KP.shape[0])
         outputs = self._outputs(self.training, theta_KP, x_KB.flatten(0, 1), self._dropout_seeds(seeds_K))
         return cross_entropy(outputs, y_KB.flatten(), reduction="none").view(y_KB.shape).mean(1)
 
@@ -180,7 +180,7 @@ class Graph:
     def _narrowed(self, x: Tensor) -> Tensor:
         x = _laid_out(x[None], self.evaluation_dtype)[0]
         if len(x) > 1:
-            torch._dynamo.mark_dynamic(x, 0)  # type: ignore[no-untyped-call]
+            torch._dynamo.mark_dynamic(x, 0)
         return x
 
     def _verify(self, sample: Tensor) -> None:
@@ -195,7 +195,9 @@ class Graph:
         given = {name: buffers[name].expand(2, *buffers[name].shape) for name in self._running}
         with torch.no_grad(), self.loop.exact():
             expected = torch.cat([self.loop.logits(theta_P, buffers, [x]) for theta_P in own_2P])
-            found = self._outputs(self.inference, own_2P, _laid_out(x.expand(2, *x.shape), x.dtype).flatten(0, 1), given)
+            found = self._outputs(
+                self.inference, own_2P, _laid_out(x.expand(2, *x.shape), x.dtype).flatten(0, 1), given
+            )
             before = _random_state(self.device)
             seeds_2 = torch.zeros(2, dtype=torch.int64, device=self.device)
             self._outputs(self.training, own_2P, x.repeat(2, *[1] * (x.dim() - 1)), self._dropout_seeds(seeds_2))
@@ -215,9 +217,7 @@ class Graph:
 class _Step:
     """One CUDA graph: losses and gradients of so many points at inputs of these shapes."""
 
-    def __init__(
-        self, run: Run, theta_KP: Tensor, inputs: tuple[Tensor, ...], gradients: bool, pool: Any
-    ) -> None:
+    def __init__(self, run: Run, theta_KP: Tensor, inputs: tuple[Tensor, ...], gradients: bool, pool: Any) -> None:
         self.inputs = theta_KP, *inputs
         self.losses_K = theta_KP.new_empty(len(theta_KP))
         self.gradients_KP = torch.empty_like(theta_KP) if gradients else None
@@ -232,7 +232,7 @@ class _Step:
         with torch.cuda.graph(self.graph, pool=pool):
             losses_K, gradients_KP = _differentiated(run, *self.inputs, gradients=gradients)
             self.losses_K.copy_(losses_K)
-            if self.gradients_KP is not None:
+            if self.gradients_KP is not None and gradients_KP is not None:
                 self.gradients_KP.copy_(gradients_KP)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -242,13 +242,11 @@ class _Step:
         return self.losses_K.clone(), None if self.gradients_KP is None else self.gradients_KP.clone()
 
 
-def _differentiated(
-    run: Run, theta_KP: Tensor, *inputs: Tensor, gradients: bool
-) -> tuple[Tensor, Tensor | None]:
+def _differentiated(run: Run, theta_KP: Tensor, *inputs: Tensor, gradients: bool) -> tuple[Tensor, Tensor | None]:
     theta_KP = theta_KP.detach().requires_grad_(gradients)
     if len(theta_KP) > 1:
         for tensor in (theta_KP, *inputs):
-            torch._dynamo.mark_dynamic(tensor, 0)  # type: ignore[no-untyped-call]
+            torch._dynamo.mark_dynamic(tensor, 0)
     with torch.set_grad_enabled(gradients):
         losses_K = run(theta_KP, *inputs)
     if not gradients:

@@ -3,7 +3,7 @@
 Activations lie channels last, (K·B, H, W, C) in memory; a weight is laid out (K, taps, C, O) for a call. A program
 computes one tile of one point; accumulation is in float32, and no atomics are used, so results repeat.
 
-Shapes: K points, B samples, C input and O output channels, H × W pixels, R × S taps.
+Shapes: K points, B samples, C input and O output channels, H × W pixels, R × S taps, T tiles.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def _gather_product(
     x,
     w,
     y,
+    sums,
     pixels,
     point_stride,
     H: tl.constexpr,
@@ -26,24 +27,28 @@ def _gather_product(
     C: tl.constexpr,
     HO: tl.constexpr,
     WO: tl.constexpr,
-    O: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
     R: tl.constexpr,
     S: tl.constexpr,
     UP: tl.constexpr,
     DOWN: tl.constexpr,
     PAD: tl.constexpr,
+    MIRROR: tl.constexpr,
+    STATISTICS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BC: tl.constexpr,
 ):
     """y[m, o] = sum over taps (r, s) and c of x[pixel(m, r, s), c] w[r, s, c, o].
 
-    The pixel of row ho is (ho · UP + r - PAD) / DOWN where that is whole and inside: UP is the stride of a
-    convolution, DOWN that of its transpose.
+    The pixel of image row ho is (ho · UP + r - PAD) / DOWN where that is whole and inside: UP is the stride of a
+    convolution, DOWN that of its transpose, which takes the taps mirrored. STATISTICS stores the tile's sums and sums
+    of squared deviations from the tile's means.
     """
     k = tl.program_id(2).to(tl.int64)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
+    live = m < pixels
     wo = m % WO
     ho = (m // WO) % HO
     b = m // (WO * HO)
@@ -51,28 +56,51 @@ def _gather_product(
     w += k * (R * S * C * O)
     y += k * pixels * O
     acc = tl.zeros((BM, BN), tl.float32)
-    for tap in range(R * S):
-        h = ho * UP + tap // S - PAD
-        v = wo * UP + tap % S - PAD
-        inside = (m < pixels) & (h >= 0) & (h < H * DOWN) & (v >= 0) & (v < W * DOWN)
-        if DOWN > 1:
-            inside = inside & (h % DOWN == 0) & (v % DOWN == 0)
-            h = h // DOWN
-            v = v // DOWN
-        offset = ((b * H + h) * W + v) * C
-        for c0 in tl.static_range(0, C, BC):
-            c = c0 + tl.arange(0, BC)
-            if C % BC == 0:
-                a = tl.load(x + offset[:, None] + c[None, :], mask=inside[:, None], other=0.0)
-                t = tl.load(w + (tap * C + c[:, None]) * O + n[None, :], mask=(n < O)[None, :], other=0.0)
-            else:
-                a = tl.load(x + offset[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
-                t = tl.load(
-                    w + (tap * C + c[:, None]) * O + n[None, :], mask=(c < C)[:, None] & (n < O)[None, :], other=0.0
-                )
-            acc = tl.dot(a, t, acc)
-    rows = (m < pixels)[:, None] & (n < O)[None, :]
-    tl.store(y + m[:, None] * O + n[None, :], acc.to(y.dtype.element_ty), mask=rows)
+    if DOWN == 1 and R * S * C <= 64:
+        # Few products, as from an image's three channels: all taps in one tile.
+        BJ: tl.constexpr = 32 if R * S * C <= 32 else 64
+        j = tl.arange(0, BJ)
+        h = (ho * UP - PAD)[:, None] + (j // (S * C))[None, :]
+        v = (wo * UP - PAD)[:, None] + ((j // C) % S)[None, :]
+        inside = live[:, None] & (j < R * S * C)[None, :] & (h >= 0) & (h < H) & (v >= 0) & (v < W)
+        pixel = ((b[:, None] * H + h) * W + v).to(tl.int64)
+        a = tl.load(x + pixel * C + (j % C)[None, :], mask=inside, other=0.0)
+        tap = R * S - 1 - j // C if MIRROR else j // C
+        weight = w + (tap * C + j % C)[:, None] * O + n[None, :]
+        t = tl.load(weight, mask=(j < R * S * C)[:, None] & (n < O)[None, :], other=0.0)
+        acc = tl.dot(a, t, acc)
+    else:
+        for tap in range(R * S):
+            h = ho * UP + (tap // S - PAD)
+            v = wo * UP + (tap % S - PAD)
+            inside = live & (h >= 0) & (h < H * DOWN) & (v >= 0) & (v < W * DOWN)
+            if DOWN > 1:
+                inside = inside & (h % DOWN == 0) & (v % DOWN == 0)
+                h = h // DOWN
+                v = v // DOWN
+            start = ((b * H + h) * W + v).to(tl.int64) * C
+            row = (R * S - 1 - tap if MIRROR else tap) * C
+            for c0 in tl.static_range(0, C, BC):
+                c = c0 + tl.arange(0, BC)
+                if C % BC == 0:
+                    a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None], other=0.0)
+                    t = tl.load(w + (row + c[:, None]) * O + n[None, :], mask=(n < O)[None, :], other=0.0)
+                else:
+                    a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
+                    known = (c < C)[:, None] & (n < O)[None, :]
+                    t = tl.load(w + (row + c[:, None]) * O + n[None, :], mask=known, other=0.0)
+                acc = tl.dot(a, t, acc)
+    out = acc.to(y.dtype.element_ty)
+    tl.store(y + m.to(tl.int64)[:, None] * O + n[None, :], out, mask=live[:, None] & (n < O)[None, :])
+    if STATISTICS:
+        # Of what was stored, rounded: rows past the end are zero and drop out of the sum.
+        wide = out.to(tl.float32)
+        total = tl.sum(wide, 0)
+        count = tl.minimum(pixels - tl.program_id(0) * BM, BM).to(tl.float32)
+        off = tl.where(live[:, None], wide - (total / count)[None, :], 0.0)
+        sums += (k * tl.num_programs(0) + tl.program_id(0)) * (2 * O)
+        tl.store(sums + n, total, mask=n < O)
+        tl.store(sums + O + n, tl.sum(off * off, 0), mask=n < O)
 
 
 @triton.jit
@@ -88,7 +116,7 @@ def _pixel_product(
     C: tl.constexpr,
     HO: tl.constexpr,
     WO: tl.constexpr,
-    O: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
     R: tl.constexpr,
     S: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -108,68 +136,105 @@ def _pixel_product(
     s = (j // C) % S
     x += k * point_stride
     g += k * pixels * O
+    # An address is a part of the pixel's plus a part of the tap's.
+    column = (r * W + s) * C + c
     acc = tl.zeros((BJ, BO), tl.float32)
     first = split * per_split
     for p in range(first, min(first + per_split, pixels), BP):
         m = p + tl.arange(0, BP)
         live = (m < pixels) & (m < first + per_split)
-        h = (((m // WO) % HO) * STRIDE - PAD)[:, None] + r[None, :]
-        v = ((m % WO) * STRIDE - PAD)[:, None] + s[None, :]
-        offset = ((m // (WO * HO))[:, None] * H + h) * W + v
+        ho = ((m // WO) % HO) * STRIDE - PAD
+        wo = (m % WO) * STRIDE - PAD
+        row = (((m // (WO * HO)) * H + ho) * W + wo).to(tl.int64) * C
+        h = ho[:, None] + r[None, :]
+        v = wo[:, None] + s[None, :]
         inside = live[:, None] & (j < R * S * C)[None, :] & (h >= 0) & (h < H) & (v >= 0) & (v < W)
-        a = tl.load(x + offset * C + c[None, :], mask=inside, other=0.0)
-        t = tl.load(g + m[:, None] * O + o[None, :], mask=live[:, None] & (o < O)[None, :], other=0.0)
+        a = tl.load(x + row[:, None] + column[None, :], mask=inside, other=0.0)
+        t = tl.load(g + m.to(tl.int64)[:, None] * O + o[None, :], mask=live[:, None] & (o < O)[None, :], other=0.0)
         acc = tl.dot(tl.trans(a), t, acc)
     out += (split * tl.num_programs(2) + k) * (R * S * C * O)
     tl.store(out + j[:, None] * O + o[None, :], acc, mask=(j < R * S * C)[:, None] & (o < O)[None, :])
 
 
-GATHER = 128, 4, 3
-PIXEL = 64, 64, 4, 3, 1024
-
-
 def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """x (K·B, C, H, W), weight (K, O, C, R, S) to (K·B, O, H', W'); x and the result channels last."""
-    taps = weight.shape[3:]
-    height, width = ((n + 2 * padding - t) // stride + 1 for n, t in zip(x.shape[2:], taps, strict=True))
-    laid_out = weight.permute(0, 3, 4, 2, 1)
-    return _gather(x, laid_out, (height, width), up=stride, down=1, padding=padding)
+    return _gather(x, weight.permute(0, 3, 4, 2, 1), _size(x, weight, stride, padding), stride, 1, padding)
+
+
+def forward_with_statistics(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As forward, with the mean and the biased variance (K, O) of each output channel."""
+    size, points, outputs = _size(x, weight, stride, padding), len(weight), weight.shape[1]
+    pixels = len(x) // points * size[0] * size[1]
+    tile = _tile(weight)[0]
+    tiles = triton.cdiv(pixels, tile)
+    sums_KT2O = torch.empty(points, tiles, 2, outputs, dtype=torch.float32, device=x.device)
+    y = _gather(x, weight.permute(0, 3, 4, 2, 1), size, stride, 1, padding, sums=sums_KT2O)
+    count_T1 = (pixels - tile * torch.arange(tiles, device=x.device)).clamp(max=tile)[:, None]
+    total_KTO, squares_KTO = sums_KT2O.unbind(2)
+    mean_KO = total_KTO.sum(1) / pixels
+    # Chan et al. 1983: deviations within the tiles, and of the tiles' means.
+    between_KTO = (total_KTO / count_T1 - mean_KO[:, None]).square() * count_T1
+    return y, mean_KO, (squares_KTO + between_KTO).sum(1) / pixels
 
 
 def to_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """The gradient with respect to x: the transposed convolution, with the taps mirrored."""
-    laid_out = weight.flip(3, 4).permute(0, 3, 4, 1, 2)
-    height, width = x.shape[2:]
-    return _gather(gradient, laid_out, (height, width), up=1, down=stride, padding=weight.shape[3] - 1 - padding)
+    """The gradient with respect to x: the transposed convolution."""
+    padding = weight.shape[3] - 1 - padding
+    size = x.shape[2], x.shape[3]
+    return _gather(gradient, weight.permute(0, 3, 4, 1, 2), size, 1, stride, padding, mirror=True)
 
 
-def _gather(x: Tensor, weight: Tensor, size: tuple[int, int], up: int, down: int, padding: int) -> Tensor:
-    points, rows, columns, inputs, outputs = weight.shape
+def _size(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int]:
+    height, width = ((n + 2 * padding - t) // stride + 1 for n, t in zip(x.shape[2:], weight.shape[3:], strict=True))
+    return height, width
+
+
+def _tile(weight: Tensor) -> tuple[int, int]:
+    """Pixels of a tile and loads in flight: what measured fastest on an H200, of five each."""
+    return (256, 2) if max(weight.shape[1:3]) <= 16 else (128, 3)
+
+
+def _gather(
+    x: Tensor,
+    weight: Tensor,
+    size: tuple[int, int],
+    up: int,
+    down: int,
+    padding: int,
+    mirror: bool = False,
+    sums: Tensor | None = None,
+) -> Tensor:
+    """The product with weight (K, R, S, C, O); writes the tiles' `sums` (K, T, 2, O) if given."""
+    points, high, wide, inputs, outputs = weight.shape
     samples = len(x) // points
     y = torch.empty((len(x), outputs, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     pixels = samples * size[0] * size[1]
     tile_outputs = min(max(16, triton.next_power_of_2(outputs)), 64)
     tile_inputs = min(max(16, triton.next_power_of_2(inputs)), 64)
-    tile, warps, stages = GATHER
+    tile, stages = _tile(weight.permute(0, 4, 3, 1, 2))
+    laid_out = torch.empty(weight.shape, dtype=x.dtype, device=x.device).copy_(weight)
     _gather_product[(triton.cdiv(pixels, tile), triton.cdiv(outputs, tile_outputs), points)](
         x,
-        weight.to(x.dtype).contiguous(),
+        laid_out,
         y,
+        y if sums is None else sums,
         pixels,
         samples * inputs * x.shape[2] * x.shape[3],
         *x.shape[2:],
         inputs,
         *size,
         outputs,
-        rows,
-        columns,
+        high,
+        wide,
         up,
         down,
         padding,
+        mirror,
+        sums is not None,
         tile,
         tile_outputs,
         tile_inputs,
-        num_warps=warps,
+        num_warps=4,
         num_stages=stages,
     )
     return y
@@ -181,11 +246,11 @@ def to_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding:
     samples = len(x) // points
     pixels = samples * gradient.shape[2] * gradient.shape[3]
     products = rows * columns * inputs
-    widest, tile_pixels, warps, stages, programs = PIXEL
-    tile_products = min(max(16, triton.next_power_of_2(products)), widest)
+    tile_pixels = 128
+    tile_products = min(max(16, triton.next_power_of_2(products)), 64)
     tile_outputs = min(max(16, triton.next_power_of_2(outputs)), 64)
     blocks = triton.cdiv(products, tile_products) * triton.cdiv(outputs, tile_outputs)
-    splits = max(1, min(programs // (blocks * points), pixels // (8 * tile_pixels)))
+    splits = max(1, min(256 // (blocks * points), pixels // (8 * tile_pixels)))
     per_split = triton.cdiv(triton.cdiv(pixels, splits), tile_pixels) * tile_pixels
     parts = torch.empty((splits, points, rows, columns, inputs, outputs), dtype=torch.float32, device=x.device)
     _pixel_product[(splits, blocks, points)](
@@ -206,7 +271,7 @@ def to_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding:
         tile_products,
         tile_outputs,
         tile_pixels,
-        num_warps=warps,
-        num_stages=stages,
+        num_warps=4,
+        num_stages=3,
     )
     return parts.sum(0).permute(0, 4, 3, 1, 2).contiguous()

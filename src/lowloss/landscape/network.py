@@ -5,10 +5,13 @@ Shapes: K points, P parameters, N samples, C classes.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -22,6 +25,11 @@ from lowloss.landscape.engine import Buffers, Engine, Loop
 from lowloss.landscape.graph import Graph
 from lowloss.landscape.layout import Layout
 from lowloss.seeding import derive
+
+LOSS_AGREEMENT, ERROR_AGREEMENT = 1e-3, 5e-4
+"""How far evaluation in 16 bits may be from float32, in nats (relative above 1) and as a fraction of the samples."""
+
+log = logging.getLogger("lowloss")
 
 
 class _Losses(torch.autograd.Function):
@@ -72,6 +80,7 @@ class NetworkLandscape:
         self.layout = Layout.of(module)
         self.loop = Loop(module, self.layout)
         self._engine: Loop | Graph | None = None
+        self._agrees: dict[str, bool] = {}
         # Statistics need chunks that each resemble the whole: a split sorted by class would spoil them.
         order = torch.Generator().manual_seed(derive(0, "batch-norm"))
         self._statistics_order_N = torch.randperm(len(data.y_train), generator=order)
@@ -88,7 +97,8 @@ class NetworkLandscape:
         if batch is None:
             raise ValueError("a network's losses need a minibatch")
         theta_KP = self._points(theta_KP)
-        result: Tensor = _Losses.apply(theta_KP, self.engine, batch)
+        with _room("the batch size"):
+            result: Tensor = _Losses.apply(theta_KP, self.engine, batch)
         return result
 
     @torch.no_grad()
@@ -98,11 +108,12 @@ class NetworkLandscape:
         With `logits`, the outputs (K, N, C) come too, in the split's order, on the CPU.
         """
         theta_KP = self._points(theta_KP)
-        with self.loop.exact():
-            scores, kept = self._scores(self.engine, theta_KP, split, logits)
+        with self.loop.exact(), _room("evaluation_batch"):
+            engine = self._trusted(theta_KP, split)
+            scores, kept = self._scores(engine, theta_KP, split, logits)
             loss_K, error_K = scores.cpu().unbind(1)  # the one wait for the device
             wild = ~loss_K.isfinite()
-            if self.engine is not self.loop and wild.any():
+            if engine is not self.loop and wild.any():
                 # 16 bits may have overflowed far from any minimum; float32 tells whether the loss is infinite.
                 again, kept_again = self._scores(self.loop, theta_KP[wild.to(theta_KP.device)], split, logits)
                 loss_K[wild], error_K[wild] = again.cpu().unbind(1)
@@ -110,9 +121,37 @@ class NetworkLandscape:
                     kept[k] = outputs
         return Evaluation(loss_K, error_K, torch.stack(kept) if logits else None)
 
-    def _scores(
-        self, engine: Loop | Graph, theta_KP: Tensor, split: str, logits: bool
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _trusted(self, theta_KP: Tensor, split: str) -> Loop | Graph:
+        """The engine, or the plain loop where at the first point of a split the two have been seen to differ."""
+        engine = self.engine
+        if engine is self.loop or not len(theta_KP) or self._agrees.get(split) is not None:
+            return engine if self._agrees.get(split, True) else self.loop
+        try:
+            (slow,) = self._scores(self.loop, theta_KP[:1], split, False)[0].tolist()
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            log.warning("engine: evaluation could not be checked against float32, which does not fit the memory")
+            self._agrees[split] = True
+            return engine
+        (fast,) = self._scores(engine, theta_KP[:1], split, False)[0].tolist()
+        if not isfinite(slow[0]) or not isfinite(fast[0]):
+            return engine
+        error = ERROR_AGREEMENT + 1 / len(self.data.split(split)[1])
+        loss = LOSS_AGREEMENT * max(1.0, abs(slow[0]))
+        self._agrees[split] = abs(fast[0] - slow[0]) <= loss and abs(fast[1] - slow[1]) <= error
+        if not self._agrees[split]:
+            log.warning(
+                "engine: %s evaluates in float32 on the plain loop: its loss and error on the %s split are %.4g, %.4g "
+                "there and %.4g, %.4g in 16 bits",
+                type(self.loop.module).__name__,
+                split,
+                *slow,
+                *fast,
+            )
+            return self.loop
+        return engine
+
+    def _scores(self, engine: Loop | Graph, theta_KP: Tensor, split: str, logits: bool) -> tuple[Tensor, list[Tensor]]:
         """Loss and error (K, 2) on the device, and the outputs (N, C) of each point on the CPU if asked for."""
         x_N, y_N = self.data.split(split)
         scores_K2 = torch.empty(len(theta_KP), 2, dtype=torch.float64, device=y_N.device)
@@ -161,6 +200,7 @@ class NetworkLandscape:
     def to(self, device: torch.device) -> NetworkLandscape:
         if device != self.data.y_train.device:
             self._engine = self._statistics = None
+            self._agrees.clear()
             self.loop.module.to(device)
             self.data.to(device=device)
         return self
@@ -229,6 +269,15 @@ class NetworkLandscape:
                 f"{name} gives outputs of shape {shape[1:]} for {self.data.num_classes} classes: "
                 f"set its number of outputs (often model.num_classes={self.data.num_classes})"
             )
+
+
+@contextlib.contextmanager
+def _room(setting: str) -> Iterator[None]:
+    """Raises LowlossError where the GPU's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise LowlossError(f"the GPU's memory is too small: lower {setting} ({str(error).splitlines()[0]})") from error
 
 
 def build_model(factory: Callable[..., nn.Module], data: Data) -> nn.Module:

@@ -1,0 +1,341 @@
+"""The engine's parts against the plain loop and against float64, on whatever processor there is."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import conv2d, dropout, linear
+
+from lowloss import Data, LowlossError, NetworkLandscape, train_minima
+from lowloss.landscape import Batch, Engine, Layout, convolution
+from lowloss.landscape.engine import Loop
+from lowloss.landscape.folded import FoldedDropout, fold
+from lowloss.landscape.graph import Graph
+from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
+
+IMAGE = (3, 32, 32)
+FAMILIES = {
+    "mlp": partial(MLP, hidden=(32, 16), batch_norm=True),
+    "cnn": partial(CNN, width=6, depth=2, hidden=16),
+    "resnet": partial(ResNet, depth=8, width=8),
+    "wide resnet": partial(WideResNet, depth=10, widen=1),
+    "densenet": partial(DenseNet, depth=7, growth=4),
+    "densenet-bc": partial(DenseNet, depth=10, growth=4, bottleneck=True),
+    "vgg": partial(VGG16, dropout=0.0),
+    "vgg-bn": partial(VGG16, batch_norm=True, dropout=0.0),
+    "other norms": lambda input_shape, num_classes: nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=True),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=2, dilation=2),
+        nn.Flatten(),
+        nn.LayerNorm(968),
+        nn.Linear(968, num_classes),
+    ),
+}
+
+
+def engines(module, step=torch.float32, evaluation=torch.float32):
+    layout = Layout.of(module)
+    loop = Loop(module, layout)
+    return loop, Graph(loop, torch.randn(4, *IMAGE), step, evaluation)
+
+
+def points(loop, count):
+    own_P = loop.layout.flatten(dict(loop.module.named_parameters()))
+    return own_P * (1 + 0.05 * torch.randn(count, len(own_P)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folded_points_equal_the_loop(family):
+    loop, graph = engines(FAMILIES[family](input_shape=IMAGE, num_classes=10))
+    assert graph.usable
+    theta_KP = points(loop, 3)
+    batch = Batch(torch.randn(3, 6, *IMAGE), torch.randint(10, (3, 6)), (0, 1, 2))
+    losses, gradients = graph.losses(theta_KP, batch, True)
+    expected_losses, expected = loop.losses(theta_KP, batch, True)
+    assert torch.allclose(losses, expected_losses, rtol=1e-2 if family == "vgg" else 1e-4)
+    if not family.startswith("vgg"):  # 13 layers over six samples of noise: rounding decides the gradient
+        assert (gradients - expected).norm() <= 1e-4 * expected.norm()
+    x = torch.randn(64, *IMAGE)
+    for whole, chunks in ((True, [x]), (False, list(x.split(16)))):
+        buffers, outputs = graph.statistics(theta_KP[0], chunks, whole)
+        expected_buffers, _ = loop.statistics(theta_KP[0], chunks, whole)
+        for name, buffer in expected_buffers.items():
+            if not name.endswith("tracked"):
+                # A whole split is normalised by the unbiased variance, as evaluation normalises it.
+                assert torch.allclose(buffers[name], buffer, rtol=5e-2 if whole else 1e-3, atol=1e-3)
+        logits = graph.logits(theta_KP[0], buffers, [x])
+        assert torch.allclose(logits, loop.logits(theta_KP[0], buffers, [x]), atol=1e-3)
+        if whole and loop.batch_norms:
+            assert torch.allclose(outputs, logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["cnn", "resnet", "densenet", "vgg-bn"])
+def test_sixteen_bits_stay_close_to_float32(family, digits_in_colour):
+    data = digits_in_colour
+    model = partial(FAMILIES[family], input_shape=IMAGE, num_classes=10)
+    land = NetworkLandscape(model, data, len(data.y_train), Engine(precision="float32"))
+    minima = train_minima(land, count=2, epochs=2, batch_size=64).theta_KP
+    graph = Graph(land.loop, data.x_train[:4], torch.bfloat16, torch.float16)
+    for theta_P in (*minima, minima.mean(0)):  # two low points and what lies between
+        slow = land.evaluate(theta_P[None])
+        fast, _ = land._scores(graph, theta_P[None], "train", False)
+        assert abs(fast[0, 0] - slow.loss_K[0]) <= 1e-3 * max(1, slow.loss_K[0])
+        assert abs(fast[0, 1] - slow.error_K[0]) <= 0.0005 + 1 / len(data.y_train)
+    batch = land.batches(64, [0], shared=True)[0]
+    losses, _ = graph.losses(minima, batch, True)
+    assert torch.allclose(losses, land.loop.losses(minima, batch, False)[0], rtol=0.05, atol=0.02)
+
+
+@pytest.fixture(scope="module")
+def digits_in_colour():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = torch.tensor(digits.images, dtype=torch.float32)[:512, None].div(8).sub(1)
+    x = nn.functional.interpolate(x, size=32).expand(-1, 3, -1, -1).contiguous()
+    y = torch.tensor(digits.target[:512])
+    return Data(x, y, x[:64], y[:64], 10)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The GPU's kernels: run there, or by Triton's interpreter."""
+    pytest.importorskip("triton")
+    from lowloss.landscape import kernels
+
+    monkeypatch.setattr(convolution, "_narrow", lambda *settings: True)
+    return kernels
+
+
+@pytest.mark.parametrize(
+    ("points", "samples", "inputs", "outputs", "size", "taps", "stride", "padding"),
+    [
+        (2, 3, 16, 16, 8, 3, 1, 1),
+        (2, 3, 3, 16, 9, 3, 2, 1),  # all taps in one tile
+        (3, 2, 16, 32, 8, 3, 2, 1),  # the transposed stride
+        (1, 2, 12, 24, 9, 5, 1, 2),  # channels that fill no tile
+        (2, 2, 16, 32, 8, 1, 2, 0),
+        (1, 3, 32, 80, 7, 3, 2, 1),  # several tiles of channels
+    ],
+)
+def test_kernels(kernels, points, samples, inputs, outputs, size, taps, stride, padding):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(points * samples, inputs, size, size, device=device).half()
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(points, outputs, inputs, taps, taps, device=device)
+    x64, weight64 = x.double().requires_grad_(), weight.half().double().requires_grad_()
+    pairs = zip(x64.chunk(points), weight64, strict=True)
+    expected = torch.cat([conv2d(x_B, weight_k, None, stride, padding) for x_B, weight_k in pairs])
+    gradient = torch.randn_like(expected).half().contiguous(memory_format=torch.channels_last)
+    expected.backward(gradient.double())
+    y, mean, var = kernels.forward_with_statistics(x, weight, stride, padding)
+    found = {
+        "forward": (kernels.forward(x, weight, stride, padding), expected),
+        "with statistics": (y, expected),
+        "mean": (mean, expected.unflatten(0, (points, -1)).mean((1, 3, 4))),
+        "variance": (var, expected.unflatten(0, (points, -1)).var((1, 3, 4), correction=0)),
+        "to input": (kernels.to_input(gradient, x, weight, stride, padding), x64.grad),
+        "to weight": (kernels.to_weight(gradient, x, weight, stride, padding), weight64.grad),
+    }
+    for name, (got, want) in found.items():
+        assert (got.double() - want).norm() <= 1e-3 * want.norm(), name
+    settings = [stride] * 2, [padding] * 2, [1, 1], 1
+    checks = ("test_schema", "test_faketensor")
+    narrow = weight.half()
+    torch.library.opcheck(convolution.convolution, (x, narrow, *settings), test_utils=checks)
+    torch.library.opcheck(convolution.convolution_with_statistics, (x, narrow, *settings), test_utils=checks)
+    backward = gradient, x, narrow, *settings, True
+    torch.library.opcheck(convolution.convolution_backward, backward, test_utils=checks)
+
+
+class RawParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.shift = nn.Linear(3072, 10), nn.Parameter(torch.zeros(10))
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)) + self.shift
+
+
+class BorrowsWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3072, 10)
+
+    def forward(self, x):
+        return linear(x.flatten(1), self.layer.weight)
+
+
+class MixesSamples(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3072, 10)
+
+    def forward(self, x):
+        outputs = self.layer(x.flatten(1))
+        return outputs - outputs.mean(0)
+
+
+class DrawsDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3072, 10)
+
+    def forward(self, x):
+        return dropout(self.layer(x.flatten(1)), 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (RawParameter(), "RawParameter"),
+        (BorrowsWeight(), ""),
+        (MixesSamples(), "meet outside"),
+        (DrawsDropout(), "random numbers"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).double(), "float64"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 10)),
+            "BatchNorm",
+        ),
+        (nn.Sequential(nn.Conv2d(3, 2, 3, padding_mode="circular"), nn.Flatten(), nn.Linear(1800, 10)), "pads"),
+    ],
+)
+def test_what_cannot_be_folded_runs_on_the_loop_and_says_so_once(module, reason, caplog):
+    loop = Loop(module, Layout.of(module))
+    sample = torch.randn(4, *IMAGE, dtype=loop.layout.dtype)
+    graph = Graph(loop, sample, torch.bfloat16, torch.float16)
+    theta_KP = points(loop, 2).to(loop.layout.dtype)
+    batch = Batch(sample, torch.randint(10, (4,)), (0,))
+    for _ in range(2):
+        losses, gradients = graph.losses(theta_KP, batch, True)
+    expected, expected_gradients = loop.losses(theta_KP, batch, True)
+    assert torch.equal(losses, expected)
+    assert torch.equal(gradients, expected_gradients)
+    assert caplog.text.count("runs on the plain loop") == 1
+    assert reason in caplog.text
+
+
+def test_dropout_of_a_row_depends_on_its_seed_alone():
+    folded = fold(nn.Sequential(nn.Dropout(0.3))).train()
+    part = next(part for part in folded.modules() if isinstance(part, FoldedDropout))
+    x = torch.ones(3 * 5000, 7)
+    part.seed = torch.tensor([11, 12, 13])
+    together = folded(x).unflatten(0, (3, -1))
+    assert (together == 0).float().mean().sub(0.3).abs() < 0.005
+    assert together.mean().sub(1).abs() < 0.01
+    kept = (together != 0).flatten(1).double()
+    assert torch.corrcoef(kept).sub(torch.eye(3)).abs().max() < 0.02
+    part.seed = torch.tensor([12])
+    assert torch.equal(folded(x[:5000]), together[1])
+    assert torch.equal(folded.eval()(x), x)
+
+
+def test_dropout_of_channels_drops_whole_channels():
+    folded = fold(nn.Sequential(nn.Dropout2d(0.5))).train()
+    out = folded(torch.ones(6, 8, 3, 3))
+    assert set(out.flatten(2).sum(2).unique().tolist()) == {0.0, 18.0}
+
+
+def test_points_that_do_not_fit_together_run_in_parts(monkeypatch):
+    loop, graph = engines(FAMILIES["mlp"](input_shape=IMAGE, num_classes=10))
+    theta_KP = points(loop, 5)
+    batch = Batch(torch.randn(8, *IMAGE), torch.randint(10, (8,)), (0,))
+    whole, step = graph.losses(theta_KP, batch, True), graph._step
+
+    def small(theta, rows, gradients):
+        if len(theta) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return step(theta, rows, gradients)
+
+    monkeypatch.setattr(graph, "_step", small)
+    parts = graph.losses(theta_KP, batch, True)
+    assert torch.allclose(parts[0], whole[0])
+    assert torch.allclose(parts[1], whole[1], atol=1e-6)
+    monkeypatch.setattr(graph, "_step", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room at all")))
+    with pytest.raises(torch.OutOfMemoryError):
+        graph.losses(theta_KP, batch, True)
+
+
+def small_landscape(**settings):
+    data = Data(torch.randn(40, 4), torch.randint(2, (40,)), torch.randn(40, 4), torch.randint(2, (40,)))
+    return NetworkLandscape(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), data, engine=Engine(**settings))
+
+
+def test_too_little_memory_is_one_line(monkeypatch):
+    land = small_landscape()
+    theta_KP, batch = torch.randn(2, land.dim), land.batches(8, [0], shared=True)[0]
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(land.loop, "losses", full)
+    monkeypatch.setattr(land.loop, "statistics", full)
+    with pytest.raises(LowlossError, match="lower the batch size"):
+        land.losses(theta_KP, batch)
+    with pytest.raises(LowlossError, match="lower evaluation_batch"):
+        land.evaluate(theta_KP)
+
+
+def test_evaluation_that_differs_from_float32_is_not_reported(caplog):
+    land = small_landscape()
+    theta_KP = torch.randn(3, land.dim)
+    expected = land.evaluate(theta_KP)
+
+    class Wrong(Loop):
+        def logits(self, theta_P, buffers, chunks):
+            return super().logits(theta_P, buffers, chunks) * 1.1
+
+    land._engine = Wrong(land.loop.module, land.layout)
+    found = land.evaluate(theta_KP)
+    assert torch.equal(found.loss_K, expected.loss_K)
+    land.evaluate(theta_KP)
+    assert caplog.text.count("evaluates in float32") == 1
+
+
+def test_a_point_beyond_16_bits_is_evaluated_in_float32():
+    land = small_landscape()
+    land._engine = Graph(land.loop, land.data.x_train[:4], torch.bfloat16, torch.float16)
+    wild = 1e4 * torch.randn(2, land.dim)
+    theta_KP = torch.cat([torch.randn(1, land.dim), wild])
+    found = land.evaluate(theta_KP, logits=True)
+    exact, outputs = land._scores(land.loop, theta_KP, "train", True)
+    assert found.loss_K.isfinite().all()
+    assert torch.allclose(found.loss_K, exact[:, 0], rtol=1e-3)
+    assert torch.equal(found.logits_KNC[1:], torch.stack(outputs)[1:])
+
+
+@pytest.mark.parametrize(("key", "value"), [("kind", "fast"), ("precision", "fp8")])
+def test_unknown_settings_name_the_choices(key, value):
+    with pytest.raises(LowlossError, match="must be one of auto"):
+        Engine(**{key: value})
+
+
+def test_a_graph_needs_a_gpu():
+    land = small_landscape(kind="graph")
+    with pytest.raises(LowlossError, match="needs a GPU"):
+        land.losses(torch.randn(1, land.dim), land.batches(8, [0], shared=True)[0])
+
+
+def test_bfloat16_steps_on_a_processor_are_float32_to_three_digits():
+    loop, _ = engines(FAMILIES["resnet"](input_shape=IMAGE, num_classes=10))
+    theta_KP = points(loop, 2)
+    batch = Batch(torch.randn(16, *IMAGE), torch.randint(10, (16,)), (0,))
+    exact, exact_gradients = loop.losses(theta_KP, batch, True)
+    narrow = Loop(loop.module, loop.layout, torch.bfloat16)
+    losses, gradients = narrow.losses(theta_KP, batch, True)
+    assert losses.dtype == gradients.dtype == torch.float32
+    assert torch.allclose(losses, exact, atol=0.01)
+    assert not torch.equal(losses, exact)
+    assert (gradients - exact_gradients).norm() <= 0.2 * exact_gradients.norm()
+
+
+def test_no_points_and_one_point():
+    loop, graph = engines(FAMILIES["cnn"](input_shape=IMAGE, num_classes=10))
+    batch = Batch(torch.randn(6, *IMAGE), torch.randint(10, (6,)), (0,))
+    losses, gradients = graph.losses(points(loop, 1)[:0], batch, True)
+    assert losses.shape == (0,)
+    assert gradients.shape == (0, loop.layout.dim)
+    assert graph.losses(points(loop, 1), batch, True)[1].shape == (1, loop.layout.dim)

@@ -1,0 +1,151 @@
+"""On a GPU: the graph engine against the plain loop in float32, for each architecture family."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.functional import interpolate
+
+from lowloss import Data, NetworkLandscape, train_minima
+from lowloss.data import CropFlip
+from lowloss.landscape import Batch, Engine
+from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("default"),
+]
+CUDA = torch.device("cuda")
+FAMILIES = {
+    "mlp": partial(MLP, hidden=(256, 128), batch_norm=True),
+    "cnn": partial(CNN, width=24, depth=2),
+    "resnet": partial(ResNet, depth=8),
+    "wide resnet": partial(WideResNet, depth=10, widen=2),
+    "densenet": partial(DenseNet, depth=10),
+    "densenet-bc": partial(DenseNet, depth=16, bottleneck=True),
+    "vgg": partial(VGG16, batch_norm=False),
+    "vgg-bn": partial(VGG16, batch_norm=True),
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    """10,000 noisy, shifted digits as colour images of CIFAR-10's size."""
+    generator = torch.Generator().manual_seed(0)
+    digits = load_digits()
+    x = interpolate(torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1, size=32, mode="bilinear")
+    chosen = torch.randint(len(x), (10_000,), generator=generator)
+    x = CropFlip(flip=False)(x[chosen].expand(-1, 3, -1, -1), generator)
+    x = x + 0.8 * torch.randn(x.shape, generator=generator)
+    y = torch.tensor(digits.target)[chosen]
+    return Data(x, y, x[:1000], y[:1000], 10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_agrees_with_the_loop_in_float32(family, data, capsys):
+    rate = 0.01 if family == "vgg" else 0.05
+    land = NetworkLandscape(partial(FAMILIES[family], input_shape=(3, 32, 32), num_classes=10), data, len(data.y_train))
+    optimizer = partial(torch.optim.SGD, lr=rate, momentum=0.9)
+    minima = train_minima(land, count=2, epochs=3, batch_size=128, optimizer=optimizer, seed=1).theta_KP.to(CUDA)
+    land.to(CUDA)
+    assert land.engine is not land.loop
+    assert land.engine.usable
+    # Two minima, and the top of the straight line between them.
+    points = torch.stack([minima[0], minima[1], minima.mean(0)])
+    fast = land.evaluate(points, "train")
+    slow = NetworkLandscape(land.model, data, len(data.y_train), Engine("loop")).to(CUDA).evaluate(points, "train")
+    loss, error = (fast.loss_K - slow.loss_K).abs(), (fast.error_K - slow.error_K).abs()
+    batch = land.batches(512, [3], shared=True)[0]
+    for part in land.engine.training.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    for part in land.loop.module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    land.engine._steps.clear()
+    losses, gradients = land.engine.losses(points, batch, True)
+    with land.loop.exact():
+        exact_losses, exact = land.loop.losses(points, batch, True)
+    relative = (gradients - exact).norm(dim=1) / exact.norm(dim=1)
+    with capsys.disabled():
+        print(
+            f"\n{family:12s} loss {slow.loss_K.tolist()} error {slow.error_K.tolist()} "
+            f"differences: loss {loss.max():.1e}, error {100 * error.max():.3f} points, "
+            f"step loss {(losses - exact_losses).abs().max():.1e}, gradient {relative.tolist()}"
+        )
+    assert land._agrees == {"train": True}
+    assert loss.max() <= 1e-3
+    assert error.max() <= 0.0005
+    assert (losses - exact_losses).abs().max() <= 0.02 * exact_losses.abs().max()
+    assert relative.max() <= 0.35
+
+
+class Wandering(nn.Module):
+    """Goes another way where the data say so, which no graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+
+def test_data_dependent_control_flow_runs_on_the_loop(caplog):
+    x, y = torch.randn(40, 4), torch.randint(2, (40,))
+    land = NetworkLandscape(Wandering(), Data(x, y, x, y)).to(CUDA)
+    theta_KP = torch.randn(3, land.dim, device=CUDA)
+    batch = Batch(x[:8].to(CUDA), y[:8].to(CUDA), (0,))
+    expected, _ = land.loop.losses(theta_KP, batch, False)
+    assert torch.allclose(land.losses(theta_KP, batch), expected)
+    assert caplog.text.count("runs on the plain loop") == 1
+
+
+def test_any_number_of_points_dropout_and_both_kinds_of_batches():
+    data = Data(torch.randn(64, 1, 8, 8), torch.randint(10, (64,)), torch.randn(64, 1, 8, 8), torch.randint(10, (64,)))
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 10))
+    land = NetworkLandscape(net, data, engine=Engine(precision="float32")).to(CUDA)
+    theta_KP = torch.stack([land.initial(k) for k in range(5)]).to(CUDA)
+    rows = land.batches(16, list(range(5)), shared=False)[0]
+    together = land.engine.losses(theta_KP, rows, True)
+    again = land.engine.losses(theta_KP, rows, True)
+    assert torch.equal(together[0], again[0])
+    for k in range(5):
+        alone = land.engine.losses(
+            theta_KP[k : k + 1], Batch(rows.x[k : k + 1], rows.y[k : k + 1], rows.seeds[k : k + 1]), True
+        )
+        assert torch.allclose(alone[0], together[0][k], atol=1e-5)
+        assert torch.allclose(alone[1][0], together[1][k], atol=1e-5)
+    other = land.engine.losses(theta_KP, rows._replace(seeds=tuple(seed + 1 for seed in rows.seeds)), True)
+    assert not torch.equal(other[0], together[0])
+    assert land.losses(theta_KP[:0], rows).shape == (0,)
+
+
+def test_a_point_that_overflows_16_bits_is_evaluated_in_float32():
+    x, y = torch.randn(20, 4), torch.randint(2, (20,))
+    land = NetworkLandscape(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), Data(x, y, x, y)).to(CUDA)
+    wild = torch.full((1, land.dim), 1000.0, device=CUDA) * torch.randn(land.dim, device=CUDA)
+    assert torch.allclose(land.evaluate(wild).loss_K, land._scores(land.loop, wild, "train", False)[0][:, 0].cpu())
+    assert land.evaluate(wild).loss_K.isfinite().all()
+
+
+def test_chunks_where_the_memory_is_small(monkeypatch):
+    data = Data(torch.randn(64, 4), torch.randint(2, (64,)), torch.randn(64, 4), torch.randint(2, (64,)))
+    land = NetworkLandscape(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), data).to(CUDA)
+    theta_KP = torch.randn(5, land.dim, device=CUDA)
+    batch = land.batches(16, [0], shared=True)[0]
+    whole = copy.copy(land.engine.losses(theta_KP, batch, True))
+    step = land.engine._step
+
+    def small(theta, rows, gradients):
+        if len(theta) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return step(theta, rows, gradients)
+
+    monkeypatch.setattr(land.engine, "_step", small)
+    parts = land.engine.losses(theta_KP, batch, True)
+    assert torch.allclose(whole[0], parts[0], atol=1e-3)
+    assert land.engine._points_at_once == 2
