@@ -146,6 +146,14 @@ def check_config(folder: Path, config: Config) -> None:
         )
 
 
+def lookup(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
 def _flat(config: Config, prefix: str = "") -> Config:
     flat: Config = {}
     for key, value in config.items():

@@ -34,8 +34,9 @@ MAY = {
     "training": {*SMALL, "files", "progress", "landscape", "finder", "ensemble", "scans", "schedule"},
     "runs": {"errors", "files"},
     "report": {"errors", "files", "runs"},
-    "stages": {*SMALL, "files", "progress", "runs", "landscape", "finder", "ensemble", "scans", "training", "report"},
-    "cli": {"errors", "progress", "runs", "stages"},
+    "run": {"errors", "files", "runs", "landscape", "finder", "scans", "training"},
+    "stages": {*SMALL, "files", "progress", "run", "runs", "ensemble", "finder", "scans", "training", "report"},
+    "cli": {"errors", "progress", "run", "runs", "stages"},
     "__main__": {"cli"},
 }
 
