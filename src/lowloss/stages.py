@@ -6,17 +6,19 @@ and name it in STAGES. Everything heavy is imported where it is used: a finished
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lowloss import files, progress
+from lowloss.claims import Patience, take, wait_for
 from lowloss.errors import LowlossError
 from lowloss.run import Run
-from lowloss.runs import begin_work
+from lowloss.runs import Artifact, Config, begin_work, make_missing
 from lowloss.seeding import derive
 
 if TYPE_CHECKING:
@@ -27,27 +29,52 @@ if TYPE_CHECKING:
 
 def make_minima(run: Run) -> None:
     """Train the networks from independent seeds, together."""
-    count = run.config["minima"]["count"]
-    missing = [k for k in range(count) if not run.minimum(k).matches(run.minima_config)]
+    count, patience = run.config["minima"]["count"], Patience()
+    missing = _missing_minima(run)
     if not missing:
         progress.say(f"minima: all {count} are complete")
-    for work, rows in _minima_groups(run.study.root / "minima", missing):
-        _make_minima(run, work, rows)
+    while missing:
+        taken = 0
+        for group, begun in _minima_groups(run.study.root / "minima", missing):
+            with contextlib.ExitStack() as stack:
+                rows = _claim_minima(run, [k for k in group if k in missing], begun, stack)
+                if rows:
+                    taken += 1
+                    _make_minima(run, group if begun else rows)
+        if not taken:
+            patience.wait()
+        missing = _missing_minima(run)
 
 
-def _minima_groups(folder: Path, missing: list[int]) -> Iterator[tuple[Path, list[int]]]:
-    """Work folders and the rows that train together there: interrupted groups first, then one of all that is left."""
-    left = list(missing)
+def _missing_minima(run: Run) -> list[int]:
+    return [k for k in range(run.config["minima"]["count"]) if not run.minimum(k).matches(run.minima_config)]
+
+
+def _minima_groups(folder: Path, missing: list[int]) -> list[tuple[list[int], bool]]:
+    """Rows that train together, and whether they have begun: these groups first, then one of all that is left."""
+    left, groups = list(missing), []
     for work in sorted(folder.glob(".*.work")):
         rows = [int(part) for part in work.name.split(".")[1].split("-")]
         if set(rows) & set(left):
             left = [k for k in left if k not in rows]
-            yield work, rows
-    if left:
-        yield folder / f".{'-'.join(f'{k:04d}' for k in left)}.work", left
+            groups.append((rows, True))
+    return [*groups, (left, False)] if left else groups
 
 
-def _make_minima(run: Run, work: Path, rows: list[int]) -> None:
+def _claim_minima(run: Run, rows: list[int], begun: bool, stack: contextlib.ExitStack) -> list[int]:
+    """The rows for this process to make: those that no other works on; of a group that has begun, all or none."""
+    mine = []
+    for k in rows:
+        claim = take(run.minimum(k).claim)
+        if claim is not None:
+            stack.enter_context(claim)
+            mine.append(k)
+        elif begun:
+            return []
+    return [k for k in mine if not run.minimum(k).complete]
+
+
+def _make_minima(run: Run, rows: list[int]) -> None:
     import pandas as pd
 
     from lowloss.training.evaluation import evaluate_points
@@ -55,6 +82,7 @@ def _make_minima(run: Run, work: Path, rows: list[int]) -> None:
 
     began = time.monotonic()
     landscape, config = run.landscape, run.minima_config
+    work = run.study.root / "minima" / f".{'-'.join(f'{k:04d}' for k in rows)}.work"
     begin_work(work, config)
     result = train_minima(
         landscape,
@@ -92,18 +120,11 @@ def _make_minima(run: Run, work: Path, rows: list[int]) -> None:
 
 def make_paths(run: Run) -> None:
     """Connect pairs of minima with every finder."""
-    todo = []
-    total = 0
-    for finder in run.config["finder"]:
-        for start, end in run.pairs(finder):
-            total += 1
-            if not run.path(start, end, finder).matches(run.path_config(finder)):
-                todo.append((start, end, finder))
-    if not todo:
-        progress.say(f"path: all {total} are complete")
-        return
-    for start, end, finder in todo:
-        _make_path(run, start, end, finder)
+    wanted = [(*pair, finder) for finder in run.config["finder"] for pair in run.pairs(finder)]
+    jobs = [(run.path(*path), run.path_config(path[2])) for path in wanted]
+    if all(artifact.matches(config) for artifact, config in jobs):
+        progress.say(f"path: all {len(jobs)} are complete")
+    make_missing(jobs, lambda i: _make_path(run, *wanted[i]))
 
 
 def _make_path(run: Run, start: int, end: int, finder: str) -> None:
@@ -176,34 +197,39 @@ def make_ensemble(run: Run) -> None:
     start, count = run.config["ensemble"]["minimum"], run.config["minima"]["count"]
     fge = run.study.artifact("ensembles", f"fge-{start:04d}")
     independent = run.study.artifact("ensembles", f"independent-{count}")
-    fge_config = run.minima_config | run.describes("ensemble")
-    independent_config = run.minima_config
-    complete = [fge.matches(fge_config), independent.matches(independent_config)]
-    if all(complete):
+    jobs = [(fge, run.minima_config | run.describes("ensemble")), (independent, run.minima_config)]
+    if all(artifact.matches(config) for artifact, config in jobs):
         progress.say("ensemble: complete")
         return
+    run.points(list(range(count)))
+    makers = (_make_fast_ensemble, _make_independent_ensemble)
+    make_missing(jobs, lambda i: makers[i](run, *jobs[i]))
+
+
+def _make_fast_ensemble(run: Run, artifact: Artifact, config: Config) -> None:
     import pandas as pd
 
     from lowloss.training.ensemble import fast_ensemble
 
-    minima_KP = run.points(list(range(count)))
-    began = time.monotonic()
-    if not fge.complete:
-        landscape, recipe = run.landscape, cast("FGE", run.build("ensemble"))
-        work = fge.begin(fge_config)
-        seed = derive(run.config["seed"], "fge", start)
-        found = fast_ensemble(landscape, minima_KP[start], recipe, seed, run.trainer, work)
-        history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"]).astype({"step": int})
-        tensors, rows = _ensemble_on_test(run, found.theta_MP, "fge")
-        single = _ensemble_on_test(run, minima_KP[start : start + 1], "single")[1]
-        notes = {"method": "fge", "minimum": start, "rows": [*single, *rows]}
-        tensors["theta"] = found.theta_MP
-        fge.commit(fge_config, tensors, notes, {"metrics.csv": history}, time.monotonic() - began)
-    began = time.monotonic()
-    if not independent.complete:
-        tensors, rows = _ensemble_on_test(run, minima_KP, "independent")
-        notes = {"method": "independent", "members": list(range(count)), "rows": rows}
-        independent.commit(independent_config, tensors, notes, {}, time.monotonic() - began)
+    began, start = time.monotonic(), config["ensemble"]["minimum"]
+    start_1P = run.points([start])
+    landscape, recipe = run.landscape, cast("FGE", run.build("ensemble"))
+    work = artifact.begin(config)
+    seed = derive(config["seed"], "fge", start)
+    found = fast_ensemble(landscape, start_1P[0], recipe, seed, run.trainer, work)
+    history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"]).astype({"step": int})
+    tensors, rows = _ensemble_on_test(run, found.theta_MP, "fge")
+    single = _ensemble_on_test(run, start_1P, "single")[1]
+    notes = {"method": "fge", "minimum": start, "rows": [*single, *rows]}
+    tensors["theta"] = found.theta_MP
+    artifact.commit(config, tensors, notes, {"metrics.csv": history}, time.monotonic() - began)
+
+
+def _make_independent_ensemble(run: Run, artifact: Artifact, config: Config) -> None:
+    began, members = time.monotonic(), list(range(run.config["minima"]["count"]))
+    tensors, rows = _ensemble_on_test(run, run.points(members), "independent")
+    notes = {"method": "independent", "members": members, "rows": rows}
+    artifact.commit(config, tensors, notes, {}, time.monotonic() - began)
 
 
 def _ensemble_on_test(run: Run, theta_MP: Tensor, method: str) -> tuple[dict[str, Tensor], list[list[Any]]]:
@@ -233,28 +259,34 @@ def _ensemble_on_test(run: Run, theta_MP: Tensor, method: str) -> tuple[dict[str
 
 def make_scans(run: Run) -> None:
     """Tabulate loss and error on planes through the landscape."""
-    complete = 0
-    for name in run.config["scan"]:
-        complete += _make_scan(run, name)
-    if complete == len(run.config["scan"]):
-        progress.say(f"scan: all {complete} are complete")
+    names = list(run.config["scan"])
+    jobs = [_scan(run, name) for name in names]
+    if all(artifact.matches(config) for artifact, config in jobs):
+        progress.say(f"scan: all {len(jobs)} are complete")
+    make_missing(jobs, lambda i: _make_scan(run, names[i], *jobs[i]))
 
 
-def _make_scan(run: Run, name: str) -> bool:
-    """Make one scan; whether it was there already."""
+def _scan_minima(node: Config) -> list[int]:
+    return [node["minimum"]] if "minimum" in node else [node["start"], node["end"]]
+
+
+def _scan(run: Run, name: str) -> tuple[Artifact, Config]:
+    """A scan's artifact and what determines it."""
     node = run.config["scan"][name]
-    minima = [node["minimum"]] if "minimum" in node else [node["start"], node["end"]]
-    artifact = run.study.artifact("scans", "-".join([name, *(f"{k:04d}" for k in minima)]))
+    artifact = run.study.artifact("scans", "-".join([name, *(f"{k:04d}" for k in _scan_minima(node))]))
     config = run.minima_config | run.describes(f"scan.{name}")
     if "path" in node:
         config |= {key: value for key, value in run.path_config(node["path"]).items() if key not in config}
-    if artifact.matches(config):
-        return True
+    return artifact, config
+
+
+def _make_scan(run: Run, name: str, artifact: Artifact, config: Config) -> None:
     import torch
 
     from lowloss.training.scan import scan
 
-    began = time.monotonic()
+    began, node = time.monotonic(), run.config["scan"][name]
+    minima = _scan_minima(node)
     plane = run.planes[name]
     path = run.load_path(minima[0], minima[1], plane.path) if plane.path else None
     seed = derive(config["seed"], "scan", name)
@@ -275,32 +307,45 @@ def _make_scan(run: Run, name: str) -> bool:
         tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
     notes = {"scan": name, "anchor_names": list(grid.anchor_names), "settings": node}
     artifact.commit(config, tensors, notes, {}, time.monotonic() - began)
-    return False
 
 
 def make_report(run: Run) -> None:
     """Write tables, figures and the HTML page from what is complete."""
     root = run.study.root
+    if _report_is_up_to_date(run):
+        progress.say(f"report: up to date, {root / 'report' / 'index.html'}")
+        return
+    from lowloss.report import build_report
+
+    with wait_for(root / ".report.claim"):
+        if not _report_is_up_to_date(run):
+            # Looked at before it is made: what is completed meanwhile makes it out of date.
+            made_from = _report_inputs(run)
+            written = [str(file.relative_to(root)) for file in build_report(run.study)]
+            record = {"made_from": made_from, "written": written}
+            files.write_text(root / "report" / "inputs.json", json.dumps(record, indent=1))
+    progress.say(f"report: {root / 'report' / 'index.html'}")
+
+
+def _report_inputs(run: Run) -> Config:
+    """What a report is made from. Raises LowlossError if there is nothing."""
     inputs = {
         f"{kind}/{artifact.name}": artifact.stamp()
         for kind in ("minima", "paths", "ensembles", "scans")
         for artifact in run.study.complete(kind)
     }
     if not inputs:
-        raise LowlossError(f"{root} holds nothing to report: make it with `{run.command}`")
+        raise LowlossError(f"{run.study.root} holds nothing to report: make it with `{run.command}`")
     from lowloss import __version__
 
-    made_from = {"lowloss": __version__, "inputs": inputs}
+    return {"lowloss": __version__, "inputs": inputs}
+
+
+def _report_is_up_to_date(run: Run) -> bool:
+    root, made_from = run.study.root, _report_inputs(run)
     record = root / "report" / "inputs.json"
     before = json.loads(record.read_text()) if record.exists() else {}
-    if before.get("made_from") == made_from and all((root / name).exists() for name in before["written"]):
-        progress.say(f"report: up to date, {root / 'report' / 'index.html'}")
-        return
-    from lowloss.report import build_report
-
-    written = [str(file.relative_to(root)) for file in build_report(run.study)]
-    files.write_text(record, json.dumps({"made_from": made_from, "written": written}, indent=1))
-    progress.say(f"report: {root / 'report' / 'index.html'}")
+    return before.get("made_from") == made_from and all((root / name).exists() for name in before["written"])
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
