@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -120,11 +121,18 @@ def _make_minima(run: Run, rows: list[int]) -> None:
 
 def make_paths(run: Run) -> None:
     """Connect pairs of minima with every finder."""
-    wanted = [(*pair, finder) for finder in run.config["finder"] for pair in run.pairs(finder)]
+    fixed = [name for name in run.config["finder"] if not run.explores(name)]
+    wanted = [(*pair, finder) for finder in fixed for pair in run.pairs(finder)]
     jobs = [(run.path(*path), run.path_config(path[2])) for path in wanted]
-    if all(artifact.matches(config) for artifact, config in jobs):
+    if fixed and all(artifact.matches(config) for artifact, config in jobs):
         progress.say(f"path: all {len(jobs)} are complete")
     make_missing(jobs, lambda i: _make_path(run, *wanted[i]))
+    for finder in run.config["finder"]:
+        if finder in fixed:
+            continue
+        from lowloss.explore import explore
+
+        explore(run, finder, partial(_make_path, run, finder=finder))
 
 
 def _make_path(run: Run, start: int, end: int, finder: str) -> None:
