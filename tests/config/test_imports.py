@@ -34,11 +34,14 @@ MAY = {
     "training": {*SMALL, "files", "progress", "landscape", "finder", "ensemble", "scans", "schedule"},
     "claims": set(),
     "runs": {"claims", "errors", "files"},
-    "report": {"errors", "files", "runs"},
+    "report": {"errors", "files", "runs", "finder.path", "finder.exploration"},
     "run": {"errors", "files", "runs", "landscape", "finder", "scans", "training"},
+    "explore": {"claims", "files", "progress", "run", "runs", "finder.exploration"},
+    # fmt: off
     "stages": {
         *SMALL,
         "claims",
+        "explore",
         "files",
         "progress",
         "run",
@@ -49,6 +52,7 @@ MAY = {
         "training",
         "report",
     },
+    # fmt: on
     "cli": {"errors", "progress", "run", "runs", "stages"},
     "__main__": {"cli"},
 }
