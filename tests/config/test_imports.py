@@ -37,7 +37,6 @@ MAY = {
     "report": {"errors", "files", "runs", "finder.path", "finder.exploration"},
     "run": {"errors", "files", "runs", "landscape", "finder", "scans", "training"},
     "explore": {"claims", "files", "progress", "run", "runs", "finder.exploration"},
-    # fmt: off
     "stages": {
         *SMALL,
         "claims",
@@ -52,7 +51,6 @@ MAY = {
         "training",
         "report",
     },
-    # fmt: on
     "cli": {"errors", "progress", "run", "runs", "stages"},
     "__main__": {"cli"},
 }
