@@ -47,7 +47,12 @@ class Run:
     """
 
     def __init__(self, study: Study, config: Config, build: Callable[..., Any], command: str) -> None:
-        self.study, self.config, self.build, self.command = study, config, build, command
+        # An experiment may hold settings of finders and scans that the command line did not choose.
+        chosen = {
+            group: {name: node for name, node in config[group].items() if "_target_" in node}
+            for group in ("finder", "scan")
+        }
+        self.study, self.config, self.build, self.command = study, config | chosen, build, command
 
     def describes(self, *sections: str) -> Config:
         """The part of the configuration that determines an artifact: sections, dotted for a part of one."""
@@ -185,6 +190,9 @@ class Run:
             self.pairs(finder)
             if self.explores(finder):
                 self._check_budget()
+        paper = self.config["paper"]
+        if paper and (set(paper) != {"source", "row"} or not isinstance(paper["row"], dict)):
+            raise LowlossError(f"paper must be null or have a source and a row of numbers, got {paper!r}")
         if "ensemble" in wanted:
             self._check_minimum("ensemble.minimum", self.config["ensemble"]["minimum"])
         if "scan" in wanted:
@@ -193,6 +201,8 @@ class Run:
 
     def _check_budget(self) -> None:
         budget, star = self.config["path"]["budget"], self.config["minima"]["count"] - 1
+        if not isinstance(budget, dict) or set(budget) != {"pairs", "steps", "hours"}:
+            raise LowlossError(f"path.budget has the keys pairs, steps and hours, each perhaps null, got {budget!r}")
         for name, value in budget.items():
             whole = name != "hours"
             if value is None:

@@ -152,6 +152,8 @@ def test_two_workers_keep_to_the_budget(lowloss, another, outputs):
         ("path.budget.pairs=4", r"path\.budget\.pairs=4, but .* 5 pairs"),
         ("path.budget.pairs=two", r"path\.budget\.pairs must be null or a positive whole number, got 'two'"),
         ("path.budget.steps=1.5", r"path\.budget\.steps must be null or a positive whole number"),
+        ("path.budget=null", r"path\.budget has the keys pairs, steps and hours"),
+        ("+path.budget.days=1", r"path\.budget has the keys pairs, steps and hours"),
         ("path.budget.hours=0", r"path\.budget\.hours must be null or a positive number"),
     ],
 )

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from lowloss import LowlossError
+from lowloss.report.architectures import draw_architectures, overview
+from lowloss.runs import Study
+
 STAGES = ("minima", "path", "ensemble", "scan", "report")
 SUMMARY = """
     finder start end status pivots length_ratio min_train_loss saddle_train_loss barrier_train_loss min_test_loss
@@ -95,6 +99,28 @@ def test_a_papers_row_stands_beside_ours(lowloss, whole, tmp_path):
     assert rows[1]["train_loss_min"] == ours[0]["train_loss_min"]
     (line,) = (line for line in made.err.splitlines() if line.strip().startswith("train_loss_min"))
     assert line.split()[1:] == ["0.25", *(f"{float(row['train_loss_min']):.4g}" for row in ours)]
+
+
+def test_settings_of_a_finder_that_is_not_chosen_are_left_out(lowloss, whole):
+    again = lowloss.tiny(whole.outputs, "stages=[path]", "finder=[autoneb,bezier]", "+finder.neb.steps=3")
+    assert again.status == 0, again.err
+    assert "path: all 4 are complete" in again.err
+
+
+def test_a_papers_row_without_numbers_is_refused(lowloss, tmp_path):
+    assert "paper must be null or have a source and a row" in lowloss.tiny(tmp_path, "+paper.source=Someone").message
+
+
+def test_studies_are_put_together(whole, tmp_path):
+    table = overview([Study(whole.root), Study(whole.root)])
+    assert list(table["model"]) == ["MLP-[16]-True"] * 6
+    assert list(table["data"]) == ["digits"] * 6
+    picture = draw_architectures(table, "autoneb", tmp_path / "figures")
+    assert picture.file.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(LowlossError, match="the finders are autoneb, bezier, line"):
+        draw_architectures(table, "neb", tmp_path)
+    with pytest.raises(LowlossError, match="none of these studies has a path"):
+        overview([Study(tmp_path)])
 
 
 class Resources(HTMLParser):

@@ -45,7 +45,7 @@ def _snapshots(artifact: Artifact, tensors: dict[str, Any], title: str, folder: 
     """Fig. 4 of Draxler et al. 2018: the loss along the band after the first cycle and at the end of each rate."""
     snapshots = [tensors[name].numpy() for name in sorted(tensors) if name.startswith("snapshot-")]
     settings = yaml.safe_load((artifact.folder / "config.yaml").read_text(encoding="utf-8"))["finder"]
-    (evaluations,) = (finder["evaluations"] for finder in settings.values())
+    (between,) = (finder.get("evaluations") for finder in settings.values())
     rates = pd.read_csv(artifact.folder / "metrics.csv").groupby("phase")["lr"].first()
     last_of_rate = [i for i in rates.index if i + 1 not in rates.index or rates[i + 1] != rates[i]]
     chosen = sorted({0, *last_of_rate})[-6:]
@@ -54,7 +54,8 @@ def _snapshots(artifact: Artifact, tensors: dict[str, Any], title: str, folder: 
     for axis, i in zip(axes, chosen, strict=True):
         t_T, loss_T = snapshots[i]
         axis.plot(t_T, loss_T, color=COLOURS["autoneb"], linewidth=1.2)
-        axis.plot(t_T[:: evaluations + 1], loss_T[:: evaluations + 1], "o", color="#d9822b", markersize=4)
+        if between:
+            axis.plot(t_T[:: between + 1], loss_T[:: between + 1], "o", color="#d9822b", markersize=4)
         axis.set(title=f"cycle {i + 1}, lr {rates[i]:g}", xlabel="t", xlim=(0, 1))
     axes[0].set(ylabel="minibatch loss (nats)", ylim=(0, None))
     caption = (

@@ -115,4 +115,7 @@ def evaluate_points(
         parts: Any = trainer(
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
         ).predict(module, range(0, count, chunk))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    # A chunk that was kept has its columns in another order than one that was not.
+    first = [f"{split}_{metric}" for split in module.splits for metric in ("loss", "error")]
+    names = [*first, *sorted(set(parts[0]) - set(first))]
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
