@@ -35,7 +35,8 @@ def draw_searches(study: Study, folder: Path) -> list[Picture]:
         if any(tensor.numel() for name, tensor in tensors.items() if name.startswith("snapshot-")):
             pictures.append(_snapshots(artifact, tensors, title, folder))
         pictures.append(_coordinates(artifact, tensors, notes, title, folder))
-        pictures.append(_classes(artifact, tensors, title, folder))
+        if "test_class_error" in tensors:  # not made by an older version
+            pictures.append(_classes(artifact, tensors, title, folder))
     if examples:
         pictures.append(_learning(study, list(examples), folder))
     return pictures

@@ -111,7 +111,9 @@ def falls_below(curve: pd.Series[float], level: float) -> tuple[float, float]:
 
 def overlap(study: Study) -> pd.DataFrame:
     """A row a pair of minima: test samples that each misclassifies, that both do, and these over their mean number."""
-    wrong = {int(artifact.name): artifact.load()[0]["test_wrong"] for artifact in study.complete("minima")}
+    loaded = {int(artifact.name): artifact.load()[0] for artifact in study.complete("minima")}
+    # Minima of an older version do not tell.
+    wrong = {k: tensors["test_wrong"] for k, tensors in loaded.items() if "test_wrong" in tensors}
     rows = []
     for i, j in combinations(wrong, 2):
         alone, shared = [int(wrong[k].sum()) for k in (i, j)], int((wrong[i] & wrong[j]).sum())
@@ -125,6 +127,8 @@ def classes(study: Study) -> pd.DataFrame:
     rows = []
     for artifact in study.complete("paths"):
         tensors, notes = artifact.load()
+        if "test_class_error" not in tensors:  # made by an older version
+            continue
         saddle = int(tensors["train_loss"].argmax())
         error_TC, confidence_TC = tensors["test_class_error"], tensors["test_class_confidence"]
         for c in range(error_TC.shape[1]):
