@@ -28,8 +28,9 @@ def run_config(config: Any) -> None:
     from omegaconf import OmegaConf
 
     from lowloss import progress
+    from lowloss.run import Run
     from lowloss.runs import Study
-    from lowloss.stages import Run, run_stages
+    from lowloss.stages import run_stages
 
     progress.shown = True
     hydra = HydraConfig.get()
@@ -38,10 +39,7 @@ def run_config(config: Any) -> None:
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         root = Path(plain["outputs"]) / str(plain["study"])
         if sweep:
-            # Each job of a sweep is a study of its own, named by what is swept.
-            swept = os.environ.get(SWEPT, "").split()
-            chosen = [o.replace("/", "_") for o in hydra.overrides.task if o.split("=")[0].lstrip("+~") in swept]
-            root = root / (",".join(sorted(chosen)) or str(hydra.job.num))
+            root = root / _sweep_folder(hydra)
         if plain["trainer"]["devices"] not in (1, "1", [0]):
             raise LowlossError(f"trainer.devices={plain['trainer']['devices']} is not supported yet: set it to 1")
         overrides = [o for o in hydra.overrides.task if not o.startswith("stages=")]
@@ -52,6 +50,14 @@ def run_config(config: Any) -> None:
         _failures.append(error)
         if not sweep:
             sys.exit(1)
+
+
+def _sweep_folder(hydra: Any) -> str:
+    """Each job of a sweep is a study of its own, named by what is swept; an experiment has a name already."""
+    swept = {key.lstrip("+~") for key in (*os.environ.get(SWEPT, "").split(), *(hydra.sweeper.get("params") or ()))}
+    chosen = {o: key for o in hydra.overrides.task if (key := o.split("=")[0].lstrip("+~")) in swept}
+    named = [o.replace("/", "_") for o, key in chosen.items() if key.split("@")[0] != "experiment"]
+    return ",".join(sorted(named)) or ("" if chosen else str(hydra.job.num))
 
 
 SWEPT = "LOWLOSS_SWEPT"
@@ -71,9 +77,9 @@ class _Builder:
         from hydra.errors import InstantiationException
         from hydra.utils import instantiate
 
-        node: Any = self.config
-        for part in key.split("."):
-            node = node[part]
+        from lowloss.runs import lookup
+
+        node = lookup(self.config, key)
         _check_types(key, node)
         try:
             return instantiate(node, _partial_=partial, _convert_="all")
