@@ -114,6 +114,9 @@ def main() -> None:
 
     os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if sys.argv[1:2] == ["compare"]:
+        _compare(sys.argv[2:])
+        return
     app = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run_config)
     try:
         app()
@@ -130,6 +133,38 @@ def main() -> None:
     if _failures:
         print(f"lowloss: {len(_failures)} jobs failed; the same command runs them again", file=sys.stderr)
         sys.exit(1)
+
+
+def _compare(arguments: list[str]) -> None:
+    """`lowloss compare FOLDER ... [--to FOLDER]`."""
+    import argparse
+
+    from lowloss import progress
+    from lowloss.report.compare import compare
+
+    parser = argparse.ArgumentParser(
+        "lowloss compare", description="Gather studies into one table (CSV) and one HTML page that needs no network."
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a study, or a folder that holds some")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where to write; by default `compare` beside them")
+    given = parser.parse_args(arguments)
+    progress.shown = True
+    try:
+        page, damaged = compare(given.folders, {group: _options(group) for group in ("model", "data")}, given.to)
+    except (LowlossError, OSError) as error:
+        _tell(error)
+        sys.exit(1)
+    for line in damaged:
+        progress.say(f"left out: {line}")
+    progress.say(f"compare: {page}")
+
+
+def _options(group: str) -> dict[str, dict[str, Any]]:
+    """The options of a configuration group by their names."""
+    import yaml
+
+    files = sorted((config_folder() / group).glob("*.yaml"))
+    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
 
 
 def _swept(arguments: list[str]) -> list[str]:

@@ -482,7 +482,7 @@ def make_report(run: Run) -> None:
     if before.get("made_from") == made_from and all((root / name).exists() for name in before["written"]):
         progress.say(f"report: up to date, {root / 'report' / 'index.html'}")
         return
-    from lowloss.report import build_report
+    from lowloss.report.page import build_report
 
     written = [str(file.relative_to(root)) for file in build_report(run.study)]
     files.write_text(record, json.dumps({"made_from": made_from, "written": written}, indent=1))

@@ -33,9 +33,9 @@ MAY = {
     "scans": {*SMALL, "landscape", "finder.path"},
     "training": {*SMALL, "files", "progress", "landscape", "finder", "ensemble", "scans", "schedule"},
     "runs": {"errors", "files"},
-    "report": {"errors", "files", "runs"},
+    "report": {"errors", "files", "progress", "runs"},
     "stages": {*SMALL, "files", "progress", "runs", "landscape", "finder", "ensemble", "scans", "training", "report"},
-    "cli": {"errors", "progress", "runs", "stages"},
+    "cli": {"errors", "progress", "report", "runs", "stages"},
     "__main__": {"cli"},
 }
 

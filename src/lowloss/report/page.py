@@ -13,30 +13,12 @@ import yaml
 from lowloss import files
 from lowloss.report import tables
 from lowloss.report.figures import Picture, draw_figures, interactive_surface
+from lowloss.report.gather import merge
+from lowloss.report.style import STYLE
 from lowloss.runs import Study
 
-STYLE = """
-:root { --ink: #1b1f24; --soft: #5b6470; --line: #e2e5e9; --accent: #1f5fbf; }
-* { box-sizing: border-box; }
-body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); margin: 0;
-       background: #f6f7f9; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 30px; margin: 0 0 4px; letter-spacing: -.01em; }
-h2 { font-size: 20px; margin: 0 0 12px; }
-.sub { color: var(--soft); margin: 0 0 24px; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin: 0 0 20px; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; margin: 0 0 20px; }
-.fact { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; }
-.fact b { display: block; font-size: 24px; font-variant-numeric: tabular-nums; color: var(--accent); }
-.fact span { color: var(--soft); font-size: 14px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
-figcaption, .note { color: var(--soft); font-size: 14px; margin-top: 8px; }
-pre { background: #f6f7f9; border-radius: 8px; padding: 14px; overflow-x: auto; font-size: 13px; }
-"""
+PLOTLY = {"displaylogo": False, "modeBarButtonsToRemove": ["sendChartToCloud"]}
+"""Without plotly's buttons that would leave the page."""
 
 HEADINGS = {
     "train_loss_min": "train loss, min.", "train_loss_saddle": "train loss, saddle", "factor": "factor",
@@ -69,7 +51,7 @@ def build_report(study: Study) -> list[Path]:
             sections.append(_section(picture.title, _figure(picture)))
     surface = interactive_surface(study)
     if surface is not None:
-        plot = surface.to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
+        plot = surface.to_html(full_html=False, include_plotlyjs=True, config=PLOTLY)
         sections.append(_section("The surface, to turn by hand", plot))
     if len(paths):
         note = "Errors are fractions; the columns are those of summary.csv."
@@ -140,13 +122,5 @@ def _configuration(study: Study) -> str:
     merged: dict[str, Any] = {}
     for kind in ("minima", "paths", "ensembles", "scans"):
         for artifact in study.complete(kind):
-            _merge(merged, yaml.safe_load((artifact.folder / "config.yaml").read_text(encoding="utf-8")))
+            merged = merge(merged, yaml.safe_load((artifact.folder / "config.yaml").read_text(encoding="utf-8")))
     return f"<pre>{html.escape(yaml.safe_dump(merged, sort_keys=False))}</pre>"
-
-
-def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value

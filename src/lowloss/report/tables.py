@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from math import isnan, nan
+from typing import Any
+
 import networkx as nx
 import pandas as pd
 
@@ -48,24 +52,36 @@ def ensembles(study: Study) -> pd.DataFrame:
 
 
 def table_b1(paths: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """The columns of table B.1 of Draxler et al. 2018, a row a finder.
+    """The columns of table B.1 of Draxler et al. 2018, a row a finder; see low_and_high."""
+    rows = low_and_high(paths.to_dict("records"), points.to_dict("records"))
+    return pd.DataFrame(rows, columns=TABLE_B1)
+
+
+def low_and_high(paths: Sequence[Mapping[Any, Any]], points: Sequence[Mapping[Any, Any]]) -> list[list[Any]]:
+    """The rows of table B.1 from the rows of `summary` and `minima`.
 
     Saddles are averaged over the minimum spanning tree of the finder's paths, by saddle train loss; minima over
     those that the tree connects. factor: saddle over minimum train loss. Errors and delta are in per cent.
     """
-    rows = []
-    for finder, group in paths.groupby("finder", sort=False):
-        graph: nx.Graph[int] = nx.Graph()
+    levels = {row["minimum"]: row for row in points}
+    graphs: dict[str, nx.Graph[int]] = {}
+    for path in paths:
+        graph = graphs.setdefault(path["finder"], nx.Graph())
         # A path on which the loss is not finite connects nothing.
-        for index, path in group.dropna(subset=["saddle_train_loss"]).iterrows():
-            graph.add_edge(path["start"], path["end"], weight=path["saddle_train_loss"], index=index)
-        chosen = [data["index"] for _, _, data in nx.minimum_spanning_edges(graph)]
-        tree = group.loc[chosen]
-        ends = points[points["minimum"].isin(graph.nodes)]
-        low, high = ends["train_loss"].mean(), tree["saddle_train_loss"].mean()
-        error_low, error_high = 100 * ends["test_error"].mean(), 100 * tree["saddle_test_error"].mean()
+        if not isnan(path["saddle_train_loss"]):
+            graph.add_edge(path["start"], path["end"], weight=path["saddle_train_loss"], path=path)
+    rows = []
+    for finder, graph in graphs.items():
+        tree = [data["path"] for _, _, data in nx.minimum_spanning_edges(graph)]
+        ends = [levels[k] for k in graph.nodes if k in levels]
+        low, high = _mean(ends, "train_loss"), _mean(tree, "saddle_train_loss")
+        error_low, error_high = 100 * _mean(ends, "test_error"), 100 * _mean(tree, "saddle_test_error")
         rows.append(
-            [finder, len(tree), low, high, high / low, ends["test_loss"].mean(), tree["saddle_test_loss"].mean(),
-             error_low, error_high, error_high - error_low]
+            [finder, len(tree), low, high, high / low if low else nan, _mean(ends, "test_loss"),
+             _mean(tree, "saddle_test_loss"), error_low, error_high, error_high - error_low]
         )  # fmt: skip
-    return pd.DataFrame(rows, columns=TABLE_B1)
+    return rows
+
+
+def _mean(rows: Sequence[Mapping[Any, Any]], column: str) -> float:
+    return sum(row[column] for row in rows) / len(rows) if rows else nan

@@ -219,6 +219,7 @@ def quiet() -> Iterator[None]:
                 ".*dataloader is not resumable.*",
                 ".*lr_scheduler.step.*before.*optimizer.step.*",
                 ".*GPU available but not used.*",
+                ".*srun. command is available.*",
             ):
                 warnings.filterwarnings("ignore", message)
             yield
