@@ -28,8 +28,9 @@ def run_config(config: Any) -> None:
     from omegaconf import OmegaConf
 
     from lowloss import progress
+    from lowloss.run import Run
     from lowloss.runs import Study
-    from lowloss.stages import Run, run_stages
+    from lowloss.stages import run_stages
 
     progress.shown = True
     hydra = HydraConfig.get()
@@ -71,9 +72,9 @@ class _Builder:
         from hydra.errors import InstantiationException
         from hydra.utils import instantiate
 
-        node: Any = self.config
-        for part in key.split("."):
-            node = node[part]
+        from lowloss.runs import lookup
+
+        node = lookup(self.config, key)
         _check_types(key, node)
         try:
             return instantiate(node, _partial_=partial, _convert_="all")

@@ -3,7 +3,7 @@
     <study>/minima/0003/   paths/0000-0003-autoneb/   ensembles/fge-0000/   scans/plane-0000-0001/   report/
 
 An artifact folder holds config.yaml, provenance.json, result.safetensors and tables; it is complete because it was
-renamed into place. Unfinished work lies in `.<name>.work` beside it.
+renamed into place. Unfinished work lies in `.<name>.work` beside it, and `.<name>.claim` tells which process is at it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lowloss import files
+from lowloss import claims, files
 from lowloss.errors import LowlossError
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class Artifact:
     def work(self) -> Path:
         """Where unfinished work waits; gone once the artifact is complete."""
         return self.folder.parent / f".{self.name}.work"
+
+    @property
+    def claim(self) -> Path:
+        """What tells that a process is at work on it; see lowloss.claims."""
+        return self.folder.parent / f".{self.name}.claim"
 
     def matches(self, config: Config) -> bool:
         """Whether the artifact is complete. Raises LowlossError if it was made with another configuration."""
@@ -84,7 +89,12 @@ class Artifact:
                 files.write_text(new / name, table.to_csv(index=False))
             files.save_tensors(new / RESULT, tensors, notes)
             files.sync(new)
-            new.rename(self.folder)
+            try:
+                new.rename(self.folder)
+            except OSError:
+                # Suspended for so long that another process took over, which was faster: the result is the same.
+                if not self.complete:
+                    raise
             files.sync(self.folder.parent)
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -117,6 +127,29 @@ class Study:
         return [Artifact(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
 
 
+def make_missing(jobs: Sequence[tuple[Artifact, Config]], make: Callable[[int], None]) -> None:
+    """Call `make` for every job whose artifact is missing, sharing them with the other processes on this study.
+
+    An artifact that another process works on is left to it; at the end all are complete.
+    Raises LowlossError if one was made with another configuration.
+    """
+    left, patience = list(range(len(jobs))), claims.Patience()
+    while left := [i for i in left if not jobs[i][0].matches(jobs[i][1])]:
+        taken = 0
+        for i in left:
+            artifact, config = jobs[i]
+            claim = claims.take(artifact.claim)
+            if claim is None:
+                continue
+            with claim:
+                taken += 1
+                # It may have been completed since we looked.
+                if not artifact.matches(config):
+                    make(i)
+        if not taken:
+            patience.wait()
+
+
 def begin_work(work: Path, config: Config) -> Path:
     """Make a work folder that remembers its configuration, or check the one in which work was done."""
     begun = work.is_dir() and any(path.name != "config.yaml" for path in work.glob("[!.]*"))
@@ -144,6 +177,14 @@ def check_config(folder: Path, config: Config) -> None:
             f"{folder} was made with {differences}{more}: "
             "choose another folder with study=NAME, or delete this one to make it anew"
         )
+
+
+def lookup(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
 
 
 def flat(config: Config, prefix: str = "") -> Config:

@@ -6,234 +6,75 @@ and name it in STAGES. Everything heavy is imported where it is used: a finished
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lowloss import files, progress
+from lowloss.claims import Patience, take, wait_for
 from lowloss.errors import LowlossError
-from lowloss.runs import Artifact, Config, Study, begin_work
+from lowloss.run import Run
+from lowloss.runs import Artifact, Config, begin_work, make_missing
 from lowloss.seeding import derive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lowloss.ensemble import FGE
-    from lowloss.finder import Finder
-    from lowloss.finder import Path as WeightPath
-    from lowloss.landscape import NetworkLandscape
-    from lowloss.scans import Plane
-    from lowloss.training.loop import TrainerFactory
-
-
-NUMBERS: dict[str, tuple[type, float]] = {
-    "seed": (int, 0),
-    "evaluation_batch": (int, 1),
-    "minima.count": (int, 1),
-    "minima.epochs": (float, 1e-6),
-    "minima.batch_size": (int, 1),
-    "path.points": (int, 2),
-    "path.between": (int, 0),
-}
-"""Settings that must be numbers: their kind and least value."""
-
-
-class Run:
-    """What a stage is given.
-
-    Args:
-        study: the folder.
-        config: the resolved configuration, plain dictionaries.
-        build: turns a configuration node with `_target_` into its object; with `partial=True`, into a factory.
-        command: the command line without its choice of stages, for messages.
-    """
-
-    def __init__(self, study: Study, config: Config, build: Callable[..., Any], command: str) -> None:
-        self.study, self.config, self.build, self.command = study, config, build, command
-
-    def describes(self, *sections: str) -> Config:
-        """The part of the configuration that determines an artifact: sections, dotted for a part of one."""
-        described: Config = {}
-        for section in sections:
-            value: Any = self.config
-            *parents, last = section.split(".")
-            node = described
-            for part in parents:
-                value, node = value[part], node.setdefault(part, {})
-            node[last] = value[last]
-        # Where the data lie on this machine changes no result; what lies there does.
-        if isinstance(described.get("data"), dict):
-            described["data"] = {k: v for k, v in described["data"].items() if k not in ("root", "download")}
-            if "path" in described["data"]:
-                described["data"]["path"] = self._data_digest
-        return described
-
-    @cached_property
-    def _data_digest(self) -> str:
-        file = Path(self.config["data"]["path"])
-        if file.is_dir():
-            return str(file)
-        if not file.is_file():
-            raise LowlossError(f"{file} does not exist: set data.path to an .npz file")
-        with file.open("rb") as stream:
-            return f"{file.name} sha256:{files.digest(stream)}"
-
-    @property
-    def minima_config(self) -> Config:
-        training = ("minima.epochs", "minima.batch_size")
-        return self.describes("seed", "model", "data", "optimizer", "schedule", *training, "evaluation_batch")
-
-    @cached_property
-    def landscape(self) -> NetworkLandscape:
-        from lowloss.landscape import NetworkLandscape
-        from lowloss.training.loop import check_optimizer, check_trainer
-
-        # Whoever needs the landscape is about to work long: find a wrong value of any stage first.
-        _ = self.finders, self.planes, self.build("ensemble"), self.build("schedule")
-        check_optimizer(self.build("optimizer", partial=True))
-        check_trainer(self.trainer)
-        data = self.build("data")
-        factory = self.build("model", partial=True)
-        return NetworkLandscape(factory, data, self.config["evaluation_batch"])
-
-    @cached_property
-    def trainer(self) -> TrainerFactory:
-        from functools import partial
-
-        trainer: TrainerFactory = self.build("trainer", partial=True)
-        logger = self.config["logger"]
-        return partial(trainer, logger=self.build("logger")) if logger.get("_target_") else trainer
-
-    @cached_property
-    def finders(self) -> dict[str, Finder]:
-        return {name: self.build(f"finder.{name}") for name in self.config["finder"]}
-
-    @cached_property
-    def planes(self) -> dict[str, Plane]:
-        return {name: self.build(f"scan.{name}") for name in self.config["scan"]}
-
-    def minimum(self, k: int) -> Artifact:
-        return self.study.artifact("minima", f"{k:04d}")
-
-    def path(self, start: int, end: int, finder: str) -> Artifact:
-        return self.study.artifact("paths", f"{start:04d}-{end:04d}-{finder}")
-
-    def require(self, artifact: Artifact, config: Config, stage: str) -> None:
-        """Raise LowlossError if a needed artifact is missing or was made with another configuration."""
-        if not artifact.matches(config):
-            raise LowlossError(f"{artifact.folder} is missing: make it with `{self.command} stages=[{stage}]`")
-
-    def points(self, indices: list[int]) -> Tensor:
-        """The minima (K, P) of these indices."""
-        import torch
-
-        for k in indices:
-            self.require(self.minimum(k), self.minima_config, "minima")
-        return torch.stack([self.minimum(k).load()[0]["theta"] for k in indices])
-
-    def load_path(self, start: int, end: int, finder: str) -> WeightPath:
-        from lowloss.finder.path import path_from_tensors
-
-        artifact = self.path(start, end, finder)
-        self.require(artifact, self.path_config(finder), "path")
-        tensors, notes = artifact.load()
-        return path_from_tensors(notes["kind"], tensors)
-
-    def path_config(self, finder: str) -> Config:
-        return self.minima_config | self.describes(f"finder.{finder}", "path.points", "path.between")
-
-    def pairs(self, finder: str) -> list[tuple[int, int]]:
-        """The pairs of minima that a finder connects. Raises LowlossError if they do not exist."""
-        count, settings = self.config["minima"]["count"], self.config["path"]
-        key, wanted = "path.pairs", settings["pairs"]
-        if finder in settings["only"]:
-            key, wanted = f"path.only.{finder}", settings["only"][finder]
-        if wanted == "star":
-            return [(0, k) for k in range(1, count)]
-        if wanted == "all":
-            return [(i, j) for i in range(count) for j in range(i + 1, count)]
-        if not isinstance(wanted, list) or not all(
-            isinstance(pair, list) and [type(k) for k in pair] == [int, int] for pair in wanted
-        ):
-            raise LowlossError(f"{key} must be star, all or a list like [[0,1],[0,2]], got {wanted!r}")
-        for i, j in wanted:
-            if not (0 <= i < count and 0 <= j < count and i != j):
-                raise LowlossError(f"{key} names [{i},{j}], but the minima are 0 … {count - 1}: raise minima.count")
-        return [(i, j) for i, j in wanted]
-
-    def check(self) -> None:
-        """Raise LowlossError for a value that no stage could use; needs nothing heavy."""
-        for key, (kind, least) in NUMBERS.items():
-            value: Any = self.config
-            for part in key.split("."):
-                value = value[part]
-            allowed = (int, float) if kind is float else (int,)
-            if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:
-                noun = "a number" if kind is float else "a whole number"
-                raise LowlossError(f"{key} must be {noun} of at least {least:g}, got {value!r}")
-        wanted = self.config["stages"]
-        if not isinstance(wanted, list):
-            raise LowlossError(f"stages must be a list: stages=[{wanted}]")
-        unknown = [name for name in wanted if name not in STAGES]
-        if unknown:
-            raise LowlossError(f"stages has {', '.join(map(str, unknown))}, but the stages are {', '.join(STAGES)}")
-        for finder in self.config["finder"]:
-            self.pairs(finder)
-        if "ensemble" in wanted:
-            self._check_minimum("ensemble.minimum", self.config["ensemble"]["minimum"])
-        if "scan" in wanted:
-            for name, node in self.config["scan"].items():
-                self._check_scan(f"scan.{name}", node)
-
-    def _check_minimum(self, key: str, k: int) -> None:
-        count = self.config["minima"]["count"]
-        if not 0 <= k < count:
-            raise LowlossError(f"{key}={k}, but the minima are 0 … {count - 1}: raise minima.count")
-
-    def _check_scan(self, key: str, node: Config) -> None:
-        for end in ("minimum", "start", "end"):
-            if end in node:
-                self._check_minimum(f"{key}.{end}", node[end])
-        if "path" not in node:
-            return
-        finders = self.config["finder"]
-        if node["path"] not in finders:
-            raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
-        start, end = node["start"], node["end"]
-        if (start, end) not in self.pairs(node["path"]) and not self.path(start, end, node["path"]).complete:
-            raise LowlossError(
-                f"{key} needs the path [{start},{end}] by {node['path']}, which path.pairs leaves out: "
-                f"add it there, or change {key}.start and {key}.end"
-            )
 
 
 def make_minima(run: Run) -> None:
     """Train the networks from independent seeds, together."""
-    count = run.config["minima"]["count"]
-    missing = [k for k in range(count) if not run.minimum(k).matches(run.minima_config)]
+    count, patience = run.config["minima"]["count"], Patience()
+    missing = _missing_minima(run)
     if not missing:
         progress.say(f"minima: all {count} are complete")
-    for work, rows in _minima_groups(run.study.root / "minima", missing):
-        _make_minima(run, work, rows)
+    while missing:
+        taken = 0
+        for group, begun in _minima_groups(run.study.root / "minima", missing):
+            with contextlib.ExitStack() as stack:
+                rows = _claim_minima(run, [k for k in group if k in missing], begun, stack)
+                if rows:
+                    taken += 1
+                    _make_minima(run, group if begun else rows)
+        if not taken:
+            patience.wait()
+        missing = _missing_minima(run)
 
 
-def _minima_groups(folder: Path, missing: list[int]) -> Iterator[tuple[Path, list[int]]]:
-    """Work folders and the rows that train together there: interrupted groups first, then one of all that is left."""
-    left = list(missing)
+def _missing_minima(run: Run) -> list[int]:
+    return [k for k in range(run.config["minima"]["count"]) if not run.minimum(k).matches(run.minima_config)]
+
+
+def _minima_groups(folder: Path, missing: list[int]) -> list[tuple[list[int], bool]]:
+    """Rows that train together, and whether they have begun: these groups first, then one of all that is left."""
+    left, groups = list(missing), []
     for work in sorted(folder.glob(".*.work")):
         rows = [int(part) for part in work.name.split(".")[1].split("-")]
         if set(rows) & set(left):
             left = [k for k in left if k not in rows]
-            yield work, rows
-    if left:
-        yield folder / f".{'-'.join(f'{k:04d}' for k in left)}.work", left
+            groups.append((rows, True))
+    return [*groups, (left, False)] if left else groups
 
 
-def _make_minima(run: Run, work: Path, rows: list[int]) -> None:
+def _claim_minima(run: Run, rows: list[int], begun: bool, stack: contextlib.ExitStack) -> list[int]:
+    """The rows for this process to make: those that no other works on; of a group that has begun, all or none."""
+    mine = []
+    for k in rows:
+        claim = take(run.minimum(k).claim)
+        if claim is not None:
+            stack.enter_context(claim)
+            mine.append(k)
+        elif begun:
+            return []
+    return [k for k in mine if not run.minimum(k).complete]
+
+
+def _make_minima(run: Run, rows: list[int]) -> None:
     import pandas as pd
 
     from lowloss.training.evaluation import evaluate_points
@@ -241,6 +82,7 @@ def _make_minima(run: Run, work: Path, rows: list[int]) -> None:
 
     began = time.monotonic()
     landscape, config = run.landscape, run.minima_config
+    work = run.study.root / "minima" / f".{'-'.join(f'{k:04d}' for k in rows)}.work"
     begin_work(work, config)
     result = train_minima(
         landscape,
@@ -278,18 +120,11 @@ def _make_minima(run: Run, work: Path, rows: list[int]) -> None:
 
 def make_paths(run: Run) -> None:
     """Connect pairs of minima with every finder."""
-    todo = []
-    total = 0
-    for finder in run.config["finder"]:
-        for start, end in run.pairs(finder):
-            total += 1
-            if not run.path(start, end, finder).matches(run.path_config(finder)):
-                todo.append((start, end, finder))
-    if not todo:
-        progress.say(f"path: all {total} are complete")
-        return
-    for start, end, finder in todo:
-        _make_path(run, start, end, finder)
+    wanted = [(*pair, finder) for finder in run.config["finder"] for pair in run.pairs(finder)]
+    jobs = [(run.path(*path), run.path_config(path[2])) for path in wanted]
+    if all(artifact.matches(config) for artifact, config in jobs):
+        progress.say(f"path: all {len(jobs)} are complete")
+    make_missing(jobs, lambda i: _make_path(run, *wanted[i]))
 
 
 def _make_path(run: Run, start: int, end: int, finder: str) -> None:
@@ -362,34 +197,39 @@ def make_ensemble(run: Run) -> None:
     start, count = run.config["ensemble"]["minimum"], run.config["minima"]["count"]
     fge = run.study.artifact("ensembles", f"fge-{start:04d}")
     independent = run.study.artifact("ensembles", f"independent-{count}")
-    fge_config = run.minima_config | run.describes("ensemble")
-    independent_config = run.minima_config
-    complete = [fge.matches(fge_config), independent.matches(independent_config)]
-    if all(complete):
+    jobs = [(fge, run.minima_config | run.describes("ensemble")), (independent, run.minima_config)]
+    if all(artifact.matches(config) for artifact, config in jobs):
         progress.say("ensemble: complete")
         return
+    run.points(list(range(count)))
+    makers = (_make_fast_ensemble, _make_independent_ensemble)
+    make_missing(jobs, lambda i: makers[i](run, *jobs[i]))
+
+
+def _make_fast_ensemble(run: Run, artifact: Artifact, config: Config) -> None:
     import pandas as pd
 
     from lowloss.training.ensemble import fast_ensemble
 
-    minima_KP = run.points(list(range(count)))
-    began = time.monotonic()
-    if not fge.complete:
-        landscape, recipe = run.landscape, cast("FGE", run.build("ensemble"))
-        work = fge.begin(fge_config)
-        seed = derive(run.config["seed"], "fge", start)
-        found = fast_ensemble(landscape, minima_KP[start], recipe, seed, run.trainer, work)
-        history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"]).astype({"step": int})
-        tensors, rows = _ensemble_on_test(run, found.theta_MP, "fge")
-        single = _ensemble_on_test(run, minima_KP[start : start + 1], "single")[1]
-        notes = {"method": "fge", "minimum": start, "rows": [*single, *rows]}
-        tensors["theta"] = found.theta_MP
-        fge.commit(fge_config, tensors, notes, {"metrics.csv": history}, time.monotonic() - began)
-    began = time.monotonic()
-    if not independent.complete:
-        tensors, rows = _ensemble_on_test(run, minima_KP, "independent")
-        notes = {"method": "independent", "members": list(range(count)), "rows": rows}
-        independent.commit(independent_config, tensors, notes, {}, time.monotonic() - began)
+    began, start = time.monotonic(), config["ensemble"]["minimum"]
+    start_1P = run.points([start])
+    landscape, recipe = run.landscape, cast("FGE", run.build("ensemble"))
+    work = artifact.begin(config)
+    seed = derive(config["seed"], "fge", start)
+    found = fast_ensemble(landscape, start_1P[0], recipe, seed, run.trainer, work)
+    history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"]).astype({"step": int})
+    tensors, rows = _ensemble_on_test(run, found.theta_MP, "fge")
+    single = _ensemble_on_test(run, start_1P, "single")[1]
+    notes = {"method": "fge", "minimum": start, "rows": [*single, *rows]}
+    tensors["theta"] = found.theta_MP
+    artifact.commit(config, tensors, notes, {"metrics.csv": history}, time.monotonic() - began)
+
+
+def _make_independent_ensemble(run: Run, artifact: Artifact, config: Config) -> None:
+    began, members = time.monotonic(), list(range(run.config["minima"]["count"]))
+    tensors, rows = _ensemble_on_test(run, run.points(members), "independent")
+    notes = {"method": "independent", "members": members, "rows": rows}
+    artifact.commit(config, tensors, notes, {}, time.monotonic() - began)
 
 
 def _ensemble_on_test(run: Run, theta_MP: Tensor, method: str) -> tuple[dict[str, Tensor], list[list[Any]]]:
@@ -419,28 +259,34 @@ def _ensemble_on_test(run: Run, theta_MP: Tensor, method: str) -> tuple[dict[str
 
 def make_scans(run: Run) -> None:
     """Tabulate loss and error on planes through the landscape."""
-    complete = 0
-    for name in run.config["scan"]:
-        complete += _make_scan(run, name)
-    if complete == len(run.config["scan"]):
-        progress.say(f"scan: all {complete} are complete")
+    names = list(run.config["scan"])
+    jobs = [_scan(run, name) for name in names]
+    if all(artifact.matches(config) for artifact, config in jobs):
+        progress.say(f"scan: all {len(jobs)} are complete")
+    make_missing(jobs, lambda i: _make_scan(run, names[i], *jobs[i]))
 
 
-def _make_scan(run: Run, name: str) -> bool:
-    """Make one scan; whether it was there already."""
+def _scan_minima(node: Config) -> list[int]:
+    return [node["minimum"]] if "minimum" in node else [node["start"], node["end"]]
+
+
+def _scan(run: Run, name: str) -> tuple[Artifact, Config]:
+    """A scan's artifact and what determines it."""
     node = run.config["scan"][name]
-    minima = [node["minimum"]] if "minimum" in node else [node["start"], node["end"]]
-    artifact = run.study.artifact("scans", "-".join([name, *(f"{k:04d}" for k in minima)]))
+    artifact = run.study.artifact("scans", "-".join([name, *(f"{k:04d}" for k in _scan_minima(node))]))
     config = run.minima_config | run.describes(f"scan.{name}")
     if "path" in node:
         config |= {key: value for key, value in run.path_config(node["path"]).items() if key not in config}
-    if artifact.matches(config):
-        return True
+    return artifact, config
+
+
+def _make_scan(run: Run, name: str, artifact: Artifact, config: Config) -> None:
     import torch
 
     from lowloss.training.scan import scan
 
-    began = time.monotonic()
+    began, node = time.monotonic(), run.config["scan"][name]
+    minima = _scan_minima(node)
     plane = run.planes[name]
     path = run.load_path(minima[0], minima[1], plane.path) if plane.path else None
     seed = derive(config["seed"], "scan", name)
@@ -461,32 +307,45 @@ def _make_scan(run: Run, name: str) -> bool:
         tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
     notes = {"scan": name, "anchor_names": list(grid.anchor_names), "settings": node}
     artifact.commit(config, tensors, notes, {}, time.monotonic() - began)
-    return False
 
 
 def make_report(run: Run) -> None:
     """Write tables, figures and the HTML page from what is complete."""
     root = run.study.root
+    if _report_is_up_to_date(run):
+        progress.say(f"report: up to date, {root / 'report' / 'index.html'}")
+        return
+    from lowloss.report.page import build_report
+
+    with wait_for(root / ".report.claim"):
+        if not _report_is_up_to_date(run):
+            # Looked at before it is made: what is completed meanwhile makes it out of date.
+            made_from = _report_inputs(run)
+            written = [str(file.relative_to(root)) for file in build_report(run.study)]
+            record = {"made_from": made_from, "written": written}
+            files.write_text(root / "report" / "inputs.json", json.dumps(record, indent=1))
+    progress.say(f"report: {root / 'report' / 'index.html'}")
+
+
+def _report_inputs(run: Run) -> Config:
+    """What a report is made from. Raises LowlossError if there is nothing."""
     inputs = {
         f"{kind}/{artifact.name}": artifact.stamp()
         for kind in ("minima", "paths", "ensembles", "scans")
         for artifact in run.study.complete(kind)
     }
     if not inputs:
-        raise LowlossError(f"{root} holds nothing to report: make it with `{run.command}`")
+        raise LowlossError(f"{run.study.root} holds nothing to report: make it with `{run.command}`")
     from lowloss import __version__
 
-    made_from = {"lowloss": __version__, "inputs": inputs}
+    return {"lowloss": __version__, "inputs": inputs}
+
+
+def _report_is_up_to_date(run: Run) -> bool:
+    root, made_from = run.study.root, _report_inputs(run)
     record = root / "report" / "inputs.json"
     before = json.loads(record.read_text()) if record.exists() else {}
-    if before.get("made_from") == made_from and all((root / name).exists() for name in before["written"]):
-        progress.say(f"report: up to date, {root / 'report' / 'index.html'}")
-        return
-    from lowloss.report.page import build_report
-
-    written = [str(file.relative_to(root)) for file in build_report(run.study)]
-    files.write_text(record, json.dumps({"made_from": made_from, "written": written}, indent=1))
-    progress.say(f"report: {root / 'report' / 'index.html'}")
+    return before.get("made_from") == made_from and all((root / name).exists() for name in before["written"])
 
 
 STAGES: dict[str, Callable[[Run], None]] = {
@@ -500,7 +359,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
 
 def run_stages(run: Run) -> None:
     """Run the configured stages in their order. Raises LowlossError for what a user can mend."""
-    run.check()
+    run.check(STAGES)
     progress.say(f"study: {run.study.root}")
     for name, make in STAGES.items():
         if name in run.config["stages"]:

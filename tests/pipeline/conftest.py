@@ -1,5 +1,6 @@
 """A tiny study, and a server that runs command lines at once instead of after ten seconds of imports."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -86,8 +87,8 @@ class Runner:
         return {str(path.relative_to(root)): path.read_bytes() for path in sorted(kept)}
 
 
-@pytest.fixture(scope="session")
-def lowloss(tmp_path_factory):
+@contextlib.contextmanager
+def serving(folder):
     server = Path(__file__).with_name("server.py")
     with subprocess.Popen(
         [sys.executable, str(server)],
@@ -96,7 +97,20 @@ def lowloss(tmp_path_factory):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "60"},
     ) as process:
-        yield Runner(process, tmp_path_factory.mktemp("server"))
+        yield Runner(process, folder)
+
+
+@pytest.fixture(scope="session")
+def lowloss(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("server")) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def another(tmp_path_factory):
+    """A second runner, to run two command lines at once."""
+    with serving(tmp_path_factory.mktemp("another")) as runner:
+        yield runner
 
 
 @dataclass(frozen=True)

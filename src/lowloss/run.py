@@ -1,0 +1,202 @@
+"""What a stage is given: the study, its configuration, and the objects that the configuration describes.
+
+Everything heavy is imported where it is used: a finished stage answers without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowloss import files
+from lowloss.errors import LowlossError
+from lowloss.runs import Artifact, Config, Study, lookup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowloss.finder import Finder
+    from lowloss.finder import Path as WeightPath
+    from lowloss.landscape import NetworkLandscape
+    from lowloss.scans import Plane
+    from lowloss.training.loop import TrainerFactory
+
+
+NUMBERS: dict[str, tuple[type, float]] = {
+    "seed": (int, 0),
+    "evaluation_batch": (int, 1),
+    "minima.count": (int, 1),
+    "minima.epochs": (float, 1e-6),
+    "minima.batch_size": (int, 1),
+    "path.points": (int, 2),
+    "path.between": (int, 0),
+}
+"""Settings that must be numbers: their kind and least value."""
+
+
+class Run:
+    """What a stage is given.
+
+    Args:
+        study: the folder.
+        config: the resolved configuration, plain dictionaries.
+        build: turns a configuration node with `_target_` into its object; with `partial=True`, into a factory.
+        command: the command line without its choice of stages, for messages.
+    """
+
+    def __init__(self, study: Study, config: Config, build: Callable[..., Any], command: str) -> None:
+        self.study, self.config, self.build, self.command = study, config, build, command
+
+    def describes(self, *sections: str) -> Config:
+        """The part of the configuration that determines an artifact: sections, dotted for a part of one."""
+        described: Config = {}
+        for section in sections:
+            *parents, last = section.split(".")
+            node = described
+            for part in parents:
+                node = node.setdefault(part, {})
+            node[last] = lookup(self.config, section)
+        # Where the data lie on this machine changes no result; what lies there does.
+        if isinstance(described.get("data"), dict):
+            described["data"] = {k: v for k, v in described["data"].items() if k not in ("root", "download")}
+            if "path" in described["data"]:
+                described["data"]["path"] = self._data_digest
+        return described
+
+    @cached_property
+    def _data_digest(self) -> str:
+        file = Path(self.config["data"]["path"])
+        if file.is_dir():
+            return str(file)
+        if not file.is_file():
+            raise LowlossError(f"{file} does not exist: set data.path to an .npz file")
+        with file.open("rb") as stream:
+            return f"{file.name} sha256:{files.digest(stream)}"
+
+    @property
+    def minima_config(self) -> Config:
+        training = ("minima.epochs", "minima.batch_size")
+        return self.describes("seed", "model", "data", "optimizer", "schedule", *training, "evaluation_batch")
+
+    @cached_property
+    def landscape(self) -> NetworkLandscape:
+        from lowloss.landscape import NetworkLandscape
+        from lowloss.training.loop import check_optimizer, check_trainer
+
+        # Whoever needs the landscape is about to work long: find a wrong value of any stage first.
+        _ = self.finders, self.planes, self.build("ensemble"), self.build("schedule")
+        check_optimizer(self.build("optimizer", partial=True))
+        check_trainer(self.trainer)
+        data = self.build("data")
+        factory = self.build("model", partial=True)
+        return NetworkLandscape(factory, data, self.config["evaluation_batch"])
+
+    @cached_property
+    def trainer(self) -> TrainerFactory:
+        from functools import partial
+
+        trainer: TrainerFactory = self.build("trainer", partial=True)
+        logger = self.config["logger"]
+        return partial(trainer, logger=self.build("logger")) if logger.get("_target_") else trainer
+
+    @cached_property
+    def finders(self) -> dict[str, Finder]:
+        return {name: self.build(f"finder.{name}") for name in self.config["finder"]}
+
+    @cached_property
+    def planes(self) -> dict[str, Plane]:
+        return {name: self.build(f"scan.{name}") for name in self.config["scan"]}
+
+    def minimum(self, k: int) -> Artifact:
+        return self.study.artifact("minima", f"{k:04d}")
+
+    def path(self, start: int, end: int, finder: str) -> Artifact:
+        return self.study.artifact("paths", f"{start:04d}-{end:04d}-{finder}")
+
+    def require(self, artifact: Artifact, config: Config, stage: str) -> None:
+        """Raise LowlossError if a needed artifact is missing or was made with another configuration."""
+        if not artifact.matches(config):
+            raise LowlossError(f"{artifact.folder} is missing: make it with `{self.command} stages=[{stage}]`")
+
+    def points(self, indices: list[int]) -> Tensor:
+        """The minima (K, P) of these indices."""
+        import torch
+
+        for k in indices:
+            self.require(self.minimum(k), self.minima_config, "minima")
+        return torch.stack([self.minimum(k).load()[0]["theta"] for k in indices])
+
+    def load_path(self, start: int, end: int, finder: str) -> WeightPath:
+        from lowloss.finder.path import path_from_tensors
+
+        artifact = self.path(start, end, finder)
+        self.require(artifact, self.path_config(finder), "path")
+        tensors, notes = artifact.load()
+        return path_from_tensors(notes["kind"], tensors)
+
+    def path_config(self, finder: str) -> Config:
+        return self.minima_config | self.describes(f"finder.{finder}", "path.points", "path.between")
+
+    def pairs(self, finder: str) -> list[tuple[int, int]]:
+        """The pairs of minima that a finder connects. Raises LowlossError if they do not exist."""
+        count, settings = self.config["minima"]["count"], self.config["path"]
+        key, wanted = "path.pairs", settings["pairs"]
+        if finder in settings["only"]:
+            key, wanted = f"path.only.{finder}", settings["only"][finder]
+        if wanted == "star":
+            return [(0, k) for k in range(1, count)]
+        if wanted == "all":
+            return [(i, j) for i in range(count) for j in range(i + 1, count)]
+        if not isinstance(wanted, list) or not all(
+            isinstance(pair, list) and [type(k) for k in pair] == [int, int] for pair in wanted
+        ):
+            raise LowlossError(f"{key} must be star, all or a list like [[0,1],[0,2]], got {wanted!r}")
+        for i, j in wanted:
+            if not (0 <= i < count and 0 <= j < count and i != j):
+                raise LowlossError(f"{key} names [{i},{j}], but the minima are 0 … {count - 1}: raise minima.count")
+        return [(i, j) for i, j in wanted]
+
+    def check(self, stages: Collection[str]) -> None:
+        """Raise LowlossError for a value that none of these stages could use; needs nothing heavy."""
+        for key, (kind, least) in NUMBERS.items():
+            value = lookup(self.config, key)
+            allowed = (int, float) if kind is float else (int,)
+            if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:
+                noun = "a number" if kind is float else "a whole number"
+                raise LowlossError(f"{key} must be {noun} of at least {least:g}, got {value!r}")
+        wanted = self.config["stages"]
+        if not isinstance(wanted, list):
+            raise LowlossError(f"stages must be a list: stages=[{wanted}]")
+        unknown = [name for name in wanted if name not in stages]
+        if unknown:
+            raise LowlossError(f"stages has {', '.join(map(str, unknown))}, but the stages are {', '.join(stages)}")
+        for finder in self.config["finder"]:
+            self.pairs(finder)
+        if "ensemble" in wanted:
+            self._check_minimum("ensemble.minimum", self.config["ensemble"]["minimum"])
+        if "scan" in wanted:
+            for name, node in self.config["scan"].items():
+                self._check_scan(f"scan.{name}", node)
+
+    def _check_minimum(self, key: str, k: int) -> None:
+        count = self.config["minima"]["count"]
+        if not 0 <= k < count:
+            raise LowlossError(f"{key}={k}, but the minima are 0 … {count - 1}: raise minima.count")
+
+    def _check_scan(self, key: str, node: Config) -> None:
+        for end in ("minimum", "start", "end"):
+            if end in node:
+                self._check_minimum(f"{key}.{end}", node[end])
+        if "path" not in node:
+            return
+        finders = self.config["finder"]
+        if node["path"] not in finders:
+            raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
+        start, end = node["start"], node["end"]
+        if (start, end) not in self.pairs(node["path"]) and not self.path(start, end, node["path"]).complete:
+            raise LowlossError(
+                f"{key} needs the path [{start},{end}] by {node['path']}, which path.pairs leaves out: "
+                f"add it there, or change {key}.start and {key}.end"
+            )

@@ -1,0 +1,160 @@
+"""Claims: one process at a time works on a result, and a dead one's place is taken."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lowloss import claims
+
+TAKE = "import sys, os, pathlib; from lowloss import claims; claim = claims.take(pathlib.Path(sys.argv[1])); {}"
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "kind" / ".0003.claim"
+
+
+def left_by_another_host(file, **owner):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"host": "elsewhere", "pid": os.getpid(), "started": "1", "token": "x", **owner}))
+
+
+def test_a_claim_is_held_by_one(file):
+    with claims.take(file) as claim:
+        assert claim.held
+        assert claims.living(file)
+        assert claims.take(file) is None
+    assert not claims.living(file)
+    with claims.take(file):
+        pass
+    assert list(file.parent.iterdir()) == []
+
+
+def test_a_dead_process_on_this_host_is_followed_at_once(file):
+    subprocess.run([sys.executable, "-c", TAKE.format("os._exit(9)"), str(file)], check=False)
+    assert file.exists()
+    assert not claims.living(file)
+    with claims.take(file) as claim:
+        assert claim.held
+
+
+def test_a_living_process_is_left_alone(file):
+    waiting = TAKE.format("print(claim.held, flush=True); sys.stdin.read()")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", waiting, str(file)], **pipes) as other:
+        assert other.stdout.readline() == b"True\n"
+        assert claims.take(file) is None
+        other.kill()
+        other.wait()
+        with claims.take(file) as claim:
+            assert claim.held
+
+
+def test_a_process_with_the_number_of_a_dead_one_does_not_hold_its_claim(file):
+    claim = claims.take(file)
+    owner = json.loads(claim.content)
+    claim.release()
+    left_by_another_host(file, host=owner["host"], pid=owner["pid"], started="long ago")
+    with claims.take(file) as claim:
+        assert claim.held
+
+
+def test_another_host_is_given_time(file):
+    left_by_another_host(file)
+    for age, living in ((claims.STALE - 30, True), (claims.STALE + 30, False)):
+        os.utime(file, (time.time() - age,) * 2)
+        assert claims.living(file) is living
+    with claims.take(file) as claim:
+        assert claim.held
+
+
+def test_a_claim_is_touched_while_it_is_held(file, monkeypatch):
+    monkeypatch.setattr(claims, "BEAT", 0.01)
+    with claims.take(file):
+        os.utime(file, (0, 0))
+        deadline = time.monotonic() + 10
+        while file.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert file.stat().st_mtime > time.time() - 60
+
+
+def test_who_lost_a_claim_neither_keeps_nor_ends_it(file):
+    claim = claims.take(file)
+    left_by_another_host(file)
+    assert not claim.held
+    claim.release()
+    assert claims.living(file)
+
+
+def test_waiting_ends_with_the_claim(file):
+    first = claims.take(file)
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(claims.wait_for, file)
+        time.sleep(0.1)
+        assert not second.done()
+        first.release()
+        second.result(timeout=30).release()
+
+
+def rush(file, start, mine):
+    start.wait()
+    claim = claims.take(file)
+    mine.put(claim is not None)
+    start.wait()  # nobody gives up before all have tried
+
+
+@pytest.mark.parametrize("left", ["nothing", "dead"])
+def test_of_many_at_once_one_gets_it(file, left):
+    fork, workers = multiprocessing.get_context("fork"), 6
+    for _ in range(15):
+        if left == "dead":
+            left_by_another_host(file)
+            os.utime(file, (0, 0))
+        start, mine = fork.Barrier(workers), fork.SimpleQueue()
+        processes = [fork.Process(target=rush, args=(file, start, mine)) for _ in range(workers)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [mine.get() for _ in range(workers)].count(True) == 1
+        file.unlink()
+
+
+def made(finished):
+    """The artifacts that a command put into their places."""
+    return [target for source, target in finished.renames if ".new-" in source.name]
+
+
+def test_two_commands_at_once_make_each_result_once(lowloss, another, whole, tmp_path):
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(runner.tiny, tmp_path) for runner in (lowloss, another)]
+        first, second = (one.result() for one in both)
+    assert first.status == second.status == 0, first.err + second.err
+    assert lowloss.results(tmp_path / "t") == lowloss.results(whole.root)
+    times = Counter([*made(first), *made(second)])
+    assert set(times.values()) == {1}
+    assert len(times) == 3 + 6 + 2 + 2
+    # There was something to do for both of them.
+    assert made(first)
+    assert made(second)
+
+
+def test_a_killed_command_is_followed_by_the_other(lowloss, another, whole, tmp_path):
+    root = whole.copy(tmp_path, "paths/0000-0001-autoneb", "paths/0000-0002-autoneb")
+    strike = ("SIGKILL", "*/phase-01/last.ckpt", 1)
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(lowloss.tiny, tmp_path, "stages=[path]", strike=strike)
+        other = pool.submit(another.tiny, tmp_path, "stages=[path]")
+        killed, other = killed.result(), other.result()
+    assert killed.status == -9
+    assert other.status == 0, other.err
+    assert len(made(other)) == 2
+    assert lowloss.results(root) == lowloss.results(whole.root)
+    assert not list(root.rglob(".*.claim*"))
