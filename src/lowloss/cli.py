@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from lowloss import files
 from lowloss.errors import LowlossError
 
 
@@ -21,8 +24,8 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-def run_config(config: Any) -> None:
-    """Run the stages of a composed configuration; called by Hydra once a job."""
+def run_config(config: Any) -> float | None:
+    """Run the stages of a composed configuration; called by Hydra once a job. Returns its objective, if it has one."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -36,23 +39,50 @@ def run_config(config: Any) -> None:
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     try:
+        overrides = [o for o in hydra.overrides.task if not o.startswith(("stages=", "study="))]
+        if sweep:
+            config.study = study_name(config, overrides, hydra.job.num)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         root = Path(plain["outputs"]) / str(plain["study"])
-        if sweep:
-            # Each job of a sweep is a study of its own, named by what is swept.
-            swept = os.environ.get(SWEPT, "").split()
-            chosen = [o.replace("/", "_") for o in hydra.overrides.task if o.split("=")[0].lstrip("+~") in swept]
-            root = root / (",".join(sorted(chosen)) or str(hydra.job.num))
         if plain["trainer"]["devices"] not in (1, "1", [0]):
             raise LowlossError(f"trainer.devices={plain['trainer']['devices']} is not supported yet: set it to 1")
-        overrides = [o for o in hydra.overrides.task if not o.startswith("stages=")]
-        run_stages(Run(Study(root), plain, _Builder(plain), shlex.join(["lowloss", *overrides])))
+        command = shlex.join(["lowloss", *overrides, f"study={quoted(plain['study'])}"])
+        run_stages(Run(Study(root), plain, _Builder(plain), command))
+        return _objective(root, plain["objective"])
     except Exception as error:
         # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
         _tell(error)
         _failures.append(error)
         if not sweep:
             sys.exit(1)
+        return None
+
+
+def study_name(config: Any, overrides: list[str], number: int) -> str:
+    """The study of a job of a sweep: a folder in the sweep's, named by what is swept."""
+    swept = {*os.environ.get(SWEPT, "").split(), *(config.hydra.sweeper.get("params") or {})}
+    chosen = [o.replace("/", "_") for o in overrides if o.split("=")[0].lstrip("+~") in swept]
+    return f"{config.study}/{','.join(sorted(chosen)) or number}"
+
+
+def quoted(text: Any) -> str:
+    """A text as Hydra's grammar reads it back, whatever is in it."""
+    plain = re.fullmatch(r"[\w./-]+", str(text))
+    return str(text) if plain else "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _objective(root: Path, name: str | None) -> float | None:
+    """What a sweeper minimises, written down too for a launcher that waits in another process."""
+    from lowloss.launch import VALUE
+
+    if name is None:
+        return None
+    from lowloss.report.gather import objective
+
+    value = objective(root, name)
+    if VALUE in os.environ:
+        files.write_text(Path(os.environ[VALUE]), json.dumps(value))
+    return value
 
 
 SWEPT = "LOWLOSS_SWEPT"
@@ -114,14 +144,16 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A cluster tells of preemption and the time limit by a signal of the user's.
+    for asked in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(asked, lambda *_: sys.exit(143))
     if sys.argv[1:2] == ["compare"]:
         _compare(sys.argv[2:])
         return
     app = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run_config)
     try:
         app()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, LowlossError) as error:
         _tell(error)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as end:

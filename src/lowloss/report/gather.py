@@ -201,3 +201,20 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
 def common_folder(roots: Sequence[Path]) -> Path:
     """The folder that the studies' names are relative to; a single study's own parent."""
     return Path(os.path.commonpath(roots)) if len(roots) > 1 else roots[0].parent
+
+
+def objective(root: Path, name: str) -> float:
+    """The value of a study that a sweep minimises: a column, averaged over its paths or its minima, or an ensemble's.
+
+    Raises:
+        LowlossError: the study has no such value.
+    """
+    record = read_study(root)
+    for rows in (record.paths, record.points):
+        values = [row[name] for row in rows if isinstance(row.get(name), (int, float))]
+        if values:
+            return float(sum(values) / len(values))
+    if name in record.ensembles:
+        return record.ensembles[name]
+    known = {key: None for row in [*record.paths, *record.points] for key, value in row.items() if type(value) is float}
+    raise LowlossError(f"objective={name}, but {root} has {', '.join([*known, *record.ensembles]) or 'no results'}")
