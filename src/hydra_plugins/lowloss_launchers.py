@@ -76,7 +76,7 @@ class _Launcher(Launcher):
             for number, overrides in enumerate(job_overrides, start=first):
                 config = self.loader.load_sweep_config(self.config, list(overrides))
                 HydraConfig.instance().set_config(config)
-                name = study_name(config, list(overrides), number)
+                name = study_name(config, config.hydra.sweeper, list(overrides), number)
                 chosen = [] if stages is None else [f"stages=[{','.join(stages)}]"]
                 arguments = (*flags, *overrides, *chosen, f"study={quoted(name)}")
                 label = "-".join([f"{number:03d}", *(stages or [])])

@@ -31,6 +31,7 @@ def run_config(config: Any) -> float | None:
     from omegaconf import OmegaConf
 
     from lowloss import progress
+    from lowloss.launch import VALUE
     from lowloss.run import Run
     from lowloss.runs import Study
     from lowloss.stages import run_stages
@@ -41,14 +42,19 @@ def run_config(config: Any) -> float | None:
     try:
         overrides = [o for o in hydra.overrides.task if not o.startswith(("stages=", "study="))]
         if sweep:
-            config.study = study_name(config, overrides, hydra.job.num)
+            config.study = study_name(config, hydra.sweeper, overrides, hydra.job.num)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        for group in ("finder", "scan"):
+            # An experiment may have settings for a choice that the command line leaves out.
+            plain[group] = {name: node for name, node in plain[group].items() if "_target_" in node}
         root = Path(plain["outputs"]) / str(plain["study"])
         if plain["trainer"]["devices"] not in (1, "1", [0]):
             raise LowlossError(f"trainer.devices={plain['trainer']['devices']} is not supported yet: set it to 1")
         command = shlex.join(["lowloss", *overrides, f"study={quoted(plain['study'])}"])
-        run_stages(Run(Study(root), plain, _Builder(plain), command))
-        return _objective(root, plain["objective"])
+        value = run_stages(Run(Study(root), plain, _Builder(plain), command))
+        if VALUE in os.environ:  # a launcher waits for it in another process
+            files.write_text(Path(os.environ[VALUE]), json.dumps(value))
+        return value
     except Exception as error:
         # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
         _tell(error)
@@ -58,9 +64,9 @@ def run_config(config: Any) -> float | None:
         return None
 
 
-def study_name(config: Any, overrides: list[str], number: int) -> str:
+def study_name(config: Any, sweeper: Any, overrides: list[str], number: int) -> str:
     """The study of a job of a sweep: a folder in the sweep's, named by what is swept."""
-    swept = {*os.environ.get(SWEPT, "").split(), *(config.hydra.sweeper.get("params") or {})}
+    swept = {*os.environ.get(SWEPT, "").split(), *(sweeper.get("params") or {})}
     chosen = [o.replace("/", "_") for o in overrides if o.split("=")[0].lstrip("+~") in swept]
     return f"{config.study}/{','.join(sorted(chosen)) or number}"
 
@@ -69,20 +75,6 @@ def quoted(text: Any) -> str:
     """A text as Hydra's grammar reads it back, whatever is in it."""
     plain = re.fullmatch(r"[\w./-]+", str(text))
     return str(text) if plain else "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _objective(root: Path, name: str | None) -> float | None:
-    """What a sweeper minimises, written down too for a launcher that waits in another process."""
-    from lowloss.launch import VALUE
-
-    if name is None:
-        return None
-    from lowloss.report.gather import objective
-
-    value = objective(root, name)
-    if VALUE in os.environ:
-        files.write_text(Path(os.environ[VALUE]), json.dumps(value))
-    return value
 
 
 SWEPT = "LOWLOSS_SWEPT"
@@ -144,9 +136,8 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
-    # A cluster tells of preemption and the time limit by a signal of the user's.
-    for asked in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(asked, lambda *_: sys.exit(143))
+    for asked in STOP:
+        signal.signal(asked, _stop)
     if sys.argv[1:2] == ["compare"]:
         _compare(sys.argv[2:])
         return
@@ -166,6 +157,17 @@ def main() -> None:
     if _failures:
         print(f"lowloss: {len(_failures)} jobs failed; the same command runs them again", file=sys.stderr)
         sys.exit(1)
+
+
+STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks to stop; a cluster tells of preemption and of the time limit by a signal of the user's."""
+
+
+def _stop(*_: object) -> None:
+    # Once: a second signal must not cut short what the first one has begun.
+    for asked in STOP:
+        signal.signal(asked, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def _compare(arguments: list[str]) -> None:

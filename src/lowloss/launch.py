@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -229,14 +229,3 @@ def failures(ended: Sequence[tuple[Job, End]]) -> list[str]:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in (0, 1)]
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[2]]) for row in
             [head, *rows]]  # fmt: skip
-
-
-@contextlib.contextmanager
-def stopping_on(*names: str) -> Iterator[None]:
-    """Turn these signals into an exit, so that what was begun is given up properly."""
-    before = {name: signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number)) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)

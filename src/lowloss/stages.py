@@ -324,6 +324,8 @@ def make_report(run: Run) -> None:
             written = [str(file.relative_to(root)) for file in build_report(run.study)]
             record = {"made_from": made_from, "written": written}
             files.write_text(root / "report" / "inputs.json", json.dumps(record, indent=1))
+            if hasattr(run.logger, "log_report"):
+                run.tell_logger().log_report()
     progress.say(f"report: {root / 'report' / 'index.html'}")
 
 
@@ -357,10 +359,24 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 
 
-def run_stages(run: Run) -> None:
-    """Run the configured stages in their order. Raises LowlossError for what a user can mend."""
+def run_stages(run: Run) -> float | None:
+    """Run the configured stages in their order; returns the objective, where there is one.
+
+    Raises LowlossError for what a user can mend.
+    """
     run.check(STAGES)
     progress.say(f"study: {run.study.root}")
     for name, make in STAGES.items():
         if name in run.config["stages"]:
-            make(run)
+            with run.making(name):
+                make(run)
+    wanted = run.config["objective"]
+    if wanted is None:
+        return None
+    from lowloss.report.gather import objective
+
+    value = objective(run.study.root, wanted)
+    if hasattr(run.logger, "log_objective"):
+        with run.making("objective"):
+            run.tell_logger().log_objective(value)
+    return value
