@@ -28,7 +28,9 @@ class _Launcher(Launcher):
         from lowloss.launch import failures
 
         progress.shown = True
-        groups = [self._jobs(job_overrides, initial_job_idx, stages) for stages in self.stage_groups()]
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        self.folder = Path(str(self.config.hydra.sweep.dir)) / f"{stamp}-{os.getpid()}-{initial_job_idx}"
+        groups = [self._jobs(job_overrides, initial_job_idx, *group) for group in self.groups()]
         ended = self.run(groups)
         lines = failures(ended)
         if lines:
@@ -47,18 +49,18 @@ class _Launcher(Launcher):
             returns.append(returned)
         return returns
 
-    def stage_groups(self) -> list[list[str] | None]:
-        """The stages of each round of jobs; None for those that the configuration names."""
-        return [None]
+    def groups(self) -> list[tuple[str, list[str]]]:
+        """Each job is there once a group: the label of the group, and its stages if not those of the configuration."""
+        return [("", [])]
 
     def environment(self) -> dict[str, str]:
         return {}
 
     def run(self, groups: list[list[Any]]) -> list[Any]:
-        """Run the jobs, round after round; returns (job, end) of all, in order."""
+        """Run the groups of jobs; returns (job, end) of all, a group after the other."""
         raise NotImplementedError
 
-    def _jobs(self, job_overrides: Sequence[Sequence[str]], first: int, stages: list[str] | None) -> list[Any]:
+    def _jobs(self, job_overrides: Sequence[Sequence[str]], first: int, label: str, stages: list[str]) -> list[Any]:
         from hydra.core.hydra_config import HydraConfig
         from hydra.core.singleton import Singleton
 
@@ -66,8 +68,6 @@ class _Launcher(Launcher):
         from lowloss.launch import Job
 
         before = Singleton.get_state()
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        self.folder = Path(str(self.config.hydra.sweep.dir)) / f"{stamp}-{os.getpid()}"
         flags = [part for part in sys.argv[1:] if part.startswith("--config-dir=")]
         if "--config-dir" in sys.argv:
             flags += ["--config-dir", sys.argv[sys.argv.index("--config-dir") + 1]]
@@ -77,10 +77,9 @@ class _Launcher(Launcher):
                 config = self.loader.load_sweep_config(self.config, list(overrides))
                 HydraConfig.instance().set_config(config)
                 name = study_name(config, config.hydra.sweeper, list(overrides), number)
-                chosen = [] if stages is None else [f"stages=[{','.join(stages)}]"]
+                chosen = [f"stages=[{','.join(stages)}]"] if stages else []
                 arguments = (*flags, *overrides, *chosen, f"study={quoted(name)}")
-                label = "-".join([f"{number:03d}", *(stages or [])])
-                log = (self.folder / f"{label}.log").absolute()
+                log = (self.folder / f"{number:03d}{label}.log").absolute()
                 jobs.append(Job(name, arguments, log, self.environment()))
         finally:
             Singleton.set_state(before)
@@ -91,14 +90,18 @@ class LocalLauncher(_Launcher):
     """Processes on this machine.
 
     Args:
-        parallel: jobs at a time; by default as many as there are cores for their threads.
-        threads: of each job, unless OMP_NUM_THREADS is set.
-        gpus: of this machine; each job sees one of them, in turn. 0 leaves the choice to `trainer`.
+        parallel: processes at a time; by default as many as there are cores for their threads.
+        processes: for each job; they share its study, each result made by one of them.
+        threads: of each process, unless OMP_NUM_THREADS is set.
+        gpus: of this machine; each process sees one of them, in turn. 0 leaves the choice to `trainer`.
     """
 
-    def __init__(self, parallel: int | None = None, threads: int = 1, gpus: int = 0) -> None:
-        self.threads, self.gpus = threads, gpus
+    def __init__(self, parallel: int | None = None, processes: int = 1, threads: int = 1, gpus: int = 0) -> None:
+        self.processes, self.threads, self.gpus = processes, threads, gpus
         self.parallel = parallel or max(1, len(os.sched_getaffinity(0)) // threads)
+
+    def groups(self) -> list[tuple[str, list[str]]]:
+        return [(f"-{i}" if self.processes > 1 else "", []) for i in range(self.processes)]
 
     def environment(self) -> dict[str, str]:
         return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads))}
@@ -106,8 +109,10 @@ class LocalLauncher(_Launcher):
     def run(self, groups: list[list[Any]]) -> list[Any]:
         from lowloss.launch import run_here
 
-        (jobs,) = groups
-        return list(zip(jobs, run_here(jobs, self.parallel, self.gpus), strict=True))
+        # The processes of a job start together.
+        jobs = [job for same in zip(*groups, strict=True) for job in same]
+        ends = dict(zip(jobs, run_here(jobs, self.parallel, self.gpus), strict=True))
+        return [(job, ends[job]) for group in groups for job in group]
 
 
 class SlurmLauncher(_Launcher):
@@ -156,8 +161,10 @@ class SlurmLauncher(_Launcher):
         self.cpus, self.requeues = cpus_per_task, requeues
         self.pipeline, self.wait, self.check_s = pipeline, wait, check_s
 
-    def stage_groups(self) -> list[list[str] | None]:
-        return [None] if self.pipeline is None else [list(stages) for stages in self.pipeline]
+    def groups(self) -> list[tuple[str, list[str]]]:
+        if self.pipeline is None:
+            return [("", [])]
+        return [("-" + "-".join(stages), list(stages)) for stages in self.pipeline]
 
     def environment(self) -> dict[str, str]:
         return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.cpus))}

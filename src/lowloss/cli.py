@@ -49,7 +49,10 @@ def run_config(config: Any) -> float | None:
             plain[group] = {name: node for name, node in plain[group].items() if "_target_" in node}
         root = Path(plain["outputs"]) / str(plain["study"])
         if plain["trainer"]["devices"] not in (1, "1", [0]):
-            raise LowlossError(f"trainer.devices={plain['trainer']['devices']} is not supported yet: set it to 1")
+            raise LowlossError(
+                f"trainer.devices={plain['trainer']['devices']} is not supported: set it to 1, and start the command "
+                "once for each device, since processes share a study"
+            )
         command = shlex.join(["lowloss", *overrides, f"study={quoted(plain['study'])}"])
         value = run_stages(Run(Study(root), plain, _Builder(plain), command))
         if VALUE in os.environ:  # a launcher waits for it in another process
@@ -235,6 +238,8 @@ def _explain(error: BaseException) -> str:
     from omegaconf.errors import MissingMandatoryValue
 
     text = str(error)
+    if isinstance(error, OSError) and error.errno in files.REMEDIES:
+        return f"{text}: {files.REMEDIES[error.errno]}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be set: {error.full_key}=VALUE"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

@@ -40,7 +40,7 @@ class Job:
     name: str
     arguments: tuple[str, ...]
     log: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def command(self) -> list[str]:

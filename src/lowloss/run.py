@@ -194,6 +194,9 @@ class Run:
             if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:
                 noun = "a number" if kind is float else "a whole number"
                 raise LowlossError(f"{key} must be {noun} of at least {least:g}, got {value!r}")
+        together = self.config["minima"]["together"]
+        if together is not None and (type(together) is not int or together < 1):
+            raise LowlossError(f"minima.together must be null or a whole number of at least 1, got {together!r}")
         wanted = self.config["stages"]
         if not isinstance(wanted, list):
             raise LowlossError(f"stages must be a list: stages=[{wanted}]")

@@ -35,7 +35,7 @@ def make_minima(run: Run) -> None:
         progress.say(f"minima: all {count} are complete")
     while missing:
         taken = 0
-        for group, begun in _minima_groups(run.study.root / "minima", missing):
+        for group, begun in _minima_groups(run.study.root / "minima", missing, run.config["minima"]["together"]):
             with contextlib.ExitStack() as stack:
                 rows = _claim_minima(run, [k for k in group if k in missing], begun, stack)
                 if rows:
@@ -50,15 +50,16 @@ def _missing_minima(run: Run) -> list[int]:
     return [k for k in range(run.config["minima"]["count"]) if not run.minimum(k).matches(run.minima_config)]
 
 
-def _minima_groups(folder: Path, missing: list[int]) -> list[tuple[list[int], bool]]:
-    """Rows that train together, and whether they have begun: these groups first, then one of all that is left."""
+def _minima_groups(folder: Path, missing: list[int], together: int | None) -> list[tuple[list[int], bool]]:
+    """Rows that train together, and whether they have begun: these groups first, then those of what is left."""
     left, groups = list(missing), []
     for work in sorted(folder.glob(".*.work")):
         rows = [int(part) for part in work.name.split(".")[1].split("-")]
         if set(rows) & set(left):
             left = [k for k in left if k not in rows]
             groups.append((rows, True))
-    return [*groups, (left, False)] if left else groups
+    size = together or max(1, len(left))
+    return [*groups, *((left[i : i + size], False) for i in range(0, len(left), size))]
 
 
 def _claim_minima(run: Run, rows: list[int], begun: bool, stack: contextlib.ExitStack) -> list[int]:

@@ -100,6 +100,19 @@ def test_local_launcher_loses_one_job_to_a_kill_and_one_to_an_error(lowloss, loc
         assert made == lowloss.results(local / "outputs" / "digits-mlp" / f"model.hidden=[{width}],seed=0")
 
 
+def test_processes_share_a_study(lowloss, local, tmp_path):
+    sharing = ("hydra/launcher=local", "hydra.launcher.parallel=2", "hydra.launcher.processes=2", "minima.together=1")
+    done = finish(start(tmp_path, *sharing, "stages=[minima,path]", "seed=1", "model.hidden=[4]", "study=shared"))
+    assert done.returncode == 0, done.stderr
+    assert "[2/2]" in done.stderr
+    made = lowloss.results(tmp_path / "outputs" / "shared" / "0")
+    assert made == lowloss.results(local / "outputs" / "digits-mlp" / "model.hidden=[4],seed=1")
+    logs = [log.read_text() for log in (tmp_path / "outputs" / ".sweeps").glob("*/000-*.log")]
+    assert len(logs) == 2
+    # Each minimum was trained once, alone.
+    assert sum(log.count("minima 1 ×") for log in logs) == 2
+
+
 def children(pid):
     """The command lines of a process's children, by their ids."""
     found = {}
@@ -179,3 +192,19 @@ def test_slurm_requeues_what_runs_out_of_time(lowloss, cluster, tmp_path):
     once = lowloss.plain(tmp_path, *TINY.split(), *longer, "study=once")
     assert once.status == 0, once.err
     assert lowloss.results(tmp_path / "outputs/digits-mlp/0") == lowloss.results(tmp_path / "outputs/once")
+
+
+def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):
+    (tmp_path / "runs.txt").write_text(
+        "".join(f"{' '.join(TINY.split())} model.hidden=[4] stages=[minima] seed={s} study='s {s}'\n" for s in (0, 1))
+    )
+    script = REPOSITORY / "scripts" / "slurm_array.sbatch"
+    command = ["sbatch", "--wait", "--array=1-3%2", str(script), "runs.txt"]
+    done = subprocess.run(command, cwd=tmp_path, env=cluster, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stderr  # that of the task without a line
+    logs = {log.stem.rpartition("_")[2]: log.read_text() for log in tmp_path.glob("slurm-*.log")}
+    assert "runs.txt has no line 3: submit with --array=1-2" in logs["3"]
+    for seed in (0, 1):
+        made = lowloss.results(tmp_path / "outputs" / f"s {seed}" / "minima")
+        assert made == lowloss.results(local / "outputs" / "digits-mlp" / f"model.hidden=[4],seed={seed}" / "minima")
+        assert made

@@ -78,11 +78,11 @@ function update() {
 
 function layout(x, y) {
   return {
-    margin: { l: 70, r: 20, t: 10, b: 60 }, hovermode: "closest", paper_bgcolor: "#fff", plot_bgcolor: "#fff",
+    margin: { l: 70, r: 50, t: 50, b: 60 }, modebar: { orientation: "v" }, hovermode: "closest", paper_bgcolor: "#fff", plot_bgcolor: "#fff",
     font: { family: "system-ui, sans-serif", size: 13, color: "#1b1f24" },
     xaxis: { title: { text: x }, gridcolor: "#e6e8eb", automargin: true },
     yaxis: { title: { text: y }, gridcolor: "#e6e8eb", type: state.log ? "log" : "linear", dtick: state.log ? "D2" : undefined, exponentformat: "power" },
-    legend: { orientation: "h", y: 1.1 },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
   };
 }
 
