@@ -69,8 +69,8 @@ class _Launcher(Launcher):
 
         before = Singleton.get_state()
         flags = [part for part in sys.argv[1:] if part.startswith("--config-dir=")]
-        if "--config-dir" in sys.argv:
-            flags += ["--config-dir", sys.argv[sys.argv.index("--config-dir") + 1]]
+        for flag in {"--config-dir", "-cd"} & {*sys.argv}:
+            flags += [flag, sys.argv[sys.argv.index(flag) + 1]]
         jobs = []
         try:
             for number, overrides in enumerate(job_overrides, start=first):
@@ -179,7 +179,9 @@ class SlurmLauncher(_Launcher):
             after, array = array, submit(jobs, self.folder / "submitit", self.requeues, array, self.parameters)
             numbers |= {f"{array}_{i}" if len(jobs) > 1 else array: job for i, job in enumerate(jobs)}
             behind = f", each after the same of {after}" if after else ""
-            progress.say(f"slurm: {array} has {len(jobs)} jobs{behind}; logs in {self.folder}")
+            progress.say(
+                f"slurm: {array} has {len(jobs)} jobs{behind}; logs in {self.folder}; scancel {array} ends them"
+            )
         if not self.wait:
             return []
         ends = wait_for_slurm(numbers, self.check_s)

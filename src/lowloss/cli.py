@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -40,9 +40,8 @@ def run_config(config: Any) -> float | None:
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     try:
-        overrides = [o for o in hydra.overrides.task if not o.startswith(("stages=", "study="))]
         if sweep:
-            config.study = study_name(config, hydra.sweeper, overrides, hydra.job.num)
+            config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         for group in ("finder", "scan"):
             # An experiment may have settings for a choice that the command line leaves out.
@@ -53,6 +52,7 @@ def run_config(config: Any) -> float | None:
                 f"trainer.devices={plain['trainer']['devices']} is not supported: set it to 1, and start the command "
                 "once for each device, since processes share a study"
             )
+        overrides = [o for o in hydra.overrides.task if not o.startswith(("stages=", "study="))]
         command = shlex.join(["lowloss", *overrides, f"study={quoted(plain['study'])}"])
         value = run_stages(Run(Study(root), plain, _Builder(plain), command))
         if VALUE in os.environ:  # a launcher waits for it in another process
@@ -67,7 +67,7 @@ def run_config(config: Any) -> float | None:
         return None
 
 
-def study_name(config: Any, sweeper: Any, overrides: list[str], number: int) -> str:
+def study_name(config: Any, sweeper: Any, overrides: Sequence[str], number: int) -> str:
     """The study of a job of a sweep: a folder in the sweep's, named by what is swept."""
     swept = {*os.environ.get(SWEPT, "").split(), *(sweeper.get("params") or {})}
     chosen = [o.replace("/", "_") for o in overrides if o.split("=")[0].lstrip("+~") in swept]
@@ -201,8 +201,8 @@ def _options(group: str) -> dict[str, dict[str, Any]]:
     """The options of a configuration group by their names."""
     import yaml
 
-    files = sorted((config_folder() / group).glob("*.yaml"))
-    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    found = sorted((config_folder() / group).glob("*.yaml"))
+    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in found}
 
 
 def _swept(arguments: list[str]) -> list[str]:

@@ -69,7 +69,9 @@ class Job:
         """Write down how the process ended. status: its exit status, negative for a signal."""
         value = json.loads(self._value_file.read_text()) if status == 0 and self._value_file.exists() else None
         end = End(status, "" if status == 0 else self._reason(status), value)
-        files.write_text(self.end_file, json.dumps(vars(end)))
+        # Without room for it, whoever waits elsewhere finds the job gone.
+        with contextlib.suppress(OSError):
+            files.write_text(self.end_file, json.dumps(vars(end)))
         return end
 
     @property

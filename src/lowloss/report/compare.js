@@ -160,7 +160,7 @@ function choose(i) {
   const pictures = element("div", { id: "pictures" }, ...study.pictures.map(([name, src]) => element("figure", {}, element("img", { src, alt: name }), element("figcaption", { textContent: name }))));
   box.replaceChildren(
     element("h2", { textContent: study.name }), element("div", { id: "chosen-plot" }), pictures,
-    element("details", {}, element("summary", { textContent: "configuration" }), element("pre", { textContent: study.config })), links,
+    element("details", {}, element("summary", { textContent: "configuration" }), element("pre", { textContent: JSON.stringify(study.config, null, 2) })), links,
   );
   box.hidden = false;
   const name = (j) => ["finder", "start", "end"].map((key) => data.rows[j][column(key)]).join(" ");

@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
-import yaml
 
 from lowloss import files
 from lowloss.report.gather import ALONG, Options, Record, common_folder, gather, option_name
@@ -22,8 +21,6 @@ from lowloss.report.tables import TABLE_B1
 
 FIGURES_LIMIT = 24_000_000
 """Bytes of figures that the page holds itself; it links to those beyond."""
-
-_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 PAGE_STYLE = """
 main { max-width: 1360px; }
@@ -71,22 +68,18 @@ def compare(folders: Sequence[Path], options: Options, to: Path | None = None) -
 def _page(records: list[Record], table: pd.DataFrame, options: Options, common: Path, to: Path) -> str:
     from plotly.offline import get_plotlyjs
 
-    paths: list[dict[str, Any] | None] = []
-    owners = []
-    for index, record in enumerate(records):
-        rows = [{name: _short(path["along"][name]) for name in ALONG} for path in record.paths]
-        paths += rows or [None]
-        owners += [index] * max(1, len(rows))
+    owners = [index for index, record in enumerate(records) for _ in record.paths or [{}]]
+    paths = [_along(path["along"]) if path else "null" for record in records for path in record.paths or [{}]]
     data = {
         "columns": list(table.columns),
         "rows": [[_plain(value) for value in row] for row in table.itertuples(index=False)],
         "owners": owners,
-        "paths": paths,
         "studies": _studies(records, common, to),
         "overview": _overview(records, options),
     }
+    held = json.dumps(data, allow_nan=False, separators=(",", ":"))
     # No text of a study may end the script element.
-    held = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    held = f'{held[:-1]},"paths":[{",".join(paths)}]}}'.replace("</", "<\\/")
     script = Path(__file__).with_name("compare.js").read_text(encoding="utf-8")
     name = html.escape(common.name)
     body = (
@@ -122,7 +115,7 @@ def _studies(records: list[Record], common: Path, to: Path) -> list[dict[str, An
         studies.append(
             {
                 "name": str(record.root.relative_to(common)),
-                "config": yaml.dump(record.config, sort_keys=False, Dumper=_Dumper),
+                "config": record.config,
                 "configs": [[f"{c.parent.parent.name}/{c.parent.name}", _link(c, to)] for c in configs],
                 "report": _link(report, to) if report.is_file() else None,
                 "pictures": pictures,
@@ -158,6 +151,10 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _short(values: list[float]) -> list[float | None]:
-    """Five digits are more than a screen shows, and a third of the page."""
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+def _along(columns: dict[str, list[float]]) -> str:
+    """Columns as JSON. Five digits are more than a screen shows, and a third of the page."""
+    texts = {
+        name: ",".join([f"{value:.5g}" if math.isfinite(value) else "null" for value in columns[name]])
+        for name in ALONG
+    }
+    return "{" + ",".join(f'"{name}":[{text}]' for name, text in texts.items()) + "}"

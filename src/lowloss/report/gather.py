@@ -108,7 +108,8 @@ def _columns(file: Path) -> dict[str, list[float]]:
     with file.open(encoding="utf-8", newline="") as lines:
         head, *rows = csv.reader(lines)
     columns = dict(zip(head, zip(*rows, strict=True), strict=True))
-    return {name: list(map(float, columns[name])) for name in ALONG}
+    # pandas leaves a cell empty where there is no number.
+    return {name: [float(cell or "nan") for cell in columns[name]] for name in ALONG}
 
 
 def _config(study: Study, damaged: list[str]) -> Config:
