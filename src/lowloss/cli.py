@@ -43,9 +43,6 @@ def run_config(config: Any) -> float | None:
         if sweep:
             config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        for group in ("finder", "scan"):
-            # An experiment may have settings for a choice that the command line leaves out.
-            plain[group] = {name: node for name, node in plain[group].items() if "_target_" in node}
         root = Path(plain["outputs"]) / str(plain["study"])
         if plain["trainer"]["devices"] not in (1, "1", [0]):
             raise LowlossError(
@@ -68,10 +65,13 @@ def run_config(config: Any) -> float | None:
 
 
 def study_name(config: Any, sweeper: Any, overrides: Sequence[str], number: int) -> str:
-    """The study of a job of a sweep: a folder in the sweep's, named by what is swept."""
-    swept = {*os.environ.get(SWEPT, "").split(), *(sweeper.get("params") or {})}
-    chosen = [o.replace("/", "_") for o in overrides if o.split("=")[0].lstrip("+~") in swept]
-    return f"{config.study}/{','.join(sorted(chosen)) or number}"
+    """The study of a job of a sweep, in a folder named by what is swept; an experiment has a name already."""
+    swept = {key.lstrip("+~") for key in (*os.environ.get(SWEPT, "").split(), *(sweeper.get("params") or ()))}
+    chosen = {o: key for o in overrides if (key := o.split("=")[0].lstrip("+~")) in swept}
+    named = [o.replace("/", "_") for o, key in chosen.items() if key.split("@")[0] != "experiment"]
+    if chosen and not named:
+        return str(config.study)
+    return f"{config.study}/{','.join(sorted(named)) or number}"
 
 
 def quoted(text: Any) -> str:

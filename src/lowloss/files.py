@@ -87,25 +87,28 @@ def unwritable(file: Path, error: Exception) -> LowlossError:
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and notes of a safetensors file. Raises LowlossError if it is damaged."""
     with _opened(file, "pt") as archive:
-        notes = json.loads((archive.metadata() or {}).get("notes", "{}"))
-        return {name: archive.get_tensor(name) for name in archive.keys()}, notes  # noqa: SIM118
+        return {name: archive.get_tensor(name) for name in archive.keys()}, _notes(archive)  # noqa: SIM118
 
 
 def load_notes(file: Path) -> dict[str, Any]:
-    """The notes of a safetensors file, without torch and without its tensors. Raises LowlossError if it is damaged."""
-    with _opened(file) as archive:
-        notes: dict[str, Any] = json.loads((archive.metadata() or {}).get("notes", "{}"))
+    """The notes of a safetensors file alone, without torch. Raises LowlossError if it is damaged."""
+    with _opened(file, "np") as archive:
+        return _notes(archive)
+
+
+def _notes(archive: Any) -> dict[str, Any]:
+    notes: dict[str, Any] = json.loads((archive.metadata() or {}).get("notes", "{}"))
     return notes
 
 
 def tensor_shape(file: Path, name: str) -> list[int]:
     """The shape of one tensor of a safetensors file, without torch. Raises LowlossError if it is damaged."""
-    with _opened(file) as archive:
+    with _opened(file, "np") as archive:
         return list(archive.get_slice(name).get_shape())
 
 
 @contextlib.contextmanager
-def _opened(file: Path, framework: str = "numpy") -> Iterator[Any]:
+def _opened(file: Path, framework: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -48,7 +48,12 @@ class Run:
     """
 
     def __init__(self, study: Study, config: Config, build: Callable[..., Any], command: str) -> None:
-        self.study, self.config, self.build, self.command = study, config, build, command
+        # An experiment may hold settings of finders and scans that the command line did not choose.
+        chosen = {
+            group: {name: node for name, node in config[group].items() if "_target_" in node}
+            for group in ("finder", "scan")
+        }
+        self.study, self.config, self.build, self.command = study, config | chosen, build, command
         self.stage = ""
 
     def describes(self, *sections: str) -> Config:
@@ -167,20 +172,29 @@ class Run:
     def path_config(self, finder: str) -> Config:
         return self.minima_config | self.describes(f"finder.{finder}", "path.points", "path.between")
 
-    def pairs(self, finder: str) -> list[tuple[int, int]]:
-        """The pairs of minima that a finder connects. Raises LowlossError if they do not exist."""
-        count, settings = self.config["minima"]["count"], self.config["path"]
-        key, wanted = "path.pairs", settings["pairs"]
+    def _wanted_pairs(self, finder: str) -> tuple[str, Any]:
+        """Which pairs a finder is to connect, and the key that says so."""
+        settings = self.config["path"]
         if finder in settings["only"]:
-            key, wanted = f"path.only.{finder}", settings["only"][finder]
-        if wanted == "star":
+            return f"path.only.{finder}", settings["only"][finder]
+        return "path.pairs", settings["pairs"]
+
+    def explores(self, finder: str) -> bool:
+        """Whether a finder chooses its pairs by what the paths so far have shown."""
+        return bool(self._wanted_pairs(finder)[1] == "explore")
+
+    def pairs(self, finder: str) -> list[tuple[int, int]]:
+        """The pairs of minima that a finder connects for certain. Raises LowlossError if they do not exist."""
+        count = self.config["minima"]["count"]
+        key, wanted = self._wanted_pairs(finder)
+        if wanted in ("star", "explore"):
             return [(0, k) for k in range(1, count)]
         if wanted == "all":
             return [(i, j) for i in range(count) for j in range(i + 1, count)]
         if not isinstance(wanted, list) or not all(
             isinstance(pair, list) and [type(k) for k in pair] == [int, int] for pair in wanted
         ):
-            raise LowlossError(f"{key} must be star, all or a list like [[0,1],[0,2]], got {wanted!r}")
+            raise LowlossError(f"{key} must be star, all, explore or a list like [[0,1],[0,2]], got {wanted!r}")
         for i, j in wanted:
             if not (0 <= i < count and 0 <= j < count and i != j):
                 raise LowlossError(f"{key} names [{i},{j}], but the minima are 0 … {count - 1}: raise minima.count")
@@ -205,11 +219,33 @@ class Run:
             raise LowlossError(f"stages has {', '.join(map(str, unknown))}, but the stages are {', '.join(stages)}")
         for finder in self.config["finder"]:
             self.pairs(finder)
+            if self.explores(finder):
+                self._check_budget()
+        paper = self.config["paper"]
+        if paper and (set(paper) != {"source", "row"} or not isinstance(paper["row"], dict)):
+            raise LowlossError(f"paper must be null or have a source and a row of numbers, got {paper!r}")
         if "ensemble" in wanted:
             self._check_minimum("ensemble.minimum", self.config["ensemble"]["minimum"])
         if "scan" in wanted:
             for name, node in self.config["scan"].items():
                 self._check_scan(f"scan.{name}", node)
+
+    def _check_budget(self) -> None:
+        budget, star = self.config["path"]["budget"], self.config["minima"]["count"] - 1
+        if not isinstance(budget, dict) or set(budget) != {"pairs", "steps", "hours"}:
+            raise LowlossError(f"path.budget has the keys pairs, steps and hours, each perhaps null, got {budget!r}")
+        for name, value in budget.items():
+            whole = name != "hours"
+            if value is None:
+                continue
+            if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not value > 0:
+                kind = "whole number" if whole else "number"
+                raise LowlossError(f"path.budget.{name} must be null or a positive {kind}, got {value!r}")
+        if budget["pairs"] is not None and budget["pairs"] < star:
+            raise LowlossError(
+                f"path.budget.pairs={budget['pairs']}, but to explore begins with the {star} pairs of minimum 0 and "
+                "every other: raise it, or choose other path.pairs"
+            )
 
     def _check_minimum(self, key: str, k: int) -> None:
         count = self.config["minima"]["count"]

@@ -104,6 +104,10 @@ class Artifact:
         """Tensors and notes. Raises LowlossError if the file is damaged."""
         return files.load_tensors(self.folder / RESULT)
 
+    def notes(self) -> dict[str, Any]:
+        """The notes alone, without torch. Raises LowlossError if the file is damaged."""
+        return files.load_notes(self.folder / RESULT)
+
     def stamp(self) -> list[int]:
         """Changes when the artifact is made anew."""
         status = (self.folder / RESULT).stat()

@@ -7,10 +7,13 @@ and name it in STAGES. Everything heavy is imported where it is used: a finished
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -104,6 +107,7 @@ def _make_minima(run: Run, rows: list[int]) -> None:
         folder=work,
         title="minima on both splits",
         chunk=1,
+        labels_N=landscape.data.y_test,
     )
     for row, k in enumerate(rows):
         if run.minimum(k).complete:
@@ -112,20 +116,29 @@ def _make_minima(run: Run, rows: list[int]) -> None:
             [[int(entry[0]), entry[1], entry[2 + row]] for entry in result.history],
             columns=["step", "lr", "train_loss"],
         )
-        values = {name: float(column[row]) for name, column in table.items()}
+        values = {name: float(column[row]) for name, column in table.items() if column.dim() == 1}
+        tensors = {name: column[row] for name, column in table.items() if column.dim() > 1}
         seconds = (time.monotonic() - began) / len(rows)
         notes = values | {"steps": int(result.history[-1][0])}
-        run.minimum(k).commit(config, {"theta": result.theta_KP[row]}, notes, {"metrics.csv": history}, seconds)
+        tensors["theta"] = result.theta_KP[row]
+        run.minimum(k).commit(config, tensors, notes, {"metrics.csv": history}, seconds)
     shutil.rmtree(work, ignore_errors=True)
 
 
 def make_paths(run: Run) -> None:
     """Connect pairs of minima with every finder."""
-    wanted = [(*pair, finder) for finder in run.config["finder"] for pair in run.pairs(finder)]
+    fixed = [name for name in run.config["finder"] if not run.explores(name)]
+    wanted = [(*pair, finder) for finder in fixed for pair in run.pairs(finder)]
     jobs = [(run.path(*path), run.path_config(path[2])) for path in wanted]
-    if all(artifact.matches(config) for artifact, config in jobs):
+    if fixed and all(artifact.matches(config) for artifact, config in jobs):
         progress.say(f"path: all {len(jobs)} are complete")
     make_missing(jobs, lambda i: _make_path(run, *wanted[i]))
+    for finder in run.config["finder"]:
+        if finder in fixed:
+            continue
+        from lowloss.explore import explore
+
+        explore(run, finder, partial(_make_path, run, finder=finder))
 
 
 def _make_path(run: Run, start: int, end: int, finder: str) -> None:
@@ -151,7 +164,9 @@ def _make_path(run: Run, start: int, end: int, finder: str) -> None:
         trainer=run.trainer,
         folder=work,
         title=f"{title} on both splits",
+        labels_N=landscape.data.y_test,
     )
+    del table["test_wrong"]  # as many numbers as samples, at every point
     arc_T = torch.cat([torch.zeros(1, dtype=torch.float64), found.path.lengths(t_T).cumsum(0)])
     tensors = {**found.path.tensors(), "t": t_T, "arc": arc_T / arc_T[-1], **table}
     for i, snapshot in enumerate(found.snapshots):
@@ -169,7 +184,8 @@ def _make_path(run: Run, start: int, end: int, finder: str) -> None:
     }
     history = pd.DataFrame(found.history, columns=["phase", "step", "lr", "mean_loss", "max_loss"])
     history = history.astype({"phase": int, "step": int})
-    along = pd.DataFrame({"t": t_T, "arc": tensors["arc"], **table})
+    columns = {name: column for name, column in table.items() if column.dim() == 1}
+    along = pd.DataFrame({"t": t_T, "arc": tensors["arc"], **columns})
     tables = {"metrics.csv": history, "along.csv": along}
     artifact.commit(config, tensors, notes, tables, time.monotonic() - began)
 
@@ -181,8 +197,8 @@ def _path_levels(table: dict[str, Tensor], arc_T: Tensor) -> dict[str, float]:
     barrier_above_ends: above the higher end.
     """
     levels: dict[str, float] = {}
-    for name, column_T in table.items():
-        split, metric = name.split("_")
+    for split, metric in product(("train", "test"), ("loss", "error")):
+        column_T = table[f"{split}_{metric}"]
         first, last = float(column_T[0]), float(column_T[-1])
         levels[f"min_{split}_{metric}"] = (first + last) / 2
         levels[f"saddle_{split}_{metric}"] = float(column_T.max())
@@ -315,6 +331,7 @@ def make_report(run: Run) -> None:
     root = run.study.root
     if _report_is_up_to_date(run):
         progress.say(f"report: up to date, {root / 'report' / 'index.html'}")
+        _say_comparison(run)
         return
     from lowloss.report.page import build_report
 
@@ -322,12 +339,28 @@ def make_report(run: Run) -> None:
         if not _report_is_up_to_date(run):
             # Looked at before it is made: what is completed meanwhile makes it out of date.
             made_from = _report_inputs(run)
-            written = [str(file.relative_to(root)) for file in build_report(run.study)]
+            written = [str(file.relative_to(root)) for file in build_report(run.study, run.config["paper"])]
             record = {"made_from": made_from, "written": written}
             files.write_text(root / "report" / "inputs.json", json.dumps(record, indent=1))
             if hasattr(run.logger, "log_report"):
                 run.tell_logger().log_report()
     progress.say(f"report: {root / 'report' / 'index.html'}")
+    _say_comparison(run)
+
+
+def _say_comparison(run: Run) -> None:
+    """Our row of a paper's table beside the one that it published, if the configuration has one."""
+    file = run.study.root / "report" / "comparison.csv"
+    if not run.config["paper"] or not file.exists():
+        return
+    with file.open(newline="", encoding="utf-8") as lines:
+        for name, *values in zip(*csv.reader(lines), strict=True):
+            cells = values if name == "finder" else [_rounded(value) for value in values]
+            progress.say(f"  {name:<20}" + "  ".join(f"{cell:>30}" for cell in cells))
+
+
+def _rounded(value: str) -> str:
+    return f"{float(value):.4g}" if value else "–"
 
 
 def _report_inputs(run: Run) -> Config:
@@ -341,7 +374,7 @@ def _report_inputs(run: Run) -> Config:
         raise LowlossError(f"{run.study.root} holds nothing to report: make it with `{run.command}`")
     from lowloss import __version__
 
-    return {"lowloss": __version__, "inputs": inputs}
+    return {"lowloss": __version__, "paper": run.config["paper"], "inputs": inputs}
 
 
 def _report_is_up_to_date(run: Run) -> bool:

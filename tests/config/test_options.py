@@ -71,6 +71,9 @@ def test_option_composes(compose, group, option):
     content = yaml_of(group, option)
     if group == "experiment":
         assert plain["study"] == content["study"] == option
+    elif group == "recipe":
+        for section in set(content) - {"defaults"}:
+            assert plain[section].items() >= content[section].items()
     elif group in LISTED:
         assert plain[group] == {option: content}
     else:
@@ -90,7 +93,7 @@ def test_study_is_named_after_data_and_model(compose):
     assert compose("model=resnet20", "data=cifar10").study == "cifar10-resnet20"
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] != "experiment"])
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] not in ("experiment", "recipe")])
 def test_keys_are_the_arguments_of_the_target(group, option):
     for node in targets(yaml_of(group, option)):
         target = get_object(node["_target_"])

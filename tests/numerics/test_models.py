@@ -38,6 +38,35 @@ def test_parameters_and_outputs(name: str) -> None:
         assert module(torch.empty(2, *CIFAR)).shape == (2, 10)
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        # Table 6 of He et al. 2016, and table 2 of Huang et al. 2017.
+        ("ResNet-20", "0.27"),
+        ("ResNet-32", "0.46"),
+        ("ResNet-44", "0.66"),
+        ("ResNet-56", "0.85"),
+        ("DenseNet-40-12", "1.0"),
+        ("DenseNet-100-12-BC", "0.8"),
+    ],
+)
+def test_parameters_as_the_papers_round_them(name: str, millions: str) -> None:
+    digits = len(millions.partition(".")[2])
+    assert f"{PUBLISHED[name][1] / 1e6:.{digits}f}" == millions
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_densenet_dropout_follows_every_convolution_but_the_first(bottleneck: bool) -> None:
+    plain, module = (
+        [part for part in DenseNet(CIFAR, 10, 10, 4, bottleneck, dropout).modules() if not list(part.children())]
+        for dropout in (0.0, 0.2)
+    )
+    assert not [part for part in plain if isinstance(part, nn.Dropout)]
+    for i, part in enumerate(module):
+        assert isinstance(part, nn.Dropout) == (i > 1 and isinstance(module[i - 1], nn.Conv2d))
+        assert not isinstance(part, nn.Dropout) or part.p == 0.2
+
+
 def test_vgg16_with_batch_norm_has_two_parameters_more_a_channel() -> None:
     with torch.device("meta"):
         channels = 2 * 64 + 2 * 128 + 3 * 256 + 6 * 512

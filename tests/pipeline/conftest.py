@@ -97,6 +97,7 @@ def serving(folder):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "60"},
     ) as process:
+        assert process.stdout.readline() == "ready\n"
         yield Runner(process, folder)
 
 

@@ -10,7 +10,7 @@ Reads a job a line from standard input, JSON with
     strike        null or [signal, pattern, n]: the process sends itself the signal just before it renames something
                   to a place that matches the pattern, the n-th time that it does
 
-and answers a line each with the exit status, which is negative for a signal.
+says "ready" once it is, and answers a line each with the exit status, which is negative for a signal.
 """
 
 import atexit
@@ -82,6 +82,7 @@ def watch(job):
     return hook
 
 
+print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if not child:

@@ -6,6 +6,11 @@ from itertools import product
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
+from lowloss import LowlossError
+from lowloss.report.architectures import draw_architectures, overview
+from lowloss.runs import Study
 
 STAGES = ("minima", "path", "ensemble", "scan", "report")
 SUMMARY = """
@@ -49,6 +54,75 @@ def test_ensemble_table_compares_the_three_methods(whole):
     assert all(0 <= float(row["test_error"]) <= 1 and float(row["test_nll"]) > 0 for row in rows)
 
 
+def test_table_b1_is_what_the_spanning_star_gives(whole):
+    rows, columns = table(whole.root / "report" / "table_b1.csv")
+    assert columns[:7] == ["finder", "paths", "train_loss_min", "train_loss_saddle", "factor", "epoch", "epoch_first"]
+    summary, _ = table(whole.root / "summary.csv")
+    for row in rows:
+        saddles = [float(path["saddle_train_loss"]) for path in summary if path["finder"] == row["finder"]]
+        assert float(row["train_loss_saddle"]) == pytest.approx(sum(saddles) / 2)
+        assert row["paths"] == "2"
+        curves = [table(whole.root / "minima" / f"000{k}" / "metrics.csv")[0] for k in range(3)]
+        curve = [sum(float(epoch["train_loss"]) for epoch in epochs) / 3 for epochs in zip(*curves, strict=True)]
+        below = [loss < float(row["train_loss_saddle"]) for loss in curve]
+        expected = str(float(len(below) - below[::-1].index(False) + 1)) if below[-1] and not all(below) else None
+        assert row["epoch"] == (expected or ("1.0" if below[-1] else ""))
+
+
+def test_misclassified_samples_and_classes_are_counted(whole):
+    minima = [load_file(whole.root / "minima" / f"000{k}" / "result.safetensors") for k in range(3)]
+    rows, _ = table(whole.root / "report" / "overlap.csv")
+    assert [(row["start"], row["end"]) for row in rows] == [("0", "1"), ("0", "2"), ("1", "2")]
+    for row in rows:
+        one, other = (minima[int(row[end])]["test_wrong"] for end in ("start", "end"))
+        assert int(row["wrong_both"]) == (one & other).sum()
+        assert float(row["overlap"]) == pytest.approx(2 * (one & other).sum() / (one.sum() + other.sum()))
+    rows, _ = table(whole.root / "report" / "classes.csv")
+    assert len(rows) == 6 * 10
+    assert all(0 <= float(row[name]) <= 1 for row in rows for name in list(row)[4:])
+    path = load_file(whole.root / "paths" / "0000-0001-autoneb" / "result.safetensors")
+    # The ends of a path predict what the minima do.
+    for end, k in ((0, 0), (-1, 1)):
+        np.testing.assert_allclose(path["test_class_error"][end], minima[k]["test_class_error"])
+        assert path["test_error"][end] == pytest.approx(minima[k]["test_wrong"].mean())
+
+
+def test_a_papers_row_stands_beside_ours(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path)
+    paper = ("+paper.source=Someone et al.", "+paper.row={train_loss_min: 0.25, epoch: 7}")
+    made = lowloss.tiny(tmp_path, "stages=[report]", *paper)
+    assert made.status == 0, made.err
+    rows, _ = table(root / "report" / "comparison.csv")
+    ours, _ = table(root / "report" / "table_b1.csv")
+    assert [row["finder"] for row in rows] == ["Someone et al.", *(f"here, {row['finder']}" for row in ours)]
+    assert (rows[0]["train_loss_min"], rows[0]["epoch"], rows[0]["delta"]) == ("0.25", "7.0", "")
+    assert rows[1]["train_loss_min"] == ours[0]["train_loss_min"]
+    (line,) = (line for line in made.err.splitlines() if line.strip().startswith("train_loss_min"))
+    assert line.split()[1:] == ["0.25", *(f"{float(row['train_loss_min']):.4g}" for row in ours)]
+
+
+def test_settings_of_a_finder_that_is_not_chosen_are_left_out(lowloss, whole):
+    again = lowloss.tiny(whole.outputs, "stages=[path]", "finder=[autoneb,bezier]", "+finder.neb.steps=3")
+    assert again.status == 0, again.err
+    assert "path: all 4 are complete" in again.err
+
+
+def test_a_papers_row_without_numbers_is_refused(lowloss, tmp_path):
+    assert "paper must be null or have a source and a row" in lowloss.tiny(tmp_path, "+paper.source=Someone").message
+
+
+def test_studies_are_put_together(whole, tmp_path):
+    table = overview([Study(whole.root), Study(whole.root)])
+    assert list(table["model"]) == ["MLP-[16]-True"] * 6
+    assert list(table["data"]) == ["digits"] * 6
+    picture = draw_architectures(table, "autoneb", tmp_path / "figures")
+    assert picture.file.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(LowlossError, match="the finders are autoneb, bezier, line"):
+        draw_architectures(table, "neb", tmp_path)
+    with pytest.raises(LowlossError, match="none of these studies has a path"):
+        overview([Study(tmp_path)])
+
+
 class Resources(HTMLParser):
     """What the browser would fetch; the text of scripts is not looked at."""
 
@@ -64,7 +138,11 @@ class Resources(HTMLParser):
 
 def test_page_is_self_contained_and_shows_the_figures(whole):
     figures = sorted(path.name for path in (whole.root / "report" / "figures").iterdir())
-    names = ["ensembles", "paths", "plane-0000-0001", "random_plane-0000"]
+    names = ["ensembles", "paths", "learning", "plane-0000-0001", "slice-plane-0000-0001", "random_plane-0000"]
+    names += [f"disconnectivity-{finder}" for finder in ("autoneb", "bezier", "line")]
+    searches = ("classes", "coordinates")
+    names += [f"{figure}-0000-0001-{finder}" for figure in searches for finder in ("autoneb", "bezier")]
+    names += ["snapshots-0000-0001-autoneb"]
     assert figures == sorted(f"{name}.png" for name in [*names, "surface-plane-0000-0001", "surface-random_plane-0000"])
     for name in figures:
         assert (whole.root / "report" / "figures" / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

@@ -119,12 +119,13 @@ class _PreActivationBlock(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """DenseNet of Huang et al. 2017 for small images: three dense blocks, no dropout.
+    """DenseNet of Huang et al. 2017 for small images: three dense blocks.
 
     Args:
         depth: layers in all, as 40 (or 100 with bottlenecks).
         growth: channels that each layer adds.
         bottleneck: DenseNet-BC: 1 × 1 bottlenecks, and transitions that halve the channels.
+        dropout: probability after every convolution but the first; 0.2 in the paper for data without augmentation.
         input_shape: (channels, height, width).
         num_classes: outputs.
 
@@ -139,6 +140,7 @@ class DenseNet(nn.Module):
         depth: int = 40,
         growth: int = 12,
         bottleneck: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         per_layer = 2 if bottleneck else 1
@@ -148,7 +150,7 @@ class DenseNet(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(input_shape[0], channels, 3, padding=1, bias=False)]
         for block in range(3):
             for _ in range((depth - 4) // (3 * per_layer)):
-                layers.append(_DenseLayer(channels, growth, bottleneck))
+                layers.append(_DenseLayer(channels, growth, bottleneck, dropout))
                 channels += growth
             if block < 2:
                 outputs = channels // 2 if bottleneck else channels
@@ -156,6 +158,7 @@ class DenseNet(nn.Module):
                     nn.BatchNorm2d(channels),
                     nn.ReLU(),
                     nn.Conv2d(channels, outputs, 1, bias=False),
+                    *_dropout(dropout),
                     nn.AvgPool2d(2),
                 ]
                 channels = outputs
@@ -167,14 +170,20 @@ class DenseNet(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+def _dropout(probability: float) -> list[nn.Module]:
+    return [nn.Dropout(probability)] if probability else []
+
+
 class _DenseLayer(nn.Module):
-    def __init__(self, inputs: int, growth: int, bottleneck: bool) -> None:
+    def __init__(self, inputs: int, growth: int, bottleneck: bool, dropout: float) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         if bottleneck:
             layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, 4 * growth, 1, bias=False)]
+            layers += _dropout(dropout)
             inputs = 4 * growth
         layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, growth, 3, padding=1, bias=False)]
+        layers += _dropout(dropout)
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -128,7 +128,8 @@ function drawArchitectures(rows) {
     for (const [level, symbol] of [["min", "square"], ["saddle", "circle"]]) {
       const points = models.map((model) => entries
         .filter((row) => row.model === model && `${row.data}, ${row.finder}` === group)
-        .map((row) => row[`${state.metric}_${level}`]).filter((value) => value !== null));
+        .map((row) => row[`${state.metric}_${level}`]).filter((value) => value !== null)
+        .map((value) => METRICS[state.metric][1] * value));
       const centre = points.map((values) => (values.length ? positive(mean(values)) : null));
       const spread = points.map((values) => (values.length > 1
         ? Math.sqrt(mean(values.map((value) => (value - mean(values)) ** 2)) * values.length / (values.length - 1)) : 0));

@@ -16,8 +16,7 @@ import pandas as pd
 
 from lowloss import files
 from lowloss.report.gather import ALONG, Options, Record, common_folder, gather, option_name
-from lowloss.report.style import STYLE
-from lowloss.report.tables import TABLE_B1
+from lowloss.report.look import STYLE
 
 FIGURES_LIMIT = 24_000_000
 """Bytes of figures that the page holds itself; it links to those beyond."""
@@ -130,7 +129,7 @@ def _overview(records: list[Record], options: Options) -> list[dict[str, Any]]:
     for index, record in enumerate(records):
         node = record.config.get("model", {})
         for row in record.low_and_high:
-            levels = {key: _plain(value) for key, value in zip(TABLE_B1, row, strict=True)}
+            levels = {key: _plain(value) for key, value in row.items()}
             data = option_name(record.config.get("data", {}), options.get("data", {}))
             names = {"model": option_name(node, options.get("model", {})), "data": data}
             family = str(node.get("_target_"))

@@ -5,7 +5,6 @@ Shapes: T points along a path, R × C a plane's grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,32 +14,13 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from lowloss.report.graph import draw_graphs
+from lowloss.report.search import draw_searches
+from lowloss.report.style import COLOURS, STYLE, Picture, save
 from lowloss.runs import Artifact, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-COLOURS = {
-    "line": "#8a8f98",
-    "autoneb": "#1f5fbf",
-    "neb": "#7a4fbf",
-    "bezier": "#d9822b",
-    "polychain": "#2a9d6f",
-}
-STYLE: Any = {
-    "figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#e6e8eb", "axes.axisbelow": True, "font.size": 10, "axes.titlesize": 11,
-    "axes.titleweight": "bold", "axes.edgecolor": "#8a8f98", "legend.frameon": False, "svg.fonttype": "none",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on disk and what it shows."""
-
-    file: Path
-    title: str
-    caption: str
 
 
 def draw_figures(study: Study, folder: Path) -> list[Picture]:
@@ -51,19 +31,17 @@ def draw_figures(study: Study, folder: Path) -> list[Picture]:
         paths = study.complete("paths")
         if paths:
             pictures.append(_paths(paths, folder))
+            pictures += draw_graphs(study, folder)
+            pictures += draw_searches(study, folder)
         for artifact in study.complete("scans"):
             pictures.append(_plane(artifact, folder))
+            if "path_projected" in artifact.load()[0]:
+                pictures.append(_slice(study, artifact, folder))
             pictures.append(_surface(artifact, folder))
         ensembles = study.complete("ensembles")
         if ensembles:
             pictures.append(_ensemble(ensembles, folder))
     return pictures
-
-
-def _save(figure: Figure, folder: Path, name: str) -> Path:
-    file = folder / f"{name}.png"
-    figure.savefig(file, dpi=160, bbox_inches="tight", metadata={"Software": None})
-    return file
 
 
 def _paths(artifacts: list[Artifact], folder: Path) -> Picture:
@@ -93,7 +71,7 @@ def _paths(artifacts: list[Artifact], folder: Path) -> Picture:
     axes[0].set_title("Loss along the paths")
     axes[1].set_title("Test error along the paths")
     caption = "Exact loss over the whole training split and error over the test split, at every sampled point."
-    return Picture(_save(figure, folder, "paths"), "Along the paths", caption)
+    return Picture(save(figure, folder, "paths"), "Along the paths", caption)
 
 
 def _grid(artifact: Artifact) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -113,7 +91,33 @@ def _plane(artifact: Artifact, folder: Path) -> Picture:
         axis.set_aspect("equal" if 1 / 3 < height / width < 3 else "auto")
     left.set_title("Train loss")
     right.set_title("Test error")
-    return Picture(_save(figure, folder, artifact.name), f"Plane {artifact.name}", _caption(grid, notes))
+    return Picture(save(figure, folder, artifact.name), f"Plane {artifact.name}", _caption(grid, notes))
+
+
+def _slice(study: Study, artifact: Artifact, folder: Path) -> Picture:
+    """Fig. 1 of Draxler et al. 2018: the slice on the left, the loss along the two ways on the right."""
+    grid, notes = _grid(artifact)
+    settings = notes["settings"]
+    start, end = settings["start"], settings["end"]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _contours(figure, left, grid, grid["train_loss"], "train loss (nats)", logarithmic=True)
+    _mark(left, grid, notes)
+    left.set(xticks=[], yticks=[], title="Slice through the train loss")
+    for finder, style in ((settings["path"], "-"), ("line", "--")):
+        along = study.artifact("paths", f"{start:04d}-{end:04d}-{finder}").folder / "along.csv"
+        if along.exists():
+            table = pd.read_csv(along)
+            colour = COLOURS["line"] if finder == "line" else "#d1495b"
+            right.plot(table["arc"], table["train_loss"], style, color=colour, label=finder)
+    right.set(xlabel="fraction of the length", ylabel="train loss (nats)", xlim=(0, 1), title="Loss along")
+    right.set_ylim(bottom=0)
+    right.legend()
+    caption = (
+        "As fig. 1 of Draxler et al. 2018: the plane through the two minima and the mean of the path's inner bends; "
+        "the path leaves the plane, so its own loss is the one on the right."
+    )
+    return Picture(save(figure, folder, f"slice-{artifact.name}"), f"Slice {artifact.name}", caption)
 
 
 def _caption(grid: dict[str, Any], notes: dict[str, Any]) -> str:
@@ -174,7 +178,7 @@ def _surface(artifact: Artifact, folder: Path) -> Picture:
     axis.set(zlabel="log10 train loss")
     axis.set_title(artifact.name)
     title = f"Surface {artifact.name}"
-    return Picture(_save(figure, folder, f"surface-{artifact.name}"), title, "Train loss on a logarithmic axis.")
+    return Picture(save(figure, folder, f"surface-{artifact.name}"), title, "Train loss on a logarithmic axis.")
 
 
 def log_height(loss_RC: Any) -> Any:
@@ -238,4 +242,4 @@ def _ensemble(artifacts: list[Artifact], folder: Path) -> Picture:
     axes[0].legend(fontsize=8)
     axes[0].set_title("Ensembles")
     caption = "The mean of the members' probabilities, for the first 1, 2, … members, and each member alone."
-    return Picture(_save(figure, folder, "ensembles"), "Ensembles", caption)
+    return Picture(save(figure, folder, "ensembles"), "Ensembles", caption)

@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import pandas as pd
 import yaml
 
@@ -36,14 +38,14 @@ class Record:
 
     config: merged from its artifacts; the folders of the artifacts are relative to `root`.
     paths: a row a path, as in summary.csv, with `folder`, and `along`, the columns ALONG.
-    low_and_high: a row a finder, as in table B.1 of Draxler et al. 2018.
+    low_and_high: a row a finder, see low_and_high.
     """
 
     root: Path
     config: Config
     points: list[dict[str, Any]]
     paths: list[dict[str, Any]]
-    low_and_high: list[list[Any]]
+    low_and_high: list[dict[str, Any]]
     ensembles: dict[str, float]
     parameters: int | None
     figures: list[Path]
@@ -85,7 +87,7 @@ def read_study(root: Path) -> Record:
     points = [{"minimum": int(artifact.name), **{name: notes[name] for name in columns}} for artifact, notes in minima]
     paths = []
     for artifact, notes in notes_of("paths"):
-        row = {name: notes[name] for name in tables.SUMMARY}
+        row = {name: notes.get(name) for name in tables.SUMMARY}
         row["folder"] = f"paths/{artifact.name}"
         try:
             row["along"] = _columns(artifact.folder / "along.csv")
@@ -99,9 +101,38 @@ def read_study(root: Path) -> Record:
             ensembles |= {f"{method}_test_error": wrong, f"{method}_test_nll": nll}
     sizes = [files.tensor_shape(artifact.folder / "result.safetensors", "theta") for artifact, _ in minima[:1]]
     pictures = sorted((root / "report" / "figures").glob("*.png"))
-    overview = tables.low_and_high(paths, points)
+    overview = low_and_high(paths, points)
     config = _config(study, damaged)
     return Record(root, config, points, paths, overview, ensembles, sizes[0][0] if sizes else None, pictures, damaged)
+
+
+def low_and_high(paths: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each finder the mean levels of minima and saddles, as in table B.1 of Draxler et al. 2018.
+
+    Saddles are averaged over the minimum spanning tree of the finder's paths, by saddle train loss; minima over those
+    that the tree connects. Errors are in fractions.
+    """
+    levels = {row["minimum"]: row for row in points}
+    graphs: dict[str, nx.Graph[int]] = {}
+    for path in paths:
+        graph = graphs.setdefault(path["finder"], nx.Graph())
+        # A path on which the loss is not finite connects nothing.
+        if not isnan(path["saddle_train_loss"]):
+            graph.add_edge(path["start"], path["end"], weight=path["saddle_train_loss"], path=path)
+    rows = []
+    for finder, graph in graphs.items():
+        tree = [data["path"] for _, _, data in nx.minimum_spanning_edges(graph)]
+        ends = [levels[k] for k in graph.nodes if k in levels]
+        row: dict[str, Any] = {"finder": finder}
+        for metric in ("train_loss", "test_loss", "test_error"):
+            row[f"{metric}_min"] = _mean([end[metric] for end in ends])
+            row[f"{metric}_saddle"] = _mean([path[f"saddle_{metric}"] for path in tree])
+        rows.append(row)
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else nan
 
 
 def _columns(file: Path) -> dict[str, list[float]]:

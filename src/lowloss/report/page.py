@@ -12,9 +12,11 @@ import yaml
 
 from lowloss import files
 from lowloss.report import tables
-from lowloss.report.figures import Picture, draw_figures, interactive_surface
+from lowloss.report.figures import draw_figures, interactive_surface
 from lowloss.report.gather import merge
-from lowloss.report.style import STYLE
+from lowloss.report.graph import interactive_graph, mergings
+from lowloss.report.look import STYLE
+from lowloss.report.style import Picture
 from lowloss.runs import Study
 
 PLOTLY = {"displaylogo": False, "modeBarButtonsToRemove": ["sendChartToCloud"]}
@@ -22,6 +24,7 @@ PLOTLY = {"displaylogo": False, "modeBarButtonsToRemove": ["sendChartToCloud"]}
 
 HEADINGS = {
     "train_loss_min": "train loss, min.", "train_loss_saddle": "train loss, saddle", "factor": "factor",
+    "epoch": "epoch", "epoch_first": "epoch (first)",
     "test_loss_min": "test loss, min.", "test_loss_saddle": "test loss, saddle",
     "test_error_min": "test error [%], min.", "test_error_saddle": "test error [%], saddle", "delta": "Δ [%]",
     "length_ratio": "length / distance", "barrier_train_loss": "barrier (train)", "pivots": "inner bends",
@@ -29,30 +32,48 @@ HEADINGS = {
 }  # fmt: skip
 
 
-def build_report(study: Study) -> list[Path]:
-    """Write summary.csv, ensemble.csv, report/figures/*.png and report/index.html. Returns these files."""
+def build_report(study: Study, paper: dict[str, Any] | None = None) -> list[Path]:
+    """Write tables (CSV), report/figures/*.png and report/index.html. Returns these files.
+
+    paper: a row that was published, with its `source` and, by the names of TABLE_B1, its `row`.
+    """
     points, paths, ensembles = tables.minima(study), tables.summary(study), tables.ensembles(study)
-    overview = tables.table_b1(paths, points) if len(paths) else pd.DataFrame(columns=tables.TABLE_B1)
-    files.write_text(study.root / "summary.csv", paths.to_csv(index=False))
-    files.write_text(study.root / "ensemble.csv", ensembles.to_csv(index=False))
+    overview = tables.table_b1(study, paths, points) if len(paths) else pd.DataFrame(columns=tables.TABLE_B1)
     folder = study.root / "report"
-    files.write_text(folder / "table_b1.csv", overview.to_csv(index=False))
+    shared = tables.overlap(study)
+    written = {
+        study.root / "summary.csv": paths,
+        study.root / "ensemble.csv": ensembles,
+        folder / "table_b1.csv": overview,
+        folder / "overlap.csv": shared,
+        folder / "classes.csv": tables.classes(study),
+    }
+    compared = tables.beside_paper(overview, paper) if paper and len(overview) else None
+    if compared is not None:
+        written[folder / "comparison.csv"] = compared
+    for file, table in written.items():
+        files.write_text(file, table.to_csv(index=False))
     pictures = draw_figures(study, folder / "figures")
 
     sections = []
     if len(overview):
         note = (
             "As table B.1 of Draxler et al. 2018: means over the minima and over the saddles of the minimum spanning "
-            "tree of each finder's paths; factor is the ratio of the two train losses."
+            "tree of each finder's paths; factor is the ratio of the two train losses; the learning curve falls below "
+            "the saddle loss at epoch for the last, and at epoch (first) for the first time."
         )
-        sections.append(_section("Minima and saddles", _table(overview) + _note(note)))
+        title = "Minima and saddles, beside the paper's" if compared is not None else "Minima and saddles"
+        sections.append(_section(title, _table(overview if compared is None else compared) + _note(note)))
     for picture in pictures:
         if not picture.title.startswith("Surface"):
             sections.append(_section(picture.title, _figure(picture)))
+    plots = [(f"Clusters of minima, {m.finder}, to flood by hand", interactive_graph(m)) for m in mergings(study)]
     surface = interactive_surface(study)
     if surface is not None:
-        plot = surface.to_html(full_html=False, include_plotlyjs=True, config=PLOTLY)
-        sections.append(_section("The surface, to turn by hand", plot))
+        plots.append(("The surface, to turn by hand", surface))
+    for i, (title, plot) in enumerate(plots):
+        content = plot.to_html(full_html=False, include_plotlyjs=i == 0, config=PLOTLY)
+        sections.append(_section(title, content))
     if len(paths):
         note = "Errors are fractions; the columns are those of summary.csv."
         sections.append(_section("Every path", _table(paths) + _note(note)))
@@ -60,6 +81,9 @@ def build_report(study: Study) -> list[Path]:
         sections.append(_section("Ensembles on the test split", _table(ensembles)))
     if len(points):
         sections.append(_section("Every minimum", _table(points)))
+    if len(shared):
+        note = "Test samples that two minima misclassify, and those that both do, over the mean of the two numbers."
+        sections.append(_section("Overlap of the misclassified", _table(shared) + _note(note)))
     sections.append(_section("Configuration", _configuration(study)))
     name = html.escape(study.root.name)
     page = (
@@ -71,8 +95,7 @@ def build_report(study: Study) -> list[Path]:
         f"{_facts(paths, ensembles)}{''.join(sections)}</main></body></html>"
     )
     files.write_text(folder / "index.html", page)
-    tables_written = [study.root / "summary.csv", study.root / "ensemble.csv", folder / "table_b1.csv"]
-    return [*tables_written, *(picture.file for picture in pictures), folder / "index.html"]
+    return [*written, *(picture.file for picture in pictures), folder / "index.html"]
 
 
 def _facts(paths: pd.DataFrame, ensembles: pd.DataFrame) -> str:

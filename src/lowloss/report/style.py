@@ -1,24 +1,37 @@
-"""How the HTML pages look."""
+"""How figures look, and what is known of one on disk."""
 
-STYLE = """
-:root { --ink: #1b1f24; --soft: #5b6470; --line: #e2e5e9; --accent: #1f5fbf; }
-* { box-sizing: border-box; }
-body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); margin: 0;
-       background: #f6f7f9; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 30px; margin: 0 0 4px; letter-spacing: -.01em; }
-h2 { font-size: 20px; margin: 0 0 12px; }
-.sub { color: var(--soft); margin: 0 0 24px; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin: 0 0 20px; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; margin: 0 0 20px; }
-.fact { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; }
-.fact b { display: block; font-size: 24px; font-variant-numeric: tabular-nums; color: var(--accent); }
-.fact span { color: var(--soft); font-size: 14px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
-figcaption, .note { color: var(--soft); font-size: 14px; margin-top: 8px; }
-pre { background: #f6f7f9; border-radius: 8px; padding: 14px; overflow-x: auto; font-size: 13px; }
-"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+COLOURS = {
+    "line": "#8a8f98",
+    "autoneb": "#1f5fbf",
+    "neb": "#7a4fbf",
+    "bezier": "#d9822b",
+    "polychain": "#2a9d6f",
+}
+STYLE: Any = {
+    "figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#e6e8eb", "axes.axisbelow": True, "font.size": 10, "axes.titlesize": 11,
+    "axes.titleweight": "bold", "axes.edgecolor": "#8a8f98", "legend.frameon": False, "svg.fonttype": "none",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on disk and what it shows."""
+
+    file: Path
+    title: str
+    caption: str
+
+
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    file = folder / f"{name}.png"
+    figure.savefig(file, dpi=160, bbox_inches="tight", metadata={"Software": None})
+    return file

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import isnan, nan
+from itertools import combinations
+from math import nan
 from typing import Any
 
 import networkx as nx
@@ -18,8 +18,8 @@ SUMMARY = [
 ]  # fmt: skip
 
 TABLE_B1 = [
-    "finder", "paths", "train_loss_min", "train_loss_saddle", "factor", "test_loss_min", "test_loss_saddle",
-    "test_error_min", "test_error_saddle", "delta",
+    "finder", "paths", "train_loss_min", "train_loss_saddle", "factor", "epoch", "epoch_first",
+    "test_loss_min", "test_loss_saddle", "test_error_min", "test_error_saddle", "delta",
 ]  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def summary(study: Study) -> pd.DataFrame:
     min_*: mean of the path's two ends. saddle_*: the highest value along the path, each metric for itself.
     barrier_train_loss: the highest train loss above the linear interpolation of the end losses.
     """
-    rows = [artifact.load()[1] for artifact in study.complete("paths")]
+    rows = [artifact.notes() for artifact in study.complete("paths")]
     return pd.DataFrame([{name: row[name] for name in SUMMARY} for row in rows], columns=SUMMARY)
 
 
@@ -39,7 +39,7 @@ def minima(study: Study) -> pd.DataFrame:
     rows = [
         {"minimum": int(artifact.name), **{name: notes[name] for name in columns}}
         for artifact in study.complete("minima")
-        for notes in [artifact.load()[1]]
+        for notes in [artifact.notes()]
     ]
     return pd.DataFrame(rows, columns=["minimum", *columns])
 
@@ -51,37 +51,91 @@ def ensembles(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).drop_duplicates(ignore_index=True)
 
 
-def table_b1(paths: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """The columns of table B.1 of Draxler et al. 2018, a row a finder; see low_and_high."""
-    rows = low_and_high(paths.to_dict("records"), points.to_dict("records"))
+def beside_paper(overview: pd.DataFrame, paper: dict[str, Any]) -> pd.DataFrame:
+    """The row that a paper published, then ours."""
+    published = {"finder": paper["source"], **paper["row"]}
+    ours = overview.assign(finder="here, " + overview["finder"]).to_dict("records")
+    return pd.DataFrame([published, *ours], columns=TABLE_B1)
+
+
+def spanning_trees(paths: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The paths of each finder's minimum spanning tree, by saddle train loss."""
+    trees = {}
+    for finder, group in paths.groupby("finder", sort=False):
+        graph: nx.Graph[int] = nx.Graph()
+        # A path on which the loss is not finite connects nothing.
+        for index, path in group.dropna(subset=["saddle_train_loss"]).iterrows():
+            graph.add_edge(path["start"], path["end"], weight=path["saddle_train_loss"], index=index)
+        chosen = [data["index"] for _, _, data in nx.minimum_spanning_edges(graph)]
+        trees[str(finder)] = group.loc[chosen]
+    return trees
+
+
+def table_b1(study: Study, paths: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """The columns of table B.1 of Draxler et al. 2018, a row a finder.
+
+    Saddles are averaged over the finder's minimum spanning tree; minima over those that it connects. factor: saddle
+    over minimum train loss. epoch and epoch_first: where the learning curve (the minima's mean) falls below the
+    saddle loss for the last and for the first time; empty if it ends above. Errors and delta are in per cent.
+    """
+    rows = []
+    for finder, tree in spanning_trees(paths).items():
+        ends = points[points["minimum"].isin([*tree["start"], *tree["end"]])]
+        low, high = ends["train_loss"].mean(), tree["saddle_train_loss"].mean()
+        error_low, error_high = 100 * ends["test_error"].mean(), 100 * tree["saddle_test_error"].mean()
+        curve = learning_curve(study, list(ends["minimum"]))
+        rows.append(
+            [finder, len(tree), low, high, high / low, *falls_below(curve, high), ends["test_loss"].mean(),
+             tree["saddle_test_loss"].mean(), error_low, error_high, error_high - error_low]
+        )  # fmt: skip
     return pd.DataFrame(rows, columns=TABLE_B1)
 
 
-def low_and_high(paths: Sequence[Mapping[Any, Any]], points: Sequence[Mapping[Any, Any]]) -> list[list[Any]]:
-    """The rows of table B.1 from the rows of `summary` and `minima`.
+def learning_curve(study: Study, minima: list[int]) -> pd.Series[float]:
+    """The mean minibatch train loss of these minima in each epoch, as it was in training; the index is the epoch."""
+    curves = []
+    for k in minima:
+        history = pd.read_csv(study.artifact("minima", f"{k:04d}").folder / "metrics.csv")
+        curves.append(history.set_index(history["step"] / history["step"].iloc[0])["train_loss"])
+    return pd.concat(curves, axis=1).mean(axis=1) if curves else pd.Series(dtype=float)
 
-    Saddles are averaged over the minimum spanning tree of the finder's paths, by saddle train loss; minima over
-    those that the tree connects. factor: saddle over minimum train loss. Errors and delta are in per cent.
-    """
-    levels = {row["minimum"]: row for row in points}
-    graphs: dict[str, nx.Graph[int]] = {}
-    for path in paths:
-        graph = graphs.setdefault(path["finder"], nx.Graph())
-        # A path on which the loss is not finite connects nothing.
-        if not isnan(path["saddle_train_loss"]):
-            graph.add_edge(path["start"], path["end"], weight=path["saddle_train_loss"], path=path)
+
+def falls_below(curve: pd.Series[float], level: float) -> tuple[float, float]:
+    """The epochs after which a curve is below the level for good, and for the first time; NaN if it ends above."""
+    above = curve >= level
+    if above.empty or above.iloc[-1]:
+        return nan, nan
+    last = above.index[above][-1] if above.any() else 0.0
+    return float(curve.index[curve.index > last][0]), float(curve.index[~above][0])
+
+
+def overlap(study: Study) -> pd.DataFrame:
+    """A row a pair of minima: test samples that each misclassifies, that both do, and these over their mean number."""
+    wrong = {int(artifact.name): artifact.load()[0]["test_wrong"] for artifact in study.complete("minima")}
     rows = []
-    for finder, graph in graphs.items():
-        tree = [data["path"] for _, _, data in nx.minimum_spanning_edges(graph)]
-        ends = [levels[k] for k in graph.nodes if k in levels]
-        low, high = _mean(ends, "train_loss"), _mean(tree, "saddle_train_loss")
-        error_low, error_high = 100 * _mean(ends, "test_error"), 100 * _mean(tree, "saddle_test_error")
-        rows.append(
-            [finder, len(tree), low, high, high / low if low else nan, _mean(ends, "test_loss"),
-             _mean(tree, "saddle_test_loss"), error_low, error_high, error_high - error_low]
-        )  # fmt: skip
-    return rows
+    for i, j in combinations(wrong, 2):
+        alone, shared = [int(wrong[k].sum()) for k in (i, j)], int((wrong[i] & wrong[j]).sum())
+        rows.append([i, j, *alone, shared, 2 * shared / sum(alone) if sum(alone) else nan])
+    return pd.DataFrame(rows, columns=["start", "end", "wrong_start", "wrong_end", "wrong_both", "overlap"])
 
 
-def _mean(rows: Sequence[Mapping[Any, Any]], column: str) -> float:
-    return sum(row[column] for row in rows) / len(rows) if rows else nan
+def classes(study: Study) -> pd.DataFrame:
+    """A row a path and class: test error and confidence (fractions) at the ends (their mean), at the point of highest
+    train loss, and the highest error on the way."""
+    rows = []
+    for artifact in study.complete("paths"):
+        tensors, notes = artifact.load()
+        saddle = int(tensors["train_loss"].argmax())
+        error_TC, confidence_TC = tensors["test_class_error"], tensors["test_class_confidence"]
+        for c in range(error_TC.shape[1]):
+            levels = [
+                level
+                for column_T in (error_TC[:, c], confidence_TC[:, c])
+                for level in (float(column_T[[0, -1]].mean()), float(column_T[saddle]))
+            ]
+            rows.append([notes["finder"], notes["start"], notes["end"], c, *levels, float(error_TC[:, c].max())])
+    columns = [
+        "finder", "start", "end", "class", "error_ends", "error_saddle", "confidence_ends", "confidence_saddle",
+        "error_highest",
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)

@@ -1,6 +1,6 @@
 """Exact evaluation of many points through Lightning's predict loop, a chunk of points at a time.
 
-Shapes: K points, P parameters, T points of a chunk.
+Shapes: K points, P parameters, T points of a chunk, N samples, C classes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,26 @@ from lowloss.progress import Advance, bar
 from lowloss.training.loop import TrainerFactory, default_trainer, quiet
 
 Table = dict[str, Tensor]
-"""Columns of length K: `<split>_loss` in nats and `<split>_error` as a fraction."""
+"""Columns of length K: `<split>_loss` in nats and `<split>_error` as a fraction, and what `predictions` adds."""
 
 
-METRICS = ("loss", "error")
+def predictions(logits_KNC: Tensor, y_N: Tensor) -> Table:
+    """What K points predict: confidence is the probability of the predicted class.
+
+    Returns:
+        test_confidence (K,), its mean;  test_class_error, test_class_confidence (K, C), over the samples of each
+        class (NaN for a class without any);  test_wrong (K, N), whether a sample is misclassified.
+    """
+    confidence_KN, predicted_KN = logits_KNC.double().softmax(2).max(2)
+    wrong_KN = predicted_KN != y_N
+    member_NC = torch.nn.functional.one_hot(y_N, logits_KNC.shape[2]).double()
+    size_C = member_NC.sum(0)
+    return {
+        "test_confidence": confidence_KN.mean(1),
+        "test_class_error": wrong_KN.double() @ member_NC / size_C,
+        "test_class_confidence": confidence_KN @ member_NC / size_C,
+        "test_wrong": wrong_KN,
+    }
 
 
 class EvaluationModule(L.LightningModule):
@@ -35,10 +51,12 @@ class EvaluationModule(L.LightningModule):
         count: int,
         chunk: int,
         splits: Sequence[str],
+        labels_N: Tensor | None,
         advance: Advance,
         folder: Path | None,
     ) -> None:
         super().__init__()
+        self.labels_N = labels_N
         self.landscape, self.points, self.splits = landscape, points, tuple(splits)
         self.count, self.chunk = count, chunk
         self.advance, self.folder = advance, folder
@@ -51,13 +69,15 @@ class EvaluationModule(L.LightningModule):
         file = self.folder / f"points-{first:06d}.safetensors" if self.folder else None
         table: Table = {}
         if file and file.exists():
-            kept, _ = load_tensors(file)
-            table = {f"{split}_{metric}": kept[f"{split}_{metric}"] for split in self.splits for metric in METRICS}
+            table, _ = load_tensors(file)
         else:
             theta_TP = self.points(torch.arange(first, end))
             for split in self.splits:
-                result = self.landscape.evaluate(theta_TP, split)
+                asked = self.labels_N is not None and split == "test"
+                result = self.landscape.evaluate(theta_TP, split, logits=asked)
                 table[f"{split}_loss"], table[f"{split}_error"] = result.loss_K.cpu(), result.error_K.cpu()
+                if self.labels_N is not None and result.logits_KNC is not None:
+                    table |= predictions(result.logits_KNC.cpu(), self.labels_N)
             if file:
                 save_tensors(file, table, {})
         self.advance(end, "")
@@ -73,6 +93,7 @@ def evaluate_points(
     folder: Path | None = None,
     title: str = "evaluation",
     chunk: int = 16,
+    labels_N: Tensor | None = None,
 ) -> Table:
     """Loss and error of `count` points over whole splits.
 
@@ -81,13 +102,20 @@ def evaluate_points(
         splits: by default all that the landscape has.
         folder: where finished chunks are kept, and taken from.
         chunk: points of one call.
+        labels_N: the test split's; with them the columns of `predictions` come too.
 
     Returns:
         Float64 columns (count,), two for each split. Values that are not finite are kept as they are.
     """
     with bar(title, count) as advance, quiet():
-        module = EvaluationModule(landscape, points, count, chunk, splits or landscape.splits, advance, folder)
+        labels_N = None if labels_N is None else labels_N.cpu()
+        module = EvaluationModule(
+            landscape, points, count, chunk, splits or landscape.splits, labels_N, advance, folder
+        )
         parts: Any = trainer(
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
         ).predict(module, range(0, count, chunk))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    # A chunk that was kept has its columns in another order than one that was not.
+    first = [f"{split}_{metric}" for split in module.splits for metric in ("loss", "error")]
+    names = [*first, *sorted(set(parts[0]) - set(first))]
+    return {name: torch.cat([part[name] for part in parts]) for name in names}

@@ -1,0 +1,98 @@
+"""Exploring pairs of minima, alone or together with other processes on the same study (Draxler et al., Algorithm 3).
+
+What was explored is what lies in the study: the next pair follows from the complete paths and from the claims of
+living processes, so that a run continues, and is joined, by the same command.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import combinations
+from math import inf, isfinite
+
+from lowloss import files, progress
+from lowloss.claims import Claim, Patience, living, take, wait_for
+from lowloss.finder.exploration import Pair, next_pair, spanning_tree, upper_bounds
+from lowloss.run import Run
+from lowloss.runs import Artifact
+
+
+def explore(run: Run, finder: str, make: Callable[[int, int], None]) -> None:
+    """Make paths by a finder until every pair is known or the budget is spent.
+
+    After each path `bounds-<finder>.csv` holds every pair's saddle, where known, and its upper bound.
+
+    Args:
+        make: makes the path between two minima, whose claim is held.
+    """
+    began, patience = time.monotonic(), Patience()
+    while True:
+        # One process chooses at a time, so that none exceeds the budget or chooses without knowing of the others.
+        with wait_for(run.study.root / "paths" / f".explore-{finder}.claim"):
+            pair, claim, pending = _choose(run, finder, time.monotonic() - began)
+        if claim is not None:
+            assert pair is not None
+            with claim:
+                make(*pair)
+            patience = Patience()
+        elif pending:
+            patience.wait()
+        else:
+            return
+
+
+def _choose(run: Run, finder: str, seconds: float) -> tuple[Pair | None, Claim | None, bool]:
+    """The next pair and its claim; else whether to wait for what others are at. Tells where it ends."""
+    count = run.config["minima"]["count"]
+    # In this order: a path that is completed in between is seen at least once.
+    pending = {pair for pair in combinations(range(count), 2) if living(_artifact(run, finder, pair).claim)}
+    saddles = _saddles(run, finder)
+    _write_bounds(run, finder, saddles)
+    pair = next_pair(count, saddles, pending)
+    spent = _spent(run, finder, len({*saddles, *pending}), seconds)
+    if pair is not None and not spent:
+        return pair, take(_artifact(run, finder, pair).claim), True
+    waits = bool(pending) and spent != "hours"
+    if not waits:
+        tree = spanning_tree(count, saddles)
+        highest = f", highest saddle of the spanning tree {saddles[tree[0]]:.4g}" if tree else ""
+        why = f", path.budget.{spent} is spent" if spent and pair is not None else ""
+        total = count * (count - 1) // 2
+        progress.say(f"path: {finder} explored {len(saddles)} of {total} pairs{highest}{why}")
+    return None, None, waits
+
+
+def _artifact(run: Run, finder: str, pair: Pair) -> Artifact:
+    """The path between a pair; a list may have asked for it from the larger index to the smaller."""
+    turned = run.path(pair[1], pair[0], finder)
+    return turned if turned.complete else run.path(*pair, finder)
+
+
+def _saddles(run: Run, finder: str) -> dict[Pair, float]:
+    """The highest train loss of every complete path; infinite where it is not finite."""
+    config, saddles = run.path_config(finder), {}
+    for pair in combinations(range(run.config["minima"]["count"]), 2):
+        artifact = _artifact(run, finder, pair)
+        if artifact.matches(config):
+            loss = artifact.notes()["saddle_train_loss"]
+            saddles[pair] = loss if isfinite(loss) else inf
+    return saddles
+
+
+def _spent(run: Run, finder: str, begun: int, seconds: float) -> str | None:
+    """The part of the budget that has no room for another path, if any."""
+    budget = run.config["path"]["budget"]
+    steps = sum(phase.steps for phase in run.finders[finder].phases) if budget["steps"] is not None else 0
+    needed = {"pairs": begun + 1, "steps": (begun + 1) * steps, "hours": seconds / 3600}
+    over = [name for name, limit in budget.items() if limit is not None and needed[name] > limit]
+    return over[0] if over else None
+
+
+def _write_bounds(run: Run, finder: str, saddles: dict[Pair, float]) -> None:
+    bounds = upper_bounds(run.config["minima"]["count"], saddles)
+    rows = [f"{i},{j},{saddles.get((i, j), '')},{bound}" for (i, j), bound in bounds.items()]
+    text = "\n".join(["start,end,saddle,bound", *rows, ""])
+    file = run.study.root / f"bounds-{finder}.csv"
+    if not file.exists() or file.read_text() != text:
+        files.write_text(file, text)

@@ -1,0 +1,173 @@
+"""The graph of minima and saddles: disconnectivity graph and single-linkage clusters.
+
+References: Wales et al. 1998, Nature 394, 758; Gower & Ross 1969 (single linkage is the minimum spanning tree).
+
+Shapes: K minima, Z = K - 1 merges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
+
+from lowloss.finder.exploration import Pair, spanning_tree, upper_bounds
+from lowloss.report import tables
+from lowloss.report.style import Picture, save
+from lowloss.runs import Study
+
+PALETTE = ("#1f5fbf", "#d9822b", "#2a9d6f", "#b03a5b", "#7a4fbf", "#8a8f98", "#c9a227", "#3aa6b9", "#6b4226", "#d1495b")
+
+
+@dataclass(frozen=True)
+class Merging:
+    """How the minima that a finder connected merge as the allowed loss rises.
+
+    minima: their indices, in the order of the leaves.  losses: their train losses.
+    saddles: the known paths' saddles, by positions in `minima`.
+    linkage_Z4: scipy's single linkage of the leaves by the bounds of their saddles.
+    """
+
+    finder: str
+    minima: list[int]
+    losses: list[float]
+    saddles: dict[Pair, float]
+    linkage_Z4: Any
+
+    @property
+    def joints(self) -> list[tuple[float, float, float, float, float]]:
+        """Of each merge: its level, and the x and top of the two that it joins."""
+        place = [(float(x), loss) for x, loss in enumerate(self.losses)]
+        joints = []
+        for left, right, level, _ in self.linkage_Z4:
+            (x, low), (y, other) = place[int(left)], place[int(right)]
+            joints.append((float(level), x, low, y, other))
+            place.append(((x + y) / 2, float(level)))
+        return joints
+
+    def clusters(self, level: float) -> Any:
+        """The cluster of each leaf when losses up to the level are allowed."""
+        return fcluster(self.linkage_Z4, level, criterion="distance")
+
+
+def mergings(study: Study) -> list[Merging]:
+    """Of each finder whose paths connect at least three minima."""
+    points = tables.minima(study).set_index("minimum")["train_loss"]
+    found = []
+    for finder, paths in tables.summary(study).groupby("finder", sort=False):
+        known = {
+            (min(i, j), max(i, j)): loss
+            for i, j, loss in zip(paths["start"], paths["end"], paths["saddle_train_loss"], strict=True)
+        }
+        named = sorted({k for pair in known for k in pair} & set(points.index))
+        if len(named) < 3:
+            continue
+        merging = _merging(str(finder), named, [float(points[k]) for k in named], _renumbered(known, named))
+        if merging is not None:
+            found.append(merging)
+    return found
+
+
+def _merging(finder: str, named: list[int], losses: list[float], saddles: dict[Pair, float]) -> Merging | None:
+    bounds = upper_bounds(len(named), saddles)
+    if not max(bounds.values()) < inf:
+        return None
+    # The condensed distances of scipy: (0, 1), (0, 2), …
+    condensed = [bounds[pair] for pair in combinations(range(len(named)), 2)]
+    order = leaves_list(linkage(condensed, method="single", optimal_ordering=True)).tolist()
+    turned = [bounds[min(order[i], order[j]), max(order[i], order[j])] for i, j in combinations(range(len(order)), 2)]
+    by_place = {(order.index(i), order.index(j)): loss for (i, j), loss in saddles.items()}
+    return Merging(
+        finder,
+        [named[k] for k in order],
+        [losses[k] for k in order],
+        {(min(pair), max(pair)): loss for pair, loss in by_place.items()},
+        linkage(turned, method="single"),
+    )
+
+
+def _renumbered(saddles: dict[Pair, float], named: list[int]) -> dict[Pair, float]:
+    position = {k: i for i, k in enumerate(named)}
+    return {(position[i], position[j]): loss for (i, j), loss in saddles.items() if i in position and j in position}
+
+
+def draw_graphs(study: Study, folder: Path) -> list[Picture]:
+    """The disconnectivity graph of each finder that connected at least three minima."""
+    return [_disconnectivity(merging, folder) for merging in mergings(study)]
+
+
+def _disconnectivity(merging: Merging, folder: Path) -> Picture:
+    figure = Figure(figsize=(max(4.0, 0.7 * len(merging.minima)), 4), layout="constrained")
+    axis = figure.subplots()
+    for level, x, low, y, other in merging.joints:
+        axis.plot([x, x, y, y], [low, level, level, other], color="#1f5fbf", linewidth=1.4)
+    axis.plot(range(len(merging.losses)), merging.losses, "o", color="#1b1f24", markersize=4)
+    axis.set_xticks(range(len(merging.minima)), [str(k) for k in merging.minima])
+    axis.set(xlabel="minimum", ylabel="train loss (nats)", title=f"Disconnectivity graph, {merging.finder}")
+    axis.grid(False, axis="x")
+    caption = (
+        f"Minima (dots) join at the loss that a path between them has to pass: the saddles of the minimum spanning "
+        f"tree of {len(merging.saddles)} paths by {merging.finder}, upper bounds of the true ones."
+    )
+    title = f"Disconnectivity graph, {merging.finder}"
+    return Picture(save(figure, folder, f"disconnectivity-{merging.finder}"), title, caption)
+
+
+def interactive_graph(merging: Merging) -> Any:
+    """The disconnectivity graph in plotly; a slider floods it to a loss and colours the clusters that are left."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    owners = {merging.saddles[edge]: edge for edge in spanning_tree(len(merging.minima), merging.saddles)}
+    for level, x, low, y, other in merging.joints:
+        i, j = (merging.minima[k] for k in owners[level])
+        figure.add_scatter(
+            x=[x, x, y, y], y=[low, level, level, other], mode="lines", line={"color": "#8a8f98"}, showlegend=False,
+            hovertext=f"path {i}–{j}<br>saddle {level:.4g}", hoverinfo="text",
+        )  # fmt: skip
+    leaves = len(figure.data)
+    top = float(merging.linkage_Z4[-1, 2])
+    floor = min(merging.losses)
+    # Just at and above every merge, from the lowest minimum on.
+    levels = [floor, *sorted({float(level) for level in merging.linkage_Z4[:, 2]})]
+    figure.add_scatter(
+        x=list(range(len(merging.minima))), y=merging.losses, mode="markers+text", textposition="bottom center",
+        text=[str(k) for k in merging.minima], marker={"size": 11, "color": _colours(merging, floor)}, showlegend=False,
+        hovertemplate="minimum %{text}<br>train loss %{y:.4g}<extra></extra>",
+    )  # fmt: skip
+    steps = [
+        {
+            "label": f"{level:.4g}",
+            "method": "update",
+            "args": [{"marker.color": [_colours(merging, level)]}, {"shapes": [_water(level)]}, [leaves]],
+        }
+        for level in levels
+    ]
+    margin = 0.08 * (top - floor or 1.0)
+    figure.update_layout(
+        sliders=[
+            {"steps": steps, "active": 0, "currentvalue": {"prefix": "clusters at train loss "}, "pad": {"t": 40}}
+        ],
+        shapes=[_water(floor)],
+        xaxis={"visible": False},
+        yaxis={"title": "train loss (nats)", "range": [floor - 2 * margin, top + margin]},
+        margin={"l": 60, "r": 10, "t": 10, "b": 10},
+        plot_bgcolor="white",
+        height=460,
+    )
+    return figure
+
+
+def _colours(merging: Merging, level: float) -> list[str]:
+    clusters = np.asarray(merging.clusters(level))
+    return [PALETTE[int(c - 1) % len(PALETTE)] for c in clusters]
+
+
+def _water(level: float) -> dict[str, Any]:
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level, "line": {"dash": "dot"}}
