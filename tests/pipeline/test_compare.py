@@ -202,7 +202,9 @@ def test_page_shows_a_study_on_click(page, sweep):
     while not all(page.execute_script("return arguments[0].naturalWidth > 100", image) for image in images):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert [image.get_attribute("alt") for image in images] == ["paths"]
+    figures = sorted(file.stem for file in (sweep / study / "report" / "figures").glob("*.png"))
+    assert [image.get_attribute("alt") for image in images] == figures
+    assert "paths" in figures
     assert page.execute_script("return document.getElementById('chosen-plot').data.length") == 4
     links = {link.text: link.get_attribute("href") for link in find(page, "#chosen a")}
     assert links["minima/0000/config.yaml"] == (sweep / study / "minima/0000/config.yaml").as_uri()
