@@ -68,13 +68,14 @@ def mergings(study: Study) -> list[Merging]:
         named = sorted({k for pair in known for k in pair} & set(points.index))
         if len(named) < 3:
             continue
-        merging = _merging(str(finder), named, [float(points[k]) for k in named], _renumbered(known, named))
+        merging = merge(str(finder), named, [float(points[k]) for k in named], _renumbered(known, named))
         if merging is not None:
             found.append(merging)
     return found
 
 
-def _merging(finder: str, named: list[int], losses: list[float], saddles: dict[Pair, float]) -> Merging | None:
+def merge(finder: str, named: list[int], losses: list[float], saddles: dict[Pair, float]) -> Merging | None:
+    """The merging of these minima, None if the paths leave some apart; saddles are by positions in `named`."""
     bounds = upper_bounds(len(named), saddles)
     if not max(bounds.values()) < inf:
         return None
@@ -103,7 +104,7 @@ def draw_graphs(study: Study, folder: Path) -> list[Picture]:
 
 
 def _disconnectivity(merging: Merging, folder: Path) -> Picture:
-    figure = Figure(figsize=(max(4.0, 0.7 * len(merging.minima)), 4), layout="constrained")
+    figure = Figure(figsize=(max(8.0, 0.5 * len(merging.minima)), 3.8), layout="constrained")
     axis = figure.subplots()
     for level, x, low, y, other in merging.joints:
         axis.plot([x, x, y, y], [low, level, level, other], color="#1f5fbf", linewidth=1.4)
@@ -157,7 +158,7 @@ def interactive_graph(merging: Merging) -> Any:
         shapes=[_water(floor)],
         xaxis={"visible": False},
         yaxis={"title": "train loss (nats)", "range": [floor - 2 * margin, top + margin]},
-        margin={"l": 60, "r": 10, "t": 10, "b": 10},
+        margin={"l": 60, "r": 40, "t": 10, "b": 10},
         plot_bgcolor="white",
         height=460,
     )
