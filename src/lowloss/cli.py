@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from lowloss import files
 from lowloss.errors import LowlossError
 
 
@@ -21,13 +24,14 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-def run_config(config: Any) -> None:
-    """Run the stages of a composed configuration; called by Hydra once a job."""
+def run_config(config: Any) -> float | None:
+    """Run the stages of a composed configuration; called by Hydra once a job. Returns its objective, if it has one."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     from lowloss import progress
+    from lowloss.launch import VALUE
     from lowloss.run import Run
     from lowloss.runs import Study
     from lowloss.stages import run_stages
@@ -36,28 +40,44 @@ def run_config(config: Any) -> None:
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     try:
+        if sweep:
+            config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         root = Path(plain["outputs"]) / str(plain["study"])
-        if sweep:
-            root = root / _sweep_folder(hydra)
         if plain["trainer"]["devices"] not in (1, "1", [0]):
-            raise LowlossError(f"trainer.devices={plain['trainer']['devices']} is not supported yet: set it to 1")
-        overrides = [o for o in hydra.overrides.task if not o.startswith("stages=")]
-        run_stages(Run(Study(root), plain, _Builder(plain), shlex.join(["lowloss", *overrides])))
+            raise LowlossError(
+                f"trainer.devices={plain['trainer']['devices']} is not supported: set it to 1, and start the command "
+                "once for each device, since processes share a study"
+            )
+        overrides = [o for o in hydra.overrides.task if not o.startswith(("stages=", "study="))]
+        command = shlex.join(["lowloss", *overrides, f"study={quoted(plain['study'])}"])
+        value = run_stages(Run(Study(root), plain, _Builder(plain), command))
+        if VALUE in os.environ:  # a launcher waits for it in another process
+            files.write_text(Path(os.environ[VALUE]), json.dumps(value))
+        return value
     except Exception as error:
         # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
         _tell(error)
         _failures.append(error)
         if not sweep:
             sys.exit(1)
+        return None
 
 
-def _sweep_folder(hydra: Any) -> str:
-    """Each job of a sweep is a study of its own, named by what is swept; an experiment has a name already."""
-    swept = {key.lstrip("+~") for key in (*os.environ.get(SWEPT, "").split(), *(hydra.sweeper.get("params") or ()))}
-    chosen = {o: key for o in hydra.overrides.task if (key := o.split("=")[0].lstrip("+~")) in swept}
+def study_name(config: Any, sweeper: Any, overrides: Sequence[str], number: int) -> str:
+    """The study of a job of a sweep, in a folder named by what is swept; an experiment has a name already."""
+    swept = {key.lstrip("+~") for key in (*os.environ.get(SWEPT, "").split(), *(sweeper.get("params") or ()))}
+    chosen = {o: key for o in overrides if (key := o.split("=")[0].lstrip("+~")) in swept}
     named = [o.replace("/", "_") for o, key in chosen.items() if key.split("@")[0] != "experiment"]
-    return ",".join(sorted(named)) or ("" if chosen else str(hydra.job.num))
+    if chosen and not named:
+        return str(config.study)
+    return f"{config.study}/{','.join(sorted(named)) or number}"
+
+
+def quoted(text: Any) -> str:
+    """A text as Hydra's grammar reads it back, whatever is in it."""
+    plain = re.fullmatch(r"[\w./-]+", str(text))
+    return str(text) if plain else "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 SWEPT = "LOWLOSS_SWEPT"
@@ -119,11 +139,15 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for asked in STOP:
+        signal.signal(asked, _stop)
+    if sys.argv[1:2] == ["compare"]:
+        _compare(sys.argv[2:])
+        return
     app = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run_config)
     try:
         app()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, LowlossError) as error:
         _tell(error)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as end:
@@ -136,6 +160,49 @@ def main() -> None:
     if _failures:
         print(f"lowloss: {len(_failures)} jobs failed; the same command runs them again", file=sys.stderr)
         sys.exit(1)
+
+
+STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks to stop; a cluster tells of preemption and of the time limit by a signal of the user's."""
+
+
+def _stop(*_: object) -> None:
+    # Once: a second signal must not cut short what the first one has begun.
+    for asked in STOP:
+        signal.signal(asked, signal.SIG_IGN)
+    sys.exit(143)
+
+
+def _compare(arguments: list[str]) -> None:
+    """`lowloss compare FOLDER ... [--to FOLDER]`."""
+    import argparse
+
+    from lowloss import progress
+    from lowloss.report.compare import compare
+
+    parser = argparse.ArgumentParser(
+        "lowloss compare", description="Gather studies into one table (CSV) and one HTML page that needs no network."
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a study, or a folder that holds some")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where to write; by default `compare` beside them")
+    given = parser.parse_args(arguments)
+    progress.shown = True
+    try:
+        page, damaged = compare(given.folders, {group: _options(group) for group in ("model", "data")}, given.to)
+    except (LowlossError, OSError) as error:
+        _tell(error)
+        sys.exit(1)
+    for line in damaged:
+        progress.say(f"left out: {line}")
+    progress.say(f"compare: {page}")
+
+
+def _options(group: str) -> dict[str, dict[str, Any]]:
+    """The options of a configuration group by their names."""
+    import yaml
+
+    found = sorted((config_folder() / group).glob("*.yaml"))
+    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in found}
 
 
 def _swept(arguments: list[str]) -> list[str]:
@@ -171,6 +238,8 @@ def _explain(error: BaseException) -> str:
     from omegaconf.errors import MissingMandatoryValue
 
     text = str(error)
+    if isinstance(error, OSError) and error.errno in files.REMEDIES:
+        return f"{text}: {files.REMEDIES[error.errno]}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be set: {error.full_key}=VALUE"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,15 @@ from lowloss.errors import LowlossError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+REMEDIES = {
+    errno.ENOSPC: "make room on the disk; the same command continues",
+    errno.EDQUOT: "make room in your quota; the same command continues",
+    errno.EROFS: "make the disk writable, or set outputs to another; the same command continues",
+    errno.EACCES: "give yourself the permission, or set outputs to another folder; the same command continues",
+}
+"""What a user can do about an error of the file system."""
 
 
 @contextlib.contextmanager
@@ -57,11 +67,21 @@ def write_text(file: Path, text: str) -> None:
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
     """A safetensors file with tensors and JSON notes."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(file) as temporary:
-        save_file(held, temporary, {"notes": json.dumps(dict(notes))})
+        try:
+            save_file(held, temporary, {"notes": json.dumps(dict(notes))})
+        except SafetensorError as error:
+            raise unwritable(file, error) from error
+
+
+def unwritable(file: Path, error: Exception) -> LowlossError:
+    """The error for a library's own complaint that it could not write, most often for want of space."""
+    reason = str(error).splitlines()[0]
+    return LowlossError(f"{file} cannot be written ({reason}): {REMEDIES[errno.ENOSPC]}")
 
 
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -79,6 +99,12 @@ def load_notes(file: Path) -> dict[str, Any]:
 def _notes(archive: Any) -> dict[str, Any]:
     notes: dict[str, Any] = json.loads((archive.metadata() or {}).get("notes", "{}"))
     return notes
+
+
+def tensor_shape(file: Path, name: str) -> list[int]:
+    """The shape of one tensor of a safetensors file, without torch. Raises LowlossError if it is damaged."""
+    with _opened(file, "np") as archive:
+        return list(archive.get_slice(name).get_shape())
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ Everything heavy is imported where it is used: a finished stage answers without 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ class Run:
             for group in ("finder", "scan")
         }
         self.study, self.config, self.build, self.command = study, config | chosen, build, command
+        self.stage = ""
 
     def describes(self, *sections: str) -> Config:
         """The part of the configuration that determines an artifact: sections, dotted for a part of one."""
@@ -99,12 +101,38 @@ class Run:
         return NetworkLandscape(factory, data, self.config["evaluation_batch"])
 
     @cached_property
+    def logger(self) -> Any:
+        """The configured logger, or None."""
+        return self.build("logger") if self.config["logger"].get("_target_") else None
+
+    @property
     def trainer(self) -> TrainerFactory:
+        """Makes trainers that log, where there is a logger, to what belongs to the stage."""
         from functools import partial
 
         trainer: TrainerFactory = self.build("trainer", partial=True)
-        logger = self.config["logger"]
-        return partial(trainer, logger=self.build("logger")) if logger.get("_target_") else trainer
+        if self.logger is None:
+            return trainer
+        return partial(trainer, logger=self.tell_logger())
+
+    def tell_logger(self) -> Any:
+        """The logger, told which stage the log belongs to if it keeps stages apart."""
+        if hasattr(self.logger, "begin"):
+            self.logger.begin(self.stage, self.study, self.config)
+        return self.logger
+
+    @contextlib.contextmanager
+    def making(self, stage: str) -> Iterator[None]:
+        """While a stage is made: a logger that keeps stages apart is told of its end."""
+        self.stage = stage
+        status = 1
+        try:
+            yield
+            status = 0
+        finally:
+            # Whoever had nothing to do has built no logger.
+            if hasattr(self.__dict__.get("logger"), "end"):
+                self.logger.end(status)
 
     @cached_property
     def finders(self) -> dict[str, Finder]:
@@ -180,6 +208,9 @@ class Run:
             if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:
                 noun = "a number" if kind is float else "a whole number"
                 raise LowlossError(f"{key} must be {noun} of at least {least:g}, got {value!r}")
+        together = self.config["minima"]["together"]
+        if together is not None and (type(together) is not int or together < 1):
+            raise LowlossError(f"minima.together must be null or a whole number of at least 1, got {together!r}")
         wanted = self.config["stages"]
         if not isinstance(wanted, list):
             raise LowlossError(f"stages must be a list: stages=[{wanted}]")

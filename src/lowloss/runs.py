@@ -171,7 +171,7 @@ def check_config(folder: Path, config: Config) -> None:
         assert isinstance(made, dict)
     except (OSError, yaml.YAMLError, AssertionError) as error:
         raise LowlossError(f"{folder / 'config.yaml'} is unreadable: delete {folder} and run again") from error
-    before, now = _flat(made), _flat(config)
+    before, now = flat(made), flat(config)
     keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if keys:
         absent = "nothing"
@@ -191,14 +191,15 @@ def lookup(config: Config, key: str) -> Any:
     return value
 
 
-def _flat(config: Config, prefix: str = "") -> Config:
-    flat: Config = {}
+def flat(config: Config, prefix: str = "") -> Config:
+    """The values of a nested configuration by their dotted keys."""
+    values: Config = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            values |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            values[f"{prefix}{key}"] = value
+    return values
 
 
 def _to_yaml(config: Config) -> str:

@@ -38,7 +38,7 @@ def make_minima(run: Run) -> None:
         progress.say(f"minima: all {count} are complete")
     while missing:
         taken = 0
-        for group, begun in _minima_groups(run.study.root / "minima", missing):
+        for group, begun in _minima_groups(run.study.root / "minima", missing, run.config["minima"]["together"]):
             with contextlib.ExitStack() as stack:
                 rows = _claim_minima(run, [k for k in group if k in missing], begun, stack)
                 if rows:
@@ -53,15 +53,16 @@ def _missing_minima(run: Run) -> list[int]:
     return [k for k in range(run.config["minima"]["count"]) if not run.minimum(k).matches(run.minima_config)]
 
 
-def _minima_groups(folder: Path, missing: list[int]) -> list[tuple[list[int], bool]]:
-    """Rows that train together, and whether they have begun: these groups first, then one of all that is left."""
+def _minima_groups(folder: Path, missing: list[int], together: int | None) -> list[tuple[list[int], bool]]:
+    """Rows that train together, and whether they have begun: these groups first, then those of what is left."""
     left, groups = list(missing), []
     for work in sorted(folder.glob(".*.work")):
         rows = [int(part) for part in work.name.split(".")[1].split("-")]
         if set(rows) & set(left):
             left = [k for k in left if k not in rows]
             groups.append((rows, True))
-    return [*groups, (left, False)] if left else groups
+    size = together or max(1, len(left))
+    return [*groups, *((left[i : i + size], False) for i in range(0, len(left), size))]
 
 
 def _claim_minima(run: Run, rows: list[int], begun: bool, stack: contextlib.ExitStack) -> list[int]:
@@ -332,7 +333,7 @@ def make_report(run: Run) -> None:
         progress.say(f"report: up to date, {root / 'report' / 'index.html'}")
         _say_comparison(run)
         return
-    from lowloss.report import build_report
+    from lowloss.report.page import build_report
 
     with wait_for(root / ".report.claim"):
         if not _report_is_up_to_date(run):
@@ -341,6 +342,8 @@ def make_report(run: Run) -> None:
             written = [str(file.relative_to(root)) for file in build_report(run.study, run.config["paper"])]
             record = {"made_from": made_from, "written": written}
             files.write_text(root / "report" / "inputs.json", json.dumps(record, indent=1))
+            if hasattr(run.logger, "log_report"):
+                run.tell_logger().log_report()
     progress.say(f"report: {root / 'report' / 'index.html'}")
     _say_comparison(run)
 
@@ -390,10 +393,24 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 
 
-def run_stages(run: Run) -> None:
-    """Run the configured stages in their order. Raises LowlossError for what a user can mend."""
+def run_stages(run: Run) -> float | None:
+    """Run the configured stages in their order; returns the objective, where there is one.
+
+    Raises LowlossError for what a user can mend.
+    """
     run.check(STAGES)
     progress.say(f"study: {run.study.root}")
     for name, make in STAGES.items():
         if name in run.config["stages"]:
-            make(run)
+            with run.making(name):
+                make(run)
+    wanted = run.config["objective"]
+    if wanted is None:
+        return None
+    from lowloss.report.gather import objective
+
+    value = objective(run.study.root, wanted)
+    if hasattr(run.logger, "log_objective"):
+        with run.making("objective"):
+            run.tell_logger().log_objective(value)
+    return value

@@ -57,7 +57,8 @@ def test_a_row_of_the_sweep_is_the_experiment(compose, name):
 def test_settings_are_the_papers(compose, name):
     config, _ = compose(f"experiment={name}")
     dense, deep = "densenet" in name, name.endswith(("resnet44", "resnet56"))
-    assert config["minima"] == {"count": 10, "epochs": 266 if dense else 136, "batch_size": 64 if dense else 128}
+    training = {"count": 10, "epochs": 266 if dense else 136, "batch_size": 64 if dense else 128}
+    assert config["minima"] == {**training, "together": None}
     optimizer = {key: value for key, value in config["optimizer"].items() if key != "_target_"}
     assert optimizer == {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": dense}
     assert config["schedule"]["milestones"] == [0.5, 0.75]

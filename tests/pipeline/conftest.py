@@ -52,10 +52,14 @@ class Runner:
         """Run in the folder `outputs`, with the study "t" there. strike: (signal, pattern, n), see server.py."""
         flags = [argument for argument in arguments if argument.startswith("-")]
         rest = [argument for argument in arguments if not argument.startswith("-")]
+        return self.plain(outputs, *flags, *fixed(outputs), *rest, strike=strike, environment=environment)
+
+    def plain(self, folder, *arguments, strike=None, environment=None) -> Finished:
+        """Run exactly these arguments in a folder."""
         files = {name: str(self.folder / name) for name in ("out", "err", "renames")}
         job = {
-            "arguments": [*flags, *fixed(outputs), *rest],
-            "folder": str(outputs),
+            "arguments": arguments,
+            "folder": str(folder),
             "environment": environment or {},
             "strike": strike,
             **files,

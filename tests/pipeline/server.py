@@ -29,7 +29,7 @@ import sklearn.datasets
 import sklearn.model_selection  # noqa: F401
 import torchvision  # noqa: F401
 
-import lowloss.report
+import lowloss.report.page
 import lowloss.stages
 import lowloss.training.ensemble
 import lowloss.training.minima

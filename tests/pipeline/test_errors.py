@@ -47,6 +47,7 @@ WRONG = {
     "points-of-words": ("path.points=abc", "path.points", "abc"),
     "seed-of-words": ("seed=abc", "seed", "abc"),
     "evaluation-of-none": ("evaluation_batch=0", "evaluation_batch", r"\b0\b"),
+    "together-of-none": ("minima.together=0", "minima.together", r"\b0\b"),
     "devices": ("trainer.devices=2", "trainer.devices=2", "set it to 1"),
     "target": ("model._target_=lowloss.model.Nope", "model", "Nope"),
     "arrays-without-path": ("data=arrays", "data.path"),

@@ -221,14 +221,6 @@ def test_own_arrays_and_csv_logger(lowloss, tmp_path):
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
 
 
-def test_wandb_logger_works_offline(lowloss, tmp_path):
-    offline = {"WANDB_MODE": "offline", "WANDB_API_KEY": "", "HOME": str(tmp_path)}
-    made = lowloss.tiny(tmp_path, "stages=[minima]", "logger=wandb", environment=offline)
-    assert made.status == 0, made.err
-    assert (tmp_path / "t" / "minima" / "0002" / "result.safetensors").is_file()
-    assert list((tmp_path / "t").rglob("run-*.wandb"))
-
-
 def test_what_is_gone_from_a_report_is_made_again(lowloss, whole, tmp_path):
     root = whole.copy(tmp_path)
     for name in ("summary.csv", "report/figures/paths.png"):

@@ -1,5 +1,1 @@
-"""Tables, figures and the page that show a study."""
-
-from lowloss.report.page import build_report
-
-__all__ = ["build_report"]
+"""Tables, figures and the page that show a study, and the comparison of many studies."""

@@ -13,32 +13,14 @@ import yaml
 from lowloss import files
 from lowloss.report import tables
 from lowloss.report.figures import draw_figures, interactive_surface
+from lowloss.report.gather import merge
 from lowloss.report.graph import interactive_graph, mergings
+from lowloss.report.look import STYLE
 from lowloss.report.style import Picture
 from lowloss.runs import Study
 
-STYLE = """
-:root { --ink: #1b1f24; --soft: #5b6470; --line: #e2e5e9; --accent: #1f5fbf; }
-* { box-sizing: border-box; }
-body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); margin: 0;
-       background: #f6f7f9; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 30px; margin: 0 0 4px; letter-spacing: -.01em; }
-h2 { font-size: 20px; margin: 0 0 12px; }
-.sub { color: var(--soft); margin: 0 0 24px; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px; margin: 0 0 20px; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; margin: 0 0 20px; }
-.fact { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px 18px; }
-.fact b { display: block; font-size: 24px; font-variant-numeric: tabular-nums; color: var(--accent); }
-.fact span { color: var(--soft); font-size: 14px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
-figcaption, .note { color: var(--soft); font-size: 14px; margin-top: 8px; }
-pre { background: #f6f7f9; border-radius: 8px; padding: 14px; overflow-x: auto; font-size: 13px; }
-"""
+PLOTLY = {"displaylogo": False, "modeBarButtonsToRemove": ["sendChartToCloud"]}
+"""Without plotly's buttons that would leave the page."""
 
 HEADINGS = {
     "train_loss_min": "train loss, min.", "train_loss_saddle": "train loss, saddle", "factor": "factor",
@@ -90,7 +72,7 @@ def build_report(study: Study, paper: dict[str, Any] | None = None) -> list[Path
     if surface is not None:
         plots.append(("The surface, to turn by hand", surface))
     for i, (title, plot) in enumerate(plots):
-        content = plot.to_html(full_html=False, include_plotlyjs=i == 0, config={"displaylogo": False})
+        content = plot.to_html(full_html=False, include_plotlyjs=i == 0, config=PLOTLY)
         sections.append(_section(title, content))
     if len(paths):
         note = "Errors are fractions; the columns are those of summary.csv."
@@ -163,13 +145,5 @@ def _configuration(study: Study) -> str:
     merged: dict[str, Any] = {}
     for kind in ("minima", "paths", "ensembles", "scans"):
         for artifact in study.complete(kind):
-            _merge(merged, yaml.safe_load((artifact.folder / "config.yaml").read_text(encoding="utf-8")))
+            merged = merge(merged, yaml.safe_load((artifact.folder / "config.yaml").read_text(encoding="utf-8")))
     return f"<pre>{html.escape(yaml.safe_dump(merged, sort_keys=False))}</pre>"
-
-
-def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value

@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lowloss.errors import LowlossError, NonFiniteLossError
-from lowloss.files import replacing
+from lowloss.files import replacing, unwritable
 from lowloss.landscape.base import Landscape
 from lowloss.progress import Advance
 
@@ -137,7 +137,10 @@ class _AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # torch's own, for want of space
+                raise unwritable(Path(path), error) from error
 
 
 def fit(
@@ -219,7 +222,7 @@ def quiet() -> Iterator[None]:
                 ".*dataloader is not resumable.*",
                 ".*lr_scheduler.step.*before.*optimizer.step.*",
                 ".*GPU available but not used.*",
-                ".*srun.*",
+                ".*srun. command is available.*",
             ):
                 warnings.filterwarnings("ignore", message)
             yield

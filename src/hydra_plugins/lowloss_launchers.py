@@ -1,0 +1,188 @@
+"""Hydra's launchers of `lowloss`: the jobs of a sweep as processes of this machine, or as a SLURM job array.
+
+Hydra imports every plugin when it starts, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+
+
+class _Launcher(Launcher):
+    """Turns the overrides of a batch into jobs, has them run, and ends with a table of those that failed."""
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        self.config, self.loader = config, hydra_context.config_loader
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from lowloss import progress
+        from lowloss.errors import LowlossError
+        from lowloss.launch import failures
+
+        progress.shown = True
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        self.folder = Path(str(self.config.hydra.sweep.dir)) / f"{stamp}-{os.getpid()}-{initial_job_idx}"
+        groups = [self._jobs(job_overrides, initial_job_idx, *group) for group in self.groups()]
+        ended = self.run(groups)
+        lines = failures(ended)
+        if lines:
+            progress.say("\n".join(lines))
+        count, failed = len(ended), sum(end.status != 0 for _, end in ended)
+        returns = []
+        for i in range(len(job_overrides)):
+            ends = [end for _, end in ended[i :: len(job_overrides)]]
+            returned = JobReturn(overrides=list(job_overrides[i]), status=JobStatus.COMPLETED)
+            returned.return_value = ends[-1].value if ends else None
+            if any(end.status for end in ends):
+                returned.status = JobStatus.FAILED
+                returned.return_value = LowlossError(
+                    f"{failed} of {count} jobs failed; the same command runs them again"
+                )
+            returns.append(returned)
+        return returns
+
+    def groups(self) -> list[tuple[str, list[str]]]:
+        """Each job is there once a group: the label of the group, and its stages if not those of the configuration."""
+        return [("", [])]
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def run(self, groups: list[list[Any]]) -> list[Any]:
+        """Run the groups of jobs; returns (job, end) of all, a group after the other."""
+        raise NotImplementedError
+
+    def _jobs(self, job_overrides: Sequence[Sequence[str]], first: int, label: str, stages: list[str]) -> list[Any]:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.core.singleton import Singleton
+
+        from lowloss.cli import quoted, study_name
+        from lowloss.launch import Job
+
+        before = Singleton.get_state()
+        flags = [part for part in sys.argv[1:] if part.startswith("--config-dir=")]
+        for flag in {"--config-dir", "-cd"} & {*sys.argv}:
+            flags += [flag, sys.argv[sys.argv.index(flag) + 1]]
+        jobs = []
+        try:
+            for number, overrides in enumerate(job_overrides, start=first):
+                config = self.loader.load_sweep_config(self.config, list(overrides))
+                HydraConfig.instance().set_config(config)
+                name = study_name(config, config.hydra.sweeper, list(overrides), number)
+                chosen = [f"stages=[{','.join(stages)}]"] if stages else []
+                arguments = (*flags, *overrides, *chosen, f"study={quoted(name)}")
+                log = (self.folder / f"{number:03d}{label}.log").absolute()
+                jobs.append(Job(name, arguments, log, self.environment()))
+        finally:
+            Singleton.set_state(before)
+        return jobs
+
+
+class LocalLauncher(_Launcher):
+    """Processes on this machine.
+
+    Args:
+        parallel: processes at a time; by default as many as there are cores for their threads.
+        processes: for each job; they share its study, each result made by one of them.
+        threads: of each process, unless OMP_NUM_THREADS is set.
+        gpus: of this machine; each process sees one of them, in turn. 0 leaves the choice to `trainer`.
+    """
+
+    def __init__(self, parallel: int | None = None, processes: int = 1, threads: int = 1, gpus: int = 0) -> None:
+        self.processes, self.threads, self.gpus = processes, threads, gpus
+        self.parallel = parallel or max(1, len(os.sched_getaffinity(0)) // threads)
+
+    def groups(self) -> list[tuple[str, list[str]]]:
+        return [(f"-{i}" if self.processes > 1 else "", []) for i in range(self.processes)]
+
+    def environment(self) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads))}
+
+    def run(self, groups: list[list[Any]]) -> list[Any]:
+        from lowloss.launch import run_here
+
+        # The processes of a job start together.
+        jobs = [job for same in zip(*groups, strict=True) for job in same]
+        ends = dict(zip(jobs, run_here(jobs, self.parallel, self.gpus), strict=True))
+        return [(job, ends[job]) for group in groups for job in group]
+
+
+class SlurmLauncher(_Launcher):
+    """A SLURM job array, through submitit.
+
+    Args:
+        partition, account, qos, constraint, gpus_per_node, cpus_per_task, mem_gb: as sbatch's.
+        timeout_min: time limit of a task.
+        array_parallelism: tasks at a time.
+        requeues: how often a task that ran out of time, or was preempted, is queued again and continues.
+        signal_delay_s: how long before the time limit a task is stopped, to be queued again.
+        setup: lines of shell before a task, say `module load …`.
+        additional_parameters: more options of sbatch.
+        pipeline: rounds of stages, each an array of its own whose task starts when the same task of the round
+            before has succeeded; null for one array with the configured stages.
+        wait: whether the command stays until the jobs have ended, and tells what failed.
+        check_s: how often SLURM is asked whether jobs are gone.
+    """
+
+    def __init__(
+        self,
+        partition: str | None = None,
+        account: str | None = None,
+        qos: str | None = None,
+        constraint: str | None = None,
+        gpus_per_node: int | None = None,
+        cpus_per_task: int = 1,
+        mem_gb: float | None = None,
+        timeout_min: int = 240,
+        array_parallelism: int = 16,
+        requeues: int = 20,
+        signal_delay_s: int = 90,
+        setup: Sequence[str] | None = None,
+        additional_parameters: dict[str, Any] | None = None,
+        pipeline: Sequence[Sequence[str]] | None = None,
+        wait: bool = True,
+        check_s: float = 30,
+    ) -> None:
+        self.parameters = {
+            "partition": partition, "account": account, "qos": qos, "constraint": constraint,
+            "gpus_per_node": gpus_per_node, "cpus_per_task": cpus_per_task, "mem": f"{mem_gb}GB" if mem_gb else None,
+            "time": timeout_min, "array_parallelism": array_parallelism, "signal_delay_s": signal_delay_s,
+            "setup": list(setup) if setup else None, "additional_parameters": dict(additional_parameters or {}),
+            "job_name": "lowloss",
+        }  # fmt: skip
+        self.cpus, self.requeues = cpus_per_task, requeues
+        self.pipeline, self.wait, self.check_s = pipeline, wait, check_s
+
+    def groups(self) -> list[tuple[str, list[str]]]:
+        if self.pipeline is None:
+            return [("", [])]
+        return [("-" + "-".join(stages), list(stages)) for stages in self.pipeline]
+
+    def environment(self) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.cpus))}
+
+    def run(self, groups: list[list[Any]]) -> list[Any]:
+        from lowloss import progress
+        from lowloss.launch import submit, wait_for_slurm
+
+        numbers: dict[str, Any] = {}
+        array = None
+        for jobs in groups:
+            after, array = array, submit(jobs, self.folder / "submitit", self.requeues, array, self.parameters)
+            numbers |= {f"{array}_{i}" if len(jobs) > 1 else array: job for i, job in enumerate(jobs)}
+            behind = f", each after the same of {after}" if after else ""
+            progress.say(
+                f"slurm: {array} has {len(jobs)} jobs{behind}; logs in {self.folder}; scancel {array} ends them"
+            )
+        if not self.wait:
+            return []
+        ends = wait_for_slurm(numbers, self.check_s)
+        return [(job, ends[number]) for number, job in numbers.items()]

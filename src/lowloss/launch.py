@@ -1,0 +1,233 @@
+"""Running the jobs of a sweep as processes of their own, on this machine or through SLURM.
+
+A job is a command line of `lowloss`, so it claims, resumes and fails as that does. What it prints goes to its log,
+and how it ended into a file beside: whoever waits looks for that file, and asks SLURM only whether a job is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lowloss import files, progress
+
+VALUE = "LOWLOSS_VALUE"
+"""Environment variable with the file for the value of a job's objective."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended: status 0, or why it failed. value: of its objective, where it has one."""
+
+    status: int
+    reason: str = ""
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line of `lowloss` (without the name), called by its study; `log` ends in .log."""
+
+    name: str
+    arguments: tuple[str, ...]
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "lowloss", *self.arguments]
+
+    @property
+    def end_file(self) -> Path:
+        return self.log.with_suffix(".json")
+
+    @property
+    def end(self) -> End | None:
+        """How it ended; None while it has not."""
+        if not self.end_file.exists():
+            return None
+        return End(**json.loads(self.end_file.read_text(encoding="utf-8")))
+
+    def start(self, **extra: str) -> subprocess.Popen[bytes]:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **self.environment, **extra, VALUE: str(self._value_file)}
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+
+    def finish(self, status: int) -> End:
+        """Write down how the process ended. status: its exit status, negative for a signal."""
+        value = json.loads(self._value_file.read_text()) if status == 0 and self._value_file.exists() else None
+        end = End(status, "" if status == 0 else self._reason(status), value)
+        # Without room for it, whoever waits elsewhere finds the job gone.
+        with contextlib.suppress(OSError):
+            files.write_text(self.end_file, json.dumps(vars(end)))
+        return end
+
+    @property
+    def _value_file(self) -> Path:
+        return self.log.with_suffix(".value")
+
+    def _reason(self, status: int) -> str:
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}"
+        with contextlib.suppress(OSError):
+            lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
+            told = [line.removeprefix("lowloss: ") for line in lines if line.startswith("lowloss: ")]
+            return (told or [line for line in lines if line] or [""])[-1]
+        return f"exit status {status}"
+
+
+def run_here(jobs: Sequence[Job], parallel: int, gpus: int = 0) -> list[End]:
+    """Run jobs as processes of this machine, `parallel` at a time; with gpus, each sees one, in turn.
+
+    A job that fails or is killed leaves the others alone. On an interrupt all are stopped.
+    """
+    waiting, ends = list(enumerate(jobs)), dict[int, End]()
+    running: dict[int, tuple[int, subprocess.Popen[bytes], float]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                number, job = waiting.pop(0)
+                slot = min(set(range(parallel)) - set(running))
+                seen = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {}
+                running[slot] = number, job.start(**seen), time.monotonic()
+            for slot, (number, process, began) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[slot]
+                ends[number] = jobs[number].finish(process.returncode)
+                _tell(jobs[number], ends[number], len(ends), len(jobs), time.monotonic() - began)
+            time.sleep(0.1)
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+        for _, process, _ in running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+    return [ends[number] for number in range(len(jobs))]
+
+
+def _tell(job: Job, end: End, done: int, count: int, seconds: float | None = None) -> None:
+    took = f" in {seconds:.0f} s" if seconds is not None else ""
+    progress.say(f"[{done}/{count}] {job.name}: {'done' if end.status == 0 else 'FAILED, ' + end.reason}{took}")
+
+
+class SlurmTask:
+    """What submitit runs in an array task: the job's process. Preempted or out of time, the task is queued again."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self) -> None:
+        # The process stands for itself: it must not take the task's ranks for its own.
+        for name in [name for name in os.environ if name.startswith("SLURM_")]:
+            if name.startswith(("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_NAME")):
+                del os.environ[name]
+        status = self.job.start().wait()
+        end = self.job.finish(status)
+        if end.status:
+            # SLURM has to see the failure too: what depends on this task must not start.
+            raise RuntimeError(end.reason)
+
+    def checkpoint(self) -> Any:
+        """Called by submitit on preemption or before the time limit: the same again, which continues."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(jobs: Sequence[Job], folder: Path, requeues: int, after: str | None, parameters: Mapping[str, Any]) -> str:
+    """Submit jobs as one array; returns its SLURM id.
+
+    Args:
+        folder: for submitit's files.
+        requeues: how often a task that ran out of time is queued again.
+        after: id of an array whose corresponding tasks must have succeeded before.
+        parameters: of submitit's SlurmExecutor.
+
+    Raises:
+        LowlossError: submitit or SLURM is not there, or SLURM rejects the jobs.
+    """
+    from lowloss.errors import LowlossError
+
+    try:
+        import submitit
+    except ImportError as error:
+        raise LowlossError("hydra/launcher=slurm needs submitit: pip install 'lowloss[slurm]'") from error
+    given = {key: value for key, value in parameters.items() if value is not None}
+    if after:
+        extra = {"dependency": f"{'aftercorr' if len(jobs) > 1 else 'afterok'}:{after}", "kill_on_invalid_dep": "yes"}
+        given["additional_parameters"] = {**given.get("additional_parameters", {}), **extra}
+    try:
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=requeues)
+        executor.update_parameters(**given)
+        with executor.batch():
+            submitted = [executor.submit(SlurmTask(job)) for job in jobs]
+    except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:
+        raise LowlossError(f"SLURM does not take the jobs: {error}") from error
+    return str(submitted[0].job_id).partition("_")[0]
+
+
+def wait_for_slurm(jobs: Mapping[str, Job], check_s: float) -> dict[str, End]:
+    """Wait for the jobs, by SLURM id. One that SLURM no longer has and that left no end has failed."""
+    ends: dict[str, End] = {}
+    missed: set[str] = set()
+    asked = time.monotonic()
+    while len(ends) < len(jobs):
+        here = None
+        if time.monotonic() - asked > check_s:
+            here, asked = _queued({number.partition("_")[0] for number in jobs}), time.monotonic()
+        for number, job in jobs.items():
+            if number in ends:
+                continue
+            end = job.end
+            if end is None and here is not None and number not in here:
+                # Once more, since an end may reach this machine late over a shared file system.
+                if number in missed:
+                    end = End(1, _fate(number))
+                missed.add(number)
+            if end is not None:
+                ends[number] = end
+                _tell(job, end, len(ends), len(jobs))
+        time.sleep(0.2)
+    return ends
+
+
+def _queued(arrays: set[str]) -> set[str] | None:
+    """The ids of these arrays' tasks that are pending or running; None where SLURM does not answer."""
+    command = ["squeue", "--noheader", "--array", "--format=%i", "--me"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return None
+    return {line.strip() for line in done.stdout.splitlines() if line.strip().partition("_")[0] in arrays}
+
+
+def _fate(number: str) -> str:
+    """What SLURM says of a job that is gone."""
+    done = subprocess.run(["scontrol", "--oneliner", "show", "job", number], capture_output=True, text=True)
+    known = dict(part.partition("=")[::2] for part in done.stdout.split() if "=" in part)
+    state, reason = known.get("JobState", "gone"), known.get("Reason", "None")
+    return f"SLURM: {state.lower()}" + ("" if reason in ("None", "") else f" ({reason})")
+
+
+def failures(ended: Sequence[tuple[Job, End]]) -> list[str]:
+    """A table of the jobs that failed, and why; nothing if none did."""
+    rows = [(job.name, " ".join(end.reason.split()), str(job.log)) for job, end in ended if end.status]
+    if not rows:
+        return []
+    head = ("study", "why", "log")
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in (0, 1)]
+    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[2]]) for row in
+            [head, *rows]]  # fmt: skip

@@ -1,0 +1,177 @@
+"""Weights & Biases: one run for each stage of a study, with its curves, figures, tables and results."""
+
+from __future__ import annotations
+
+import hashlib
+import netrc
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers.logger import Logger
+
+from lowloss import progress
+from lowloss.runs import Config, Study
+
+if TYPE_CHECKING:
+    import wandb
+
+KINDS = {"minima": "minima", "path": "paths", "ensemble": "ensembles", "scan": "scans"}
+"""The folder of a stage's results."""
+MADE_FROM = {"path": ("minima",), "ensemble": ("minima",), "scan": ("minima", "path")}
+"""The stages whose results a stage starts from."""
+
+
+class Wandb(Logger):
+    """Logs each stage of a study as a W&B run of its own, begun when the stage has something to do.
+
+    Losses and learning rates come by step; at the end of a stage its results become an artifact that names the
+    artifacts it was made from, and the report's figures and tables are logged. A stage that is continued goes on in
+    the same W&B run, since the run's id follows from the study and its configuration.
+
+    Without a key, or where the server does not answer within `patience` seconds, runs are kept offline in
+    `save_dir`, for `wandb sync`. WANDB_MODE in the environment has the last word.
+
+    Args:
+        project, entity: of W&B; the entity is the key's own by default.
+        group: by default the sweep, or the study outside of one.
+        tags: beside the finders.
+        save_dir: the folder for W&B's files.
+        patience: seconds.
+    """
+
+    def __init__(
+        self,
+        project: str = "lowloss",
+        entity: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+        save_dir: str = ".",
+        patience: float = 5.0,
+    ) -> None:
+        super().__init__()
+        self.project, self.entity, self.group, self.tags = project, entity, group, tags or []
+        self.folder, self.patience = Path(save_dir), patience
+        self._stage, self._study, self._config = "", Study(Path()), Config()
+        self._run: wandb.Run | None = None
+
+    @property
+    def name(self) -> str:
+        return self.project
+
+    @property
+    def version(self) -> str:
+        """The id of the current stage's run."""
+        text = repr((self._config["study"], self._stage, {k: self._config[k] for k in ("seed", "model", "data")}))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def experiment(self) -> wandb.Run:
+        """The W&B run of the current stage, begun on first use."""
+        if self._run is None:
+            import wandb
+
+            study = str(self._config["study"])
+            self.folder.mkdir(parents=True, exist_ok=True)
+            settings: dict[str, Any] = {
+                "project": self.project,
+                "entity": self.entity,
+                "group": self.group or study.partition("/")[0],
+                "job_type": self._stage,
+                "name": f"{study.rpartition('/')[2]} {self._stage}",
+                "tags": [*self.tags, *self._config["finder"]],
+                "config": self._config,
+                "dir": self.folder,
+                # An agent of a W&B sweep waits for the run that it names itself.
+                "id": None if "WANDB_SWEEP_ID" in os.environ else self.version,
+                "resume": "allow",
+                "settings": wandb.Settings(silent=True, init_timeout=30),
+            }
+            try:
+                self._run = wandb.init(**settings, mode=self._mode())
+            except wandb.errors.CommError as error:
+                progress.say(f"wandb: {error}; offline, send later with `wandb sync`")
+                self._run = wandb.init(**settings, mode="offline")
+            self._run.define_metric("*", step_metric="step")
+        return self._run
+
+    def begin(self, stage: str, study: Study, config: Config) -> None:
+        """From now on, what is logged belongs to this stage."""
+        self._stage, self._study, self._config = stage, study, config
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.experiment.log({**metrics, "step": step})
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The configuration is logged whole, when a run begins."""
+
+    def log_report(self) -> None:
+        """Log the report's figures and tables."""
+        import pandas as pd
+        import wandb
+
+        root = self._study.root
+        found: dict[str, Any] = {}
+        for picture in sorted((root / "report" / "figures").glob("*.png")):
+            found[picture.stem] = wandb.Image(str(picture))
+        for table in (root / "report" / "table_b1.csv", root / "summary.csv", root / "ensemble.csv"):
+            frame = pd.read_csv(table) if table.exists() else pd.DataFrame()
+            if len(frame):
+                found[table.stem] = wandb.Table(dataframe=frame)
+        for path in self._study.complete("paths"):
+            found[f"along/{path.name}"] = wandb.Table(dataframe=pd.read_csv(path.folder / "along.csv"))
+        self.experiment.log(found)
+
+    def log_objective(self, value: float) -> None:
+        self.experiment.summary["objective"] = value
+
+    def end(self, status: int = 0) -> None:
+        """End the stage's run, if it was begun; after success with the stage's results as an artifact."""
+        if self._run is None:
+            return
+        if status == 0 and self._stage in KINDS:
+            self._log_artifact(self._run)
+        self._run.finish(exit_code=status)
+        self._run = None
+
+    def _log_artifact(self, run: wandb.Run) -> None:
+        import wandb
+
+        sources = [self._artifact_name(stage) for stage in MADE_FROM.get(self._stage, ())]
+        artifact = wandb.Artifact(self._artifact_name(self._stage), type=self._stage, metadata={"made_from": sources})
+        for result in self._study.complete(KINDS[self._stage]):
+            for file in sorted(result.folder.iterdir()):
+                artifact.add_file(str(file), name=f"{result.name}/{file.name}")
+        # W&B draws the lineage from what a run used; offline it takes no note, and the metadata have to do.
+        if not run.offline:
+            for name in sources:
+                run.use_artifact(f"{name}:latest")
+        run.log_artifact(artifact)
+
+    def _artifact_name(self, stage: str) -> str:
+        kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in str(self._config["study"]))
+        return f"{kept}-{stage}"
+
+    def _mode(self) -> Any:
+        """None leaves it to the environment."""
+        if "WANDB_MODE" in os.environ:
+            return None
+        server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+        if not (os.environ.get("WANDB_API_KEY") or _has_key(server.hostname or "")):
+            return "offline"
+        try:
+            port = server.port or {"http": 80}.get(server.scheme, 443)
+            socket.create_connection((server.hostname, port), timeout=self.patience).close()
+        except OSError as error:
+            progress.say(f"wandb: {server.hostname} does not answer ({error}); offline, send later with `wandb sync`")
+            return "offline"
+        return "online"
+
+
+def _has_key(host: str) -> bool:
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

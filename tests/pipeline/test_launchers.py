@@ -1,0 +1,215 @@
+"""Sweeps through the launchers: processes of this machine, and a real SLURM of one node."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lowloss import claims
+
+# Test modules have no package, so what stands beside them is loaded by its path.
+_spec = importlib.util.spec_from_file_location("slurm", Path(__file__).with_name("slurm.py"))
+slurm = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(slurm)
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = """
+    trainer=cpu model=mlp minima.count=2 minima.epochs=2 finder=[line,bezier] finder.bezier.steps=4 path.points=5
+    path.between=1 scan=[]
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment
+
+
+def start(folder, *arguments, environment=None):
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "lowloss", "-m", *TINY.split(), *arguments]
+    environment = {**(environment or os.environ), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process, timeout=240):
+    out, err = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def results(lowloss, folder):
+    return lowloss.results(folder / "outputs" / "digits-mlp")
+
+
+def table(err):
+    """The rows of the table of failures, by study."""
+    lines = err.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.split()[:3] == ["study", "why", "log"])
+    rows = [line.split("  ") for line in lines[first + 1 :] if line.startswith("digits-mlp/")]
+    return {row[0].removeprefix("digits-mlp/"): " ".join(row[1:-1]).strip() for row in rows}
+
+
+SWEEP = ("seed=0,1", "model.hidden=[4],[6]", "stages=[minima,path]")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("local")
+    done = finish(start(folder, *SWEEP, "hydra/launcher=local", "hydra.launcher.parallel=2"))
+    assert done.returncode == 0, done.stderr
+    assert "[4/4]" in done.stderr
+    return folder
+
+
+def test_local_launcher_makes_what_one_process_makes(lowloss, local, tmp_path):
+    for study in ("model.hidden=[4],seed=1", "model.hidden=[6],seed=0"):
+        hidden, seed = study.split(",")
+        once = lowloss.plain(tmp_path, *TINY.split(), hidden, seed, "stages=[minima,path]", f"study='{study}'")
+        assert once.status == 0, once.err
+        made = lowloss.results(local / "outputs" / "digits-mlp" / study)
+        assert made == lowloss.results(tmp_path / "outputs" / study)
+        assert len(made) == 2 * 3 + 2 * 4
+    # Hydra's own files stay out of sight.
+    assert [path.name for path in (local / "outputs").iterdir() if not path.name.startswith(".")] == ["digits-mlp"]
+
+
+def test_local_launcher_loses_one_job_to_a_kill_and_one_to_an_error(lowloss, local, tmp_path):
+    """And the same command then makes what is missing."""
+    launcher = ("hydra/launcher=local", "hydra.launcher.parallel=2", "stages=[minima,path]")
+    process = start(tmp_path, *launcher, "seed=0", "model.hidden=[4],[-6],[6]")
+    slurm.until(lambda: children(process.pid), "a job runs")
+    victim = next(pid for pid, line in children(process.pid).items() if "[4]" in line)
+    os.kill(victim, signal.SIGKILL)
+    done = finish(process)
+    assert done.returncode == 1
+    failed = table(done.stderr)
+    assert failed.keys() == {"model.hidden=[4]", "model.hidden=[-6]"}
+    assert failed["model.hidden=[4]"] == "killed by SIGKILL"
+    assert "negative dimension" in failed["model.hidden=[-6]"]
+    assert done.stderr.splitlines()[-1] == "lowloss: 2 of 3 jobs failed; the same command runs them again"
+    again = finish(start(tmp_path, *launcher, "seed=0", "model.hidden=[4],[6]"))
+    assert again.returncode == 0, again.stderr
+    for width in (4, 6):
+        made = lowloss.results(tmp_path / "outputs" / "digits-mlp" / f"model.hidden=[{width}]")
+        assert made == lowloss.results(local / "outputs" / "digits-mlp" / f"model.hidden=[{width}],seed=0")
+
+
+def test_processes_share_a_study(lowloss, local, tmp_path):
+    sharing = ("hydra/launcher=local", "hydra.launcher.parallel=2", "hydra.launcher.processes=2", "minima.together=1")
+    done = finish(start(tmp_path, *sharing, "stages=[minima,path]", "seed=1", "model.hidden=[4]", "study=shared"))
+    assert done.returncode == 0, done.stderr
+    assert "[2/2]" in done.stderr
+    made = lowloss.results(tmp_path / "outputs" / "shared" / "0")
+    assert made == lowloss.results(local / "outputs" / "digits-mlp" / "model.hidden=[4],seed=1")
+    logs = [log.read_text() for log in (tmp_path / "outputs" / ".sweeps").glob("*/000-*.log")]
+    assert len(logs) == 2
+    # Each minimum was trained once, alone.
+    assert sum(log.count("minima 1 ×") for log in logs) == 2
+
+
+def children(pid):
+    """The command lines of a process's children, by their ids."""
+    found = {}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        line = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
+        if "-m lowloss" in line:
+            found[int(child)] = line
+    return found
+
+
+FAST = ("hydra/launcher=slurm", "hydra.launcher.check_s=2", "hydra.launcher.array_parallelism=2")
+
+
+def watch(process, cluster):
+    """What SLURM shows while the process runs: a list of {task: (state, reason)}."""
+    seen = []
+    while process.poll() is None:
+        shown = slurm.ask(cluster, "squeue", "-h", "-r", "-o", "%i %t %r")
+        seen.append({line.split()[0]: tuple(line.split()[1:]) for line in shown.splitlines()})
+        time.sleep(0.2)
+    return seen
+
+
+def test_slurm_array_gives_the_tables_of_the_local_launcher(lowloss, cluster, local, tmp_path):
+    process = start(tmp_path, *SWEEP, *FAST, environment=cluster)
+    seen = watch(process, cluster)
+    done = finish(process)
+    assert done.returncode == 0, done.stderr
+    assert "[4/4]" in done.stderr
+    assert results(lowloss, tmp_path) == results(lowloss, local)
+    (array,) = {task.partition("_")[0] for tasks in seen for task in tasks}
+    assert {task for tasks in seen for task in tasks} == {f"{array}_{i}" for i in range(4)}
+    assert max(sum(state[0] == "R" for state in tasks.values()) for tasks in seen) == 2
+    assert any(state == ("PD", "JobArrayTaskLimit") for tasks in seen for state in tasks.values())
+
+
+def test_slurm_pipeline_tells_what_failed_and_keeps_the_others(lowloss, cluster, local, tmp_path):
+    pipeline = "hydra.launcher.pipeline=[[minima],[path]]"
+    process = start(tmp_path, *FAST, pipeline, "seed=0", "model.hidden=[4],[-6],[6]", environment=cluster)
+    slurm.until(lambda: "_0" in slurm.ask(cluster, "squeue", "-h", "-r", "-t", "R", "-o", "%i"), "the first runs", 60)
+    array = slurm.ask(cluster, "squeue", "-h", "-r", "-t", "R", "-o", "%i").partition("_")[0]
+    slurm.ask(cluster, "scancel", f"{array}_0")
+    seen = watch(process, cluster)
+    done = finish(process)
+    assert done.returncode == 1
+    # What failed takes the stage behind it along, and no more.
+    failed = table(done.stderr)
+    assert failed.keys() == {"model.hidden=[4]", "model.hidden=[-6]"}
+    assert done.stderr.splitlines()[-1] == "lowloss: 4 of 6 jobs failed; the same command runs them again"
+    for reason in ("negative dimension", "cancelled", "dependencyneversatisfied"):
+        assert reason in done.stderr.lower()
+    made = lowloss.results(tmp_path / "outputs" / "digits-mlp" / "model.hidden=[6]")
+    assert made == lowloss.results(local / "outputs" / "digits-mlp" / "model.hidden=[6],seed=0")
+    # The path waited for its own minima.
+    (behind,) = {task.partition("_")[0] for tasks in seen for task in tasks} - {array}
+    assert any(tasks.get(f"{behind}_2") == ("PD", "Dependency") for tasks in seen)
+    assert not any(tasks.get(f"{behind}_2", "")[:1] == ("R",) and f"{array}_2" in tasks for tasks in seen)
+
+
+def test_slurm_requeues_what_runs_out_of_time(lowloss, cluster, local, tmp_path):
+    launcher = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10")
+    job = ("stages=[minima]", "minima.together=1", "model.hidden=[4]", "seed=1")
+    root = tmp_path / "outputs" / "digits-mlp" / "0"
+    # The second minimum is ours for as long as we live, so the job cannot get it done in time.
+    with claims.take(root / "minima" / ".0001.claim"):
+        process = start(tmp_path, *FAST, *launcher, *job, environment=cluster)
+        slurm.until(lambda: (root / "minima" / "0000").is_dir(), "the first minimum is there", 180)
+        number = slurm.ask(cluster, "squeue", "-h", "-o", "%i")
+        shown = ("scontrol", "-o", "show", "job", number)
+        slurm.until(lambda: "Restarts=0" not in slurm.ask(cluster, *shown), "the job is queued again", 120)
+    done = finish(process)
+    assert done.returncode == 0, done.stderr
+    assert lowloss.results(root) == {
+        name: value
+        for name, value in lowloss.results(local / "outputs/digits-mlp/model.hidden=[4],seed=1").items()
+        if name.startswith("minima")
+    }
+    (log,) = (tmp_path / "outputs" / ".sweeps").glob("*/000.log")
+    text = log.read_text()
+    assert text.count("study:") > 1
+    assert "lowloss: interrupted; the same command continues" in text
+    # What was complete was not made again.
+    assert text.count("minima 1 ×") == 2
+
+
+def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):
+    (tmp_path / "runs.txt").write_text(
+        "".join(f"{' '.join(TINY.split())} model.hidden=[4] stages=[minima] seed={s} study='s {s}'\n" for s in (0, 1))
+    )
+    script = REPOSITORY / "scripts" / "slurm_array.sbatch"
+    command = ["sbatch", "--wait", "--array=1-3%2", str(script), "runs.txt"]
+    done = subprocess.run(command, cwd=tmp_path, env=cluster, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stderr  # that of the task without a line
+    logs = {log.stem.rpartition("_")[2]: log.read_text() for log in tmp_path.glob("slurm-*.log")}
+    assert "runs.txt has no line 3: submit with --array=1-2" in logs["3"]
+    for seed in (0, 1):
+        made = lowloss.results(tmp_path / "outputs" / f"s {seed}" / "minima")
+        assert made == lowloss.results(local / "outputs" / "digits-mlp" / f"model.hidden=[4],seed={seed}" / "minima")
+        assert made

@@ -1,0 +1,159 @@
+"""What the loggers write, read back: W&B offline, CSV and TensorBoard; each study of a sweep has its own folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+WANDB = Path(sys.executable).with_name("wandb")
+
+
+def environment(home, **extra):
+    """Without W&B's own variables, and with a home that holds no key."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        assert not os.environ.get(name), f"{name} is set: unset it for the tests"
+    return {"HOME": str(home), **extra}
+
+
+def records(folder):
+    """The records of a W&B run's log."""
+    (file,) = folder.glob("*.wandb")
+    command = [str(WANDB), "leet", "inspect", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def inside(records, kind):
+    return [record[kind] for record in records if kind in record]
+
+
+def history(records):
+    """The logged values, a dictionary a step."""
+    return [entry["item"] for entry in inside(records, "history")]
+
+
+def runs_of(root):
+    """The runs' records by their stage, in the order in which they were begun."""
+    found = {}
+    for folder in sorted((root / "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_ctime_ns):
+        read = records(folder)
+        found.setdefault(inside(read, "run")[0]["job_type"], []).append(read)
+    return found
+
+
+@pytest.fixture(scope="module")
+def logged(lowloss, whole, tmp_path_factory):
+    """The tiny study's training repeated with W&B, as a job of a sweep."""
+    outputs = tmp_path_factory.mktemp("logged")
+    (outputs / "sweep").mkdir()
+    root = whole.copy(outputs, "minima", "paths/0000-0001-autoneb", "ensembles", "report")
+    root.rename(outputs / "sweep" / "t")
+    made = lowloss.tiny(
+        outputs, "study=sweep/t", "logger=wandb", "objective=saddle_train_loss", environment=environment(outputs)
+    )
+    assert made.status == 0, made.err
+    return outputs / "sweep" / "t", runs_of(outputs / "sweep" / "t")
+
+
+def test_a_stage_is_a_run_with_group_tags_and_configuration(logged):
+    _, runs = logged
+    assert list(runs) == ["minima", "path", "ensemble", "report", "objective"]
+    for stage, (read,) in runs.items():
+        (run,) = inside(read, "run")[:1]
+        assert run["run_group"] == "sweep"
+        assert run["display_name"] == f"t {stage}"
+        assert {*run["tags"]} == {"mlp", "digits", "autoneb", "line", "bezier"}
+        config = run["config"]["update"]
+        assert config["model"] == {"_target_": "lowloss.model.MLP", "hidden": [16], "batch_norm": True}
+        assert config["optimizer"]["lr"] == 0.1
+    assert len({inside(read, "run")[0]["run_id"] for (read,) in runs.values()}) == len(runs)
+
+
+def test_losses_and_rates_are_logged_by_step(logged):
+    root, runs = logged
+    rows = [row for row in history(runs["minima"][0]) if "minima/loss" in row]
+    with open(root / "minima" / "0000" / "metrics.csv") as lines:
+        steps = [int(line.split(",")[0]) for line in lines.read().splitlines()[1:]]
+    assert [row["step"] for row in rows] == steps
+    assert [row["minima/lr"] for row in rows] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    assert all(0 < row["minima/loss"] <= row["minima/loss_max"] for row in rows)
+    assert any("autoneb 0–1/loss" in row for row in history(runs["path"][0]))
+
+
+def test_results_are_artifacts_with_what_they_were_made_from(logged):
+    root, runs = logged
+    expected = {"minima": [], "path": ["sweep-t-minima"], "ensemble": ["sweep-t-minima"]}
+    for stage, made_from in expected.items():
+        artifacts = [a for a in inside(runs[stage][0], "artifact") if a["type"] == stage]
+        (artifact,) = artifacts
+        assert artifact["name"] == f"sweep-t-{stage}"
+        assert json.loads(artifact["metadata"]) == {"made_from": made_from}
+        kind = {"path": "paths", "ensemble": "ensembles"}.get(stage, stage)
+        held = {entry["path"] for entry in artifact["manifest"]["contents"]}
+        assert held == {str(file.relative_to(root / kind)) for file in (root / kind).glob("[!.]*/*")}
+
+
+def test_figures_tables_and_objective_are_logged(logged):
+    root, runs = logged
+    (row,) = history(runs["report"][0])
+    tables = {"table_b1", "summary", "ensemble", *(f"along/{path.name}" for path in (root / "paths").glob("[!.]*"))}
+    figures = {file.stem for file in (root / "report" / "figures").iterdir()}
+    kinds = {name.removesuffix("._type"): kind for name, kind in row.items() if name.endswith("._type")}
+    assert kinds == dict.fromkeys(tables, "table-file") | dict.fromkeys(figures, "image-file")
+    with open(root / "summary.csv") as lines:
+        head, *paths = [line.rstrip("\n").split(",") for line in lines]
+    mean = sum(float(path[head.index("saddle_train_loss")]) for path in paths) / len(paths)
+    summaries = [entry["update"] for entry in inside(runs["objective"][0], "summary")]
+    assert [update["objective"] for update in summaries if "objective" in update] == [pytest.approx(mean)]
+
+
+def test_what_is_continued_goes_on_in_the_same_run(lowloss, tmp_path):
+    command = ("stages=[minima]", "logger=wandb")
+    killed = lowloss.tiny(tmp_path, *command, strike=("SIGKILL", "*/last.ckpt", 3), environment=environment(tmp_path))
+    assert killed.status == -9
+    again = lowloss.tiny(tmp_path, *command, environment=environment(tmp_path))
+    assert again.status == 0, again.err
+    folders = sorted((tmp_path / "t" / "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_ctime_ns)
+    assert len(folders) == 2
+    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1
+    second = records(folders[1])
+    assert inside(second, "run")[0]["run_id"] == folders[0].name.rpartition("-")[2]
+    steps = [row["step"] for row in history(second) if "minima/loss" in row]
+    assert len(steps) == 2  # the third of four epochs was not kept, so it and the fourth are done
+
+
+def test_a_key_without_a_network_hangs_nothing(lowloss, tmp_path):
+    # Port 9 discards; here nothing listens.
+    server = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    began = time.monotonic()
+    made = lowloss.tiny(tmp_path, "stages=[minima]", "logger=wandb", environment=environment(tmp_path, **server))
+    assert made.status == 0, made.err
+    assert "does not answer" in made.err
+    assert time.monotonic() - began < 60
+    assert runs_of(tmp_path / "t").keys() == {"minima"}
+
+
+def test_each_study_of_a_sweep_has_its_own_logs(lowloss, tmp_path):
+    made = lowloss.tiny(tmp_path, "-m", "seed=0,1", "stages=[minima]", "logger=csv")
+    assert made.status == 0, made.err
+    for seed in (0, 1):
+        (log,) = (tmp_path / "t" / f"seed={seed}" / "logs").rglob("metrics.csv")
+        assert len(log.read_text().splitlines()) == 1 + 4
+
+
+def test_tensorboard(lowloss, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = lowloss.tiny(tmp_path, "stages=[minima]", "logger=tensorboard")
+    assert made.status == 0, made.err
+    (events,) = (tmp_path / "t" / "logs").rglob("events.out.tfevents.*")
+    read = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in read.Scalars("minima/loss")] == [11, 22, 33, 44]
+    shutil.rmtree(events.parent)
