@@ -96,9 +96,10 @@ class Run:
         _ = self.finders, self.planes, self.build("ensemble"), self.build("schedule")
         check_optimizer(self.build("optimizer", partial=True))
         check_trainer(self.trainer)
+        engine = self.build("engine")
         data = self.build("data")
         factory = self.build("model", partial=True)
-        return NetworkLandscape(factory, data, self.config["evaluation_batch"])
+        return NetworkLandscape(factory, data, self.config["evaluation_batch"], engine)
 
     @cached_property
     def logger(self) -> Any:

@@ -22,6 +22,8 @@ from lowloss.finder import AutoNEB, Phase
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra")
 LISTED = ("finder", "scan")
+# Groups whose classes live under another name.
+HOMES = {"scan": "scans", "engine": "landscape"}
 # Filled in from the data.
 FROM_DATA = {"input_shape", "num_classes"}
 
@@ -61,7 +63,18 @@ def yaml_of(group, option):
 def test_every_group_has_options():
     groups = {group for group, _ in OPTIONS}
     assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
-    assert groups >= {"model", "data", "optimizer", "schedule", "finder", "ensemble", "scan", "trainer", "logger"}
+    assert groups >= {
+        "model",
+        "data",
+        "optimizer",
+        "schedule",
+        "finder",
+        "ensemble",
+        "scan",
+        "trainer",
+        "engine",
+        "logger",
+    }
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -105,7 +118,7 @@ def test_keys_are_the_arguments_of_the_target(group, option):
             assert keys <= named
         if node["_target_"].startswith("lowloss."):
             assert keys | FROM_DATA >= named
-            assert node["_target_"].startswith(f"lowloss.{'scans' if group == 'scan' else group}.")
+            assert node["_target_"].startswith(f"lowloss.{HOMES.get(group, group)}.")
 
 
 @pytest.mark.parametrize(
