@@ -218,6 +218,24 @@ def test_what_cannot_be_folded_runs_on_the_loop_and_says_so_once(module, reason,
     assert reason in caplog.text
 
 
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_a_step_unlike_the_loops_is_not_taken(wrong, monkeypatch, caplog):
+    loop, graph = engines(FAMILIES["cnn"](input_shape=IMAGE, num_classes=10))
+    theta_KP, batch = points(loop, 3), Batch(torch.randn(6, *IMAGE), torch.randint(10, (6,)), (0,))
+    step = graph._step
+
+    def altered(*arguments):
+        losses, gradients = step(*arguments)
+        return (losses * 1.2, gradients) if wrong == "loss" else (losses, gradients.flip(1))
+
+    monkeypatch.setattr(graph, "_step", altered)
+    found = graph.losses(theta_KP, batch, True)
+    expected = loop.losses(theta_KP, batch, True)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert f"its first {wrong}" in caplog.text
+
+
 def test_dropout_of_a_row_depends_on_its_seed_alone():
     folded = fold(nn.Sequential(nn.Dropout(0.3))).train()
     part = next(part for part in folded.modules() if isinstance(part, FoldedDropout))

@@ -28,6 +28,9 @@ from lowloss.seeding import derive
 AGREEMENT = 1e-3
 """Relative difference of outputs from the plain loop's, both in float32, up to which a folded module is trusted."""
 
+LOSS_ROUNDING, GRADIENT_ROUNDING = 0.05, 0.5
+"""How far a step in 16 bits may be from the plain loop's: in its loss (relative above 1), and its gradient's cosine."""
+
 KEPT = 16
 """CUDA graphs kept at once."""
 
@@ -51,6 +54,7 @@ class Graph:
         self.step_dtype, self.evaluation_dtype = step_dtype, evaluation_dtype
         self.usable, self._points_at_once = True, 1 << 30
         self._steps: dict[tuple[Any, ...], _Step] = {}
+        self._compared: set[tuple[Any, ...]] = set()
         try:
             self._fold()
             self._verify(sample)
@@ -156,6 +160,29 @@ class Graph:
             inputs = _laid_out(x_KB, self.step_dtype), y_KB.clone(), seeds_K.to(self.device)
             self._steps[key] = _Step(self._losses_of, theta_KP.clone(), inputs, gradients, self._pool)
         return self._steps[key](theta_KP, *rows)
+
+    def _check_first(
+        self, theta_1P: Tensor, rows: tuple[Tensor, Tensor, Tensor], losses_K: Tensor, gradients_KP: Tensor | None
+    ) -> None:
+        """Compare the first step of each kind with the plain loop, as far as rounding allows: wrong is far worse.
+
+        Raises LowlossError where they differ.
+        """
+        x_KB, y_KB, seeds_K = rows
+        kind = tuple(x_KB.shape[1:]), gradients_KP is not None
+        if kind in self._compared or any(part.p for part in self.training.modules() if isinstance(part, FoldedDropout)):
+            return
+        batch = Batch(x_KB[0], y_KB[0], (int(seeds_K[0]),))
+        (loss,), gradient_1P = self.loop.losses(theta_1P, batch, gradients_KP is not None)
+        if not loss.isfinite():
+            return
+        if not (losses_K[0] - loss).abs() <= LOSS_ROUNDING * loss.abs().clamp_min(1):
+            raise LowlossError(f"its first loss is {losses_K[0]:.4g} there and {loss:.4g} on the plain loop")
+        if gradient_1P is not None and gradients_KP is not None:
+            cosine = torch.cosine_similarity(gradients_KP[0], gradient_1P[0], dim=0)
+            if gradient_1P.any() and not cosine >= GRADIENT_ROUNDING:
+                raise LowlossError(f"its first gradient has the cosine {cosine:.2f} with the plain loop's")
+        self._compared.add(kind)
 
     def _losses(self, theta_KP: Tensor, x_KB: Tensor, y_KB: Tensor, seeds_K: Tensor) -> Tensor:
         # Tells the compiler that these are one size, without which it divides one by the other in every kernel.
