@@ -92,12 +92,12 @@ class Graph:
         theta_KP = theta_KP.detach()
         at_once = min(points, self._points_at_once)
         try:
-            parts = [
-                self._step(
-                    theta_KP[first : first + at_once], _rows(batch, first, min(first + at_once, points)), gradients
-                )
-                for first in range(0, points, at_once)
-            ]
+            parts = []
+            for first in range(0, points, at_once):
+                part_KP = theta_KP[first : first + at_once]
+                rows = _rows(batch, first, first + len(part_KP))
+                parts.append(self._step(part_KP, rows, gradients))
+                self._check_first(part_KP[:1], rows, *parts[-1])
         except torch.OutOfMemoryError:
             if at_once == 1:
                 raise
