@@ -120,4 +120,7 @@ def main(landscapes: int = 100, file: str = "saddle_excess.csv") -> None:
 
 
 if __name__ == "__main__":
-    main(*[convert(argument) for convert, argument in zip((int, str), sys.argv[1:], strict=False)])
+    arguments = sys.argv[1:]
+    if len(arguments) > 2 or (arguments and not (arguments[0].isdigit() and int(arguments[0]) > 0)):
+        sys.exit(__doc__)
+    main(*[convert(argument) for convert, argument in zip((int, str), arguments, strict=False)])

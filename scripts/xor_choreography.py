@@ -176,4 +176,6 @@ def main(folder: str = "outputs/xor") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2 or any(argument.startswith("-") for argument in sys.argv[1:]):
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -197,7 +197,9 @@ class Run:
         ):
             raise LowlossError(f"{key} must be star, all, explore or a list like [[0,1],[0,2]], got {wanted!r}")
         for i, j in wanted:
-            if not (0 <= i < count and 0 <= j < count and i != j):
+            if i == j:
+                raise LowlossError(f"{key} names [{i},{j}], which joins a minimum to itself: name two minima")
+            if not (0 <= i < count and 0 <= j < count):
                 raise LowlossError(f"{key} names [{i},{j}], but the minima are 0 … {count - 1}: raise minima.count")
         return [(i, j) for i, j in wanted]
 

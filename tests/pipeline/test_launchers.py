@@ -39,7 +39,7 @@ def start(folder, *arguments, environment=None):
     )
 
 
-def finish(process, timeout=240):
+def finish(process, timeout=900):
     out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -205,7 +205,7 @@ def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):
     )
     script = REPOSITORY / "scripts" / "slurm_array.sbatch"
     command = ["sbatch", "--wait", "--array=1-3%2", str(script), "runs.txt"]
-    done = subprocess.run(command, cwd=tmp_path, env=cluster, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, env=cluster, capture_output=True, text=True, timeout=900)
     assert done.returncode == 2, done.stderr  # that of the task without a line
     logs = {log.stem.rpartition("_")[2]: log.read_text() for log in tmp_path.glob("slurm-*.log")}
     assert "runs.txt has no line 3: submit with --array=1-2" in logs["3"]

@@ -83,8 +83,8 @@ def _bfloat16_pays(module: nn.Module, x: Tensor) -> bool:
     if not any(test is not None and test() for test in tests) or not x.is_floating_point():
         return False
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module.eval()(x[:1])
-    return counter.get_total_flops() / 2 >= WORTH_BFLOAT16
+        module.eval()(x)
+    return counter.get_total_flops() / 2 >= WORTH_BFLOAT16 * len(x)
 
 
 def places(module: nn.Module) -> dict[str, str]:

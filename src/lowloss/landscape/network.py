@@ -74,6 +74,8 @@ class NetworkLandscape:
         evaluation_batch: int = 1000,
         engine: Engine | None = None,
     ) -> None:
+        if evaluation_batch < 1:
+            raise LowlossError(f"evaluation_batch must be at least 1, got {evaluation_batch}")
         self.model, self.data, self.evaluation_batch = model, copy.copy(data), evaluation_batch
         self.settings = engine or Engine()
         module = copy.deepcopy(model) if isinstance(model, nn.Module) else self._build(seed=0)

@@ -193,7 +193,7 @@ def check_trainer(trainer: TrainerFactory) -> None:
         with quiet():
             trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     except Exception as error:  # Lightning has its own, torch and the device theirs
-        raise LowlossError(f"trainer: {error}") from error
+        raise LowlossError(f"trainer: {error} (trainer=auto takes what there is)") from error
 
 
 def check_readable(checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lowloss.errors import LowlossError
 from lowloss.landscape.base import BatchSource, Landscape
 from lowloss.progress import bar
 from lowloss.schedule import Constant
@@ -90,8 +91,11 @@ def train_minima(
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
+        LowlossError: no minimum is asked for.
     """
     rows = list(range(count)) if indices is None else list(indices)
+    if not rows:
+        raise LowlossError(f"there is no minimum to train: set count to at least 1, got {count}")
     start_KP = torch.stack([landscape.initial(derive(seed, "initial", k)) for k in rows])
     batches = landscape.batches(batch_size, [derive(seed, "batches", k) for k in rows], shared=False)
     steps = max(1, round(epochs * batches.steps_per_epoch))
