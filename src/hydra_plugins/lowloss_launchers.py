@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,13 +63,10 @@ class _Launcher(Launcher):
         from hydra.core.hydra_config import HydraConfig
         from hydra.core.singleton import Singleton
 
-        from lowloss.cli import quoted, study_name
+        from lowloss.cli import config_flags, quoted, study_name
         from lowloss.launch import Job
 
         before = Singleton.get_state()
-        flags = [part for part in sys.argv[1:] if part.startswith("--config-dir=")]
-        for flag in {"--config-dir", "-cd"} & {*sys.argv}:
-            flags += [flag, sys.argv[sys.argv.index(flag) + 1]]
         jobs = []
         try:
             for number, overrides in enumerate(job_overrides, start=first):
@@ -78,7 +74,7 @@ class _Launcher(Launcher):
                 HydraConfig.instance().set_config(config)
                 name = study_name(config, config.hydra.sweeper, list(overrides), number)
                 chosen = [f"stages=[{','.join(stages)}]"] if stages else []
-                arguments = (*flags, *overrides, *chosen, f"study={quoted(name)}")
+                arguments = (*config_flags(), *overrides, *chosen, f"study={quoted(name)}")
                 log = (self.folder / f"{number:03d}{label}.log").absolute()
                 jobs.append(Job(name, arguments, log, self.environment()))
         finally:

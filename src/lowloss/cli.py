@@ -8,14 +8,18 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lowloss import files
+from lowloss import files, group
 from lowloss.errors import LowlossError
+
+Config = dict[str, Any]
 
 
 def config_folder() -> Path:
@@ -34,9 +38,8 @@ def run_config(config: Any) -> float | None:
     from lowloss.launch import VALUE
     from lowloss.run import Run
     from lowloss.runs import Study
-    from lowloss.stages import run_stages
+    from lowloss.stages import run_grouped, run_stages
 
-    progress.shown = True
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     try:
@@ -44,24 +47,71 @@ def run_config(config: Any) -> float | None:
             config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         root = Path(plain["outputs"]) / str(plain["study"])
-        if plain["trainer"]["devices"] not in (1, "1", [0]):
-            raise LowlossError(
-                f"trainer.devices={plain['trainer']['devices']} is not supported: set it to 1, and start the command "
-                "once for each device, since processes share a study"
-            )
+        place, count = group.place(), device_count(plain["trainer"])
+        if count > 1 and place is None:
+            return _run_group(hydra.overrides, plain["study"], count)
+        if place is not None and place[1] != count:
+            raise LowlossError(f"trainer.devices={count}, but there are {place[1]} processes: set it to {place[1]}")
+        progress.shown = place is None or place[0] == 0
         overrides = [o for o in hydra.overrides.task if not o.startswith(("stages=", "study="))]
         command = shlex.join(["lowloss", *overrides, f"study={quoted(plain['study'])}"])
-        value = run_stages(Run(Study(root), plain, _Builder(plain), command))
+        run = Run(Study(root), plain, _Builder(plain), command)
+        value = run_stages(run) if count == 1 else run_grouped(run, first=place == (0, count))
+        if not progress.shown:
+            return None
         if VALUE in os.environ:  # a launcher waits for it in another process
             files.write_text(Path(os.environ[VALUE]), json.dumps(value))
         return value
     except Exception as error:
+        _hold_back(error)
         # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
         _tell(error)
         _failures.append(error)
-        if not sweep:
+        if not sweep or group.place() is not None:
             sys.exit(1)
         return None
+
+
+def device_count(trainer: Config) -> int:
+    """The number of devices of a trainer's settings. Raises LowlossError if they leave it open, or do not split."""
+    devices = trainer["devices"]
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 0
+    if count < 1:
+        raise LowlossError(f"trainer.devices must be a number of devices or a list of their numbers, got {devices!r}")
+    if count > 1 and trainer.get("strategy") != "ddp":
+        raise LowlossError(f"trainer.devices={devices} needs trainer=ddp, which starts a process for each device")
+    return count
+
+
+def _run_group(overrides: Any, study: str, count: int) -> float | None:
+    """Run a job as a process a device; returns its objective, if it has one."""
+    from lowloss.launch import VALUE
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(os.environ.setdefault(VALUE, str(Path(folder) / "value")))
+        arguments = (*config_flags(), *overrides.task, f"study={quoted(study)}")
+        try:
+            group.run_group(arguments, count)
+        finally:
+            if file.is_relative_to(folder):
+                del os.environ[VALUE]
+        value: float | None = json.loads(file.read_text()) if file.exists() else None
+    return value
+
+
+def config_flags() -> list[str]:
+    """The flags of this command line that say where configurations lie, for a command made of it."""
+    flags = [part for part in sys.argv[1:] if part.startswith("--config-dir=")]
+    for flag in {"--config-dir", "-cd"} & {*sys.argv}:
+        flags += [flag, sys.argv[sys.argv.index(flag) + 1]]
+    return flags
+
+
+def _hold_back(error: Exception) -> None:
+    """In a group, leave time to be stopped to a process that fails because another one did."""
+    place = group.place()
+    if place is not None and (place[0] > 0 or not isinstance(error, (LowlossError, OSError))):
+        time.sleep(group.GRACE)
 
 
 def study_name(config: Any, sweeper: Any, overrides: Sequence[str], number: int) -> str:
@@ -141,6 +191,7 @@ def main() -> None:
     os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
     for asked in STOP:
         signal.signal(asked, _stop)
+    group.follow_parent()
     if sys.argv[1:2] == ["compare"]:
         _compare(sys.argv[2:])
         return
@@ -155,7 +206,8 @@ def main() -> None:
         keyboard = any(isinstance(cause, KeyboardInterrupt) for cause in _causes(end))
         if not keyboard and getattr(end, "code", 0) != 143:
             raise
-        print("lowloss: interrupted; the same command continues", file=sys.stderr)
+        if group.PARENT not in os.environ:  # else it is told by the process that started this one
+            print("lowloss: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130 if keyboard else 143)
     if _failures:
         print(f"lowloss: {len(_failures)} jobs failed; the same command runs them again", file=sys.stderr)
@@ -226,8 +278,12 @@ def _tell(error: Exception) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    if isinstance(error, group.ToldError):
+        return
     if isinstance(error, (LowlossError, OSError, HydraException, OmegaConfBaseException)):
         print(f"lowloss: {' '.join(_explain(error).split())}", file=sys.stderr)
+    elif group.TRACE in os.environ and (group.place() or (0,))[0] == 0:
+        Path(os.environ[group.TRACE]).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     else:
         traceback.print_exception(error)
 

@@ -9,11 +9,13 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lowloss import files
 from lowloss.errors import LowlossError
 from lowloss.runs import Artifact, Config, Study, lookup
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +57,8 @@ class Run:
         }
         self.study, self.config, self.build, self.command = study, config | chosen, build, command
         self.stage = ""
+        self.several = False
+        """Whether other processes, one a device, wait in `serve` for what is to be done everywhere."""
 
     def describes(self, *sections: str) -> Config:
         """The part of the configuration that determines an artifact: sections, dotted for a part of one."""
@@ -105,6 +109,29 @@ class Run:
     def logger(self) -> Any:
         """The configured logger, or None."""
         return self.build("logger") if self.config["logger"].get("_target_") else None
+
+    def everywhere(self, work: Callable[..., T], *arguments: Any, **settings: Any) -> T:
+        """A function of `training`, called on the landscape in the process of every device; its result here."""
+        _ = self.landscape  # what is wrong with the configuration is told by one process
+        if self.several:
+            from lowloss.training.devices import announce
+
+            announce((work, arguments, settings))
+        return work(self.landscape, *arguments, trainer=self.trainer, **settings)
+
+    def serve(self) -> None:
+        """Take part in what the first process has done everywhere, until it `dismiss`es."""
+        from lowloss.training.devices import announce
+
+        while (called := announce()) is not None:
+            work, arguments, settings = called
+            work(self.landscape, *arguments, trainer=self.build("trainer", partial=True), **settings)
+
+    def dismiss(self) -> None:
+        """Let the other processes go."""
+        from lowloss.training.devices import announce
+
+        announce(None)
 
     @property
     def trainer(self) -> TrainerFactory:

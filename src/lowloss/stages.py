@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowloss.ensemble import FGE
+    from lowloss.finder import Path as WeightPath
 
 
 def make_minima(run: Run) -> None:
@@ -88,22 +90,20 @@ def _make_minima(run: Run, rows: list[int]) -> None:
     landscape, config = run.landscape, run.minima_config
     work = run.study.root / "minima" / f".{'-'.join(f'{k:04d}' for k in rows)}.work"
     begin_work(work, config)
-    result = train_minima(
-        landscape,
+    result = run.everywhere(
+        train_minima,
         epochs=config["minima"]["epochs"],
         batch_size=config["minima"]["batch_size"],
         optimizer=run.build("optimizer", partial=True),
         schedule=run.build("schedule"),
         seed=config["seed"],
         indices=rows,
-        trainer=run.trainer,
         folder=work,
     )
-    table = evaluate_points(
-        landscape,
-        lambda index: result.theta_KP[index],
+    table = run.everywhere(
+        evaluate_points,
+        partial(getitem, result.theta_KP),
         len(rows),
-        trainer=run.trainer,
         folder=work,
         title="minima on both splits",
         chunk=1,
@@ -155,13 +155,13 @@ def _make_path(run: Run, start: int, end: int, finder: str) -> None:
     work = artifact.begin(config)
     title = f"{finder} {start}–{end}"
     seed = derive(config["seed"], "path", start, end, finder)
-    found = find_path(landscape, ends_2P[0], ends_2P[1], run.finders[finder], seed, run.trainer, work, title=title)
+    ends = ends_2P[0], ends_2P[1]
+    found = run.everywhere(find_path, *ends, run.finders[finder], seed=seed, folder=work, title=title)
     t_T = found.path.grid(config["path"]["points"], config["path"]["between"])
-    table = evaluate_points(
-        landscape,
-        lambda index: found.path.points(t_T[index]),
+    table = run.everywhere(
+        evaluate_points,
+        partial(_points_along, found.path, t_T),
         len(t_T),
-        trainer=run.trainer,
         folder=work,
         title=f"{title} on both splits",
         labels_N=landscape.data.y_test,
@@ -188,6 +188,10 @@ def _make_path(run: Run, start: int, end: int, finder: str) -> None:
     along = pd.DataFrame({"t": t_T, "arc": tensors["arc"], **columns})
     tables = {"metrics.csv": history, "along.csv": along}
     artifact.commit(config, tensors, notes, tables, time.monotonic() - began)
+
+
+def _points_along(path: WeightPath, t_T: Tensor, index: Tensor) -> Tensor:
+    return path.points(t_T[index])
 
 
 def _path_levels(table: dict[str, Tensor], arc_T: Tensor) -> dict[str, float]:
@@ -230,10 +234,10 @@ def _make_fast_ensemble(run: Run, artifact: Artifact, config: Config) -> None:
 
     began, start = time.monotonic(), config["ensemble"]["minimum"]
     start_1P = run.points([start])
-    landscape, recipe = run.landscape, cast("FGE", run.build("ensemble"))
+    recipe = cast("FGE", run.build("ensemble"))
     work = artifact.begin(config)
     seed = derive(config["seed"], "fge", start)
-    found = fast_ensemble(landscape, start_1P[0], recipe, seed, run.trainer, work)
+    found = run.everywhere(fast_ensemble, start_1P[0], recipe, seed=seed, folder=work)
     history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"]).astype({"step": int})
     tensors, rows = _ensemble_on_test(run, found.theta_MP, "fge")
     single = _ensemble_on_test(run, start_1P, "single")[1]
@@ -312,7 +316,7 @@ def _make_scan(run: Run, name: str, artifact: Artifact, config: Config) -> None:
     except ValueError as error:
         raise LowlossError(f"scan.{name}: {error}") from error
     work = artifact.begin(config)
-    table = scan(run.landscape, grid, trainer=run.trainer, folder=work, title=f"scan {name}")
+    table = run.everywhere(scan, grid, folder=work, title=f"scan {name}")
     tensors = {"directions": grid.directions_DP, "origin": grid.origin_P, "anchors": grid.anchors_AD, **table}
     tensors |= {f"axis-{d}": axis for d, axis in enumerate(grid.axes)}
     if path is not None:
@@ -413,4 +417,18 @@ def run_stages(run: Run) -> float | None:
     if hasattr(run.logger, "log_objective"):
         with run.making("objective"):
             run.tell_logger().log_objective(value)
+    return value
+
+
+def run_grouped(run: Run, first: bool) -> float | None:
+    """Run the stages in a group of processes, one a device: the first one leads, the others do their part."""
+    from lowloss.training import devices
+
+    devices.join()
+    run.several = True
+    if not first:
+        run.serve()
+        return None
+    value = run_stages(run)
+    run.dismiss()
     return value

@@ -36,6 +36,7 @@ MAY = {
     "runs": {"claims", "errors", "files"},
     "report": {"errors", "files", "progress", "runs", "finder.path", "finder.exploration"},
     "logger": {"progress", "runs"},
+    "group": {"errors"},
     "launch": {"errors", "files", "progress"},
     "run": {"errors", "files", "runs", "landscape", "finder", "scans", "training"},
     "explore": {"claims", "files", "progress", "run", "runs", "finder.exploration"},
@@ -53,7 +54,7 @@ MAY = {
         "training",
         "report",
     },
-    "cli": {"errors", "files", "launch", "progress", "report", "run", "runs", "stages"},
+    "cli": {"errors", "files", "group", "launch", "progress", "report", "run", "runs", "stages"},
     "__main__": {"cli"},
 }
 

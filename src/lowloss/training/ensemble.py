@@ -16,6 +16,7 @@ from lowloss.ensemble.fge import FGE
 from lowloss.landscape.base import BatchSource, Landscape
 from lowloss.progress import bar
 from lowloss.seeding import derive
+from lowloss.training.devices import shared
 from lowloss.training.loop import StepModule, TrainerFactory, default_trainer, fit
 
 
@@ -81,12 +82,13 @@ def fast_ensemble(
         start_P: the trained point (P,) to start from; it is no member itself.
         recipe: cycles and rates.
         seed: of the minibatches.
-        trainer: makes the Lightning trainer.
+        trainer: makes the Lightning trainer; with several devices each process takes a part of every minibatch.
         folder: where to checkpoint each epoch, and to continue from.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
     """
+    landscape = shared(landscape)
     batches = landscape.batches(recipe.batch_size, [derive(seed, "batches")], shared=True)
     module = EnsembleModule(landscape, start_P, batches, recipe)
     with bar(f"fge {recipe.members} members", module.steps) as advance:

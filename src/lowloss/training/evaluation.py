@@ -6,6 +6,7 @@ Shapes: K points, P parameters, T points of a chunk, N samples, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from lowloss.files import load_tensors, save_tensors
 from lowloss.landscape.base import Landscape
 from lowloss.progress import Advance, bar
+from lowloss.training.devices import alone, gather, rank, world
 from lowloss.training.loop import TrainerFactory, default_trainer, quiet
 
 Table = dict[str, Tensor]
@@ -95,7 +97,7 @@ def evaluate_points(
     chunk: int = 16,
     labels_N: Tensor | None = None,
 ) -> Table:
-    """Loss and error of `count` points over whole splits.
+    """Loss and error of `count` points over whole splits; several processes, one a device, take chunks in turn.
 
     Args:
         points: maps indices (T,) to points (T, P), so that no more than a chunk is ever held.
@@ -112,9 +114,17 @@ def evaluate_points(
         module = EvaluationModule(
             landscape, points, count, chunk, splits or landscape.splits, labels_N, advance, folder
         )
-        parts: Any = trainer(
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-        ).predict(module, range(0, count, chunk))
+        firsts = range(0, count, chunk)[rank() :: world()]
+        mine: Any = []
+        if firsts:
+            mine = alone(trainer)(
+                logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+            ).predict(module, firsts)
+        gathered = gather(mine)
+        advance(count, "")
+        # The processes took the chunks in turn.
+        rounds = zip_longest(*gathered)
+        parts = [part for turn in rounds for part in turn if part is not None]
     # A chunk that was kept has its columns in another order than one that was not.
     first = [f"{split}_{metric}" for split in module.splits for metric in ("loss", "error")]
     names = [*first, *sorted(set(parts[0]) - set(first))]

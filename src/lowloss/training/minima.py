@@ -18,6 +18,7 @@ from lowloss.landscape.base import BatchSource, Landscape
 from lowloss.progress import bar
 from lowloss.schedule import Constant
 from lowloss.seeding import derive
+from lowloss.training.devices import alone, gather, share
 from lowloss.training.loop import StepModule, TrainerFactory, default_trainer, fit
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -78,7 +79,8 @@ def train_minima(
 ) -> Minima:
     """Train `count` minima of a landscape from independent seeds, together.
 
-    Row k depends on (seed, k) alone: it is the same whatever rows train beside it.
+    Row k depends on (seed, k) alone: it is the same whatever rows train beside it. Several processes, one a device,
+    take some of the rows each, and have no need of each other until the end.
 
     Args:
         epochs: passes over the training data.
@@ -96,6 +98,30 @@ def train_minima(
     rows = list(range(count)) if indices is None else list(indices)
     if not rows:
         raise LowlossError(f"there is no minimum to train: set count to at least 1, got {count}")
+    mine = share(rows)
+    if folder is not None and len(mine) < len(rows):
+        folder = folder / "rows-{}".format("-".join(map(str, mine)))
+    settings = epochs, batch_size, optimizer, schedule, seed, alone(trainer), folder
+    part = _train(landscape, mine, *settings) if mine else None
+    found = [part for part in gather(part) if part is not None]
+    history = [
+        [*entries[0][:2], *(loss for entry in entries for loss in entry[2:])]
+        for entries in zip(*(part.history for part in found), strict=True)
+    ]
+    return Minima(torch.cat([part.theta_KP for part in found]), history)
+
+
+def _train(
+    landscape: Landscape,
+    rows: Sequence[int],
+    epochs: float,
+    batch_size: int,
+    optimizer: OptimizerFactory,
+    schedule: Schedule | None,
+    seed: int,
+    trainer: TrainerFactory,
+    folder: Path | None,
+) -> Minima:
     start_KP = torch.stack([landscape.initial(derive(seed, "initial", k)) for k in rows])
     batches = landscape.batches(batch_size, [derive(seed, "batches", k) for k in rows], shared=False)
     steps = max(1, round(epochs * batches.steps_per_epoch))

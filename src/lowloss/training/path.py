@@ -19,6 +19,7 @@ from lowloss.finder.path import Path, path_from_tensors
 from lowloss.landscape.base import BatchSource, Landscape
 from lowloss.progress import bar
 from lowloss.seeding import derive
+from lowloss.training.devices import rank, shared
 from lowloss.training.loop import StepModule, TrainerFactory, default_trainer, fit
 
 
@@ -137,7 +138,7 @@ def find_path(
         a_P, b_P: the ends (P,), kept as they are.
         finder: the recipe.
         seed: of the minibatches and of sampled t.
-        trainer: makes the Lightning trainer.
+        trainer: makes the Lightning trainer; with several devices each process takes a part of every minibatch.
         folder: where to checkpoint each block of steps and each phase, and to continue from.
         block: steps between checkpoints.
         title: how the progress bar and messages call the search.
@@ -148,6 +149,7 @@ def find_path(
     """
     if torch.equal(a_P, b_P):
         raise LowlossError("the two ends of the path are the same point: choose two different minima")
+    landscape = shared(landscape)
     batches = landscape.batches(finder.batch_size, [derive(seed, "batches")], shared=True)
     profile_batches = landscape.batches(finder.profile_batch, [derive(seed, "profile")], shared=True)
     profile = _Profiler(landscape, profile_batches)
@@ -173,7 +175,7 @@ def find_path(
             search.evaluations += phase.steps * finder.evaluations_per_step(search.path)
             for step, rate, *losses in module.history:
                 search.history.append([i, step, rate, sum(losses) / len(losses), max(losses)])
-            if reached and checkpoints:
+            if reached and checkpoints and rank() == 0:
                 search.save(reached)
                 shutil.rmtree(checkpoints)
         profile.phase = len(finder.phases)

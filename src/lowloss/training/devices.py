@@ -1,0 +1,154 @@
+"""Several processes, one a device: what each of them does of a piece of work, and how the parts come together.
+
+Every process makes the same calls in the same order. Outside of a group of processes everything here is the identity.
+
+Shapes: K points, P parameters, B samples of a minibatch, W processes.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from lowloss.landscape import Batch
+from lowloss.landscape.base import BatchSource, Evaluation, Landscape
+from lowloss.training.loop import TrainerFactory
+
+T = TypeVar("T")
+
+PATIENCE = datetime.timedelta(days=30)
+"""How long a process waits for the first one, which may have to wait for other commands on the study."""
+
+
+def join() -> None:
+    """Join the group that the environment describes (torchrun's variables), on CPU and GPUs."""
+    if not distributed.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE)
+        if torch.cuda.device_count() >= world():
+            torch.cuda.set_device(rank())
+
+
+def leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def world() -> int:
+    """The number of processes W."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def announce(message: Any = None) -> Any:
+    """What the first process announces, in every process."""
+    messages = [message]
+    distributed.broadcast_object_list(messages, src=0)
+    return messages[0]
+
+
+def gather(part: T) -> list[T]:
+    """The parts of all processes, in their order."""
+    if world() == 1:
+        return [part]
+    parts: list[Any] = [None] * world()
+    distributed.all_gather_object(parts, part)
+    return parts
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's items: near-equal runs of neighbours, one a process, perhaps none."""
+    first, end = (len(items) * r // world() for r in (rank(), rank() + 1))
+    return items[first:end]
+
+
+def alone(trainer: TrainerFactory) -> TrainerFactory:
+    """The trainer for what this process does by itself, on its own device."""
+    if world() == 1:
+        return trainer
+    settings = getattr(trainer, "keywords", {})
+    devices, accelerator = settings.get("devices"), settings.get("accelerator", "auto")
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    own = [devices[rank()] if isinstance(devices, list) else rank()] if on_gpu else 1
+    return partial(trainer, devices=own, strategy="auto")
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all processes; its gradient is that of the own part, since DDP averages gradients itself."""
+
+    @staticmethod
+    def forward(ctx: Any, part_K: Tensor) -> Tensor:
+        total_K = part_K.detach().clone()
+        distributed.all_reduce(total_K)
+        return total_K
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        return upstream[0] * world()
+
+
+class SharedLandscape:
+    """A landscape whose losses are computed by all processes, each a part of them.
+
+    Each takes a slice of the minibatch. Where BatchNorm or dropout need it whole, or there are fewer samples than
+    processes, each takes some of the points instead; a single point is then one process's work. The losses are the
+    same bits in every process. Their gradient is W times that of the own part, so that the mean over the processes,
+    which Lightning's DDP takes, is the whole gradient.
+    """
+
+    def __init__(self, landscape: Landscape) -> None:
+        self.landscape = landscape
+        module = getattr(getattr(landscape, "loop", None), "module", nn.Identity())
+        self.whole = any(isinstance(part, (_BatchNorm, _DropoutNd)) for part in module.modules())
+
+    @property
+    def dim(self) -> int:
+        return self.landscape.dim
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self.landscape.splits
+
+    def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
+        if batch is None or self.whole or len(batch.y) < world():
+            mine = share(range(len(theta_KP)))
+            theta_KP = theta_KP if batch is None else theta_KP.to(batch.y.device)
+            part_K = theta_KP[:, 0] * 0  # the points of others: no loss and no gradient, yet differentiable
+            if len(mine):
+                rows = torch.arange(mine[0], mine[-1] + 1, device=theta_KP.device)
+                part_K = part_K.index_put((rows,), self.landscape.losses(theta_KP[rows], batch))
+        else:
+            mine = share(range(len(batch.y)))
+            part = Batch(batch.x[mine[0] : mine[-1] + 1], batch.y[mine[0] : mine[-1] + 1], batch.seeds)
+            part_K = self.landscape.losses(theta_KP, part) * (len(mine) / len(batch.y))
+        total_K: Tensor = _Total.apply(part_K)
+        return total_K
+
+    def evaluate(self, theta_KP: Tensor, split: str = "train", logits: bool = False) -> Evaluation:
+        return self.landscape.evaluate(theta_KP, split, logits)
+
+    def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
+        return self.landscape.batches(size, seeds, shared)
+
+    def initial(self, seed: int) -> Tensor:
+        return self.landscape.initial(seed)
+
+    def to(self, device: torch.device) -> SharedLandscape:
+        self.landscape.to(device)
+        return self
+
+
+def shared(landscape: Landscape) -> Landscape:
+    """The landscape with its losses computed by all processes, where there are several."""
+    return SharedLandscape(landscape) if world() > 1 else landscape

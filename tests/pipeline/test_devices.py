@@ -1,0 +1,135 @@
+"""A process a device, here two on the CPU: the study of one device, one message for a fault, and the same command
+continues."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+TWO = ("trainer=ddp", "trainer.accelerator=cpu")
+# Without BatchNorm, whose bands are another test's.
+SHORT = """
+    model=mlp model.hidden=[8] minima.count=3 minima.epochs=2 finder=[autoneb] ensemble.members=1
+    finder.autoneb.cycles=[{steps:55,lr:0.05,repeat:2}] finder.autoneb.batch_size=127 finder.autoneb.evaluations=2
+    finder.autoneb.threshold=0.01 path.points=20 path.between=3 path.pairs=[[0,1]] scan=[random_plane]
+    scan.random_plane.resolution=[5,4] ensemble.cycle_epochs=1
+"""
+STAGES = "stages=[minima,path,ensemble,scan]"
+
+
+def start(folder, *arguments, entry=(sys.executable, "-m", "lowloss")):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "60"}
+    return subprocess.Popen(
+        [*entry, "study=t", f"outputs={folder}", *SHORT.split(), *TWO, *arguments],
+        cwd=folder, env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    """The exit status and what was told, the progress left out."""
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err
+
+
+@pytest.fixture(scope="module")
+def one(lowloss, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("one")
+    made = lowloss(outputs, *SHORT.split(), STAGES)
+    assert made.status == 0, made.err
+    return outputs / "t"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("two")
+    status, err = finish(start(outputs, STAGES))
+    assert status == 0, err
+    # One process tells the story.
+    assert [err.count(line) for line in ("study: ", "autoneb 0–1  ", "fge 1 members", "scan random_plane")] == [1] * 4
+    return outputs / "t"
+
+
+def result(root, name):
+    return load_file(root / name / "result.safetensors")
+
+
+def same_to_float32(one, two, name):
+    here, there = result(one, name), result(two, name)
+    assert here.keys() == there.keys()
+    for key in here:
+        np.testing.assert_allclose(there[key], here[key], rtol=1e-4, atol=1e-5, err_msg=f"{name} {key}")
+
+
+def test_minima_are_the_same_bits(one, two):
+    for k in range(3):
+        for file in ("result.safetensors", "metrics.csv"):
+            assert (two / f"minima/000{k}" / file).read_bytes() == (one / f"minima/000{k}" / file).read_bytes()
+
+
+def test_scan_is_the_same_table(one, two):
+    file = "scans/random_plane-0000/result.safetensors"
+    assert (two / file).read_bytes() == (one / file).read_bytes()
+
+
+def test_path_and_ensemble_are_the_same_to_float32(one, two):
+    # 127 samples are no two equal slices.
+    for name in ("paths/0000-0001-autoneb", "ensembles/fge-0000"):
+        same_to_float32(one, two, name)
+    path = result(two, "paths/0000-0001-autoneb")
+    assert len(path["bends"]) > 5, "no pivot was inserted"
+    assert not list(two.rglob(".*"))
+
+
+def test_networks_with_batch_norm_split_the_points_of_a_band(lowloss, tmp_path):
+    arguments = ("model.batch_norm=true", "minima.count=2", "stages=[minima,path]")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    made = lowloss(tmp_path / "one", *SHORT.split(), *arguments)
+    assert made.status == 0, made.err
+    # torchrun starts the processes here.
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "lowloss")
+    status, err = finish(start(tmp_path / "two", *arguments, entry=torchrun))
+    assert status == 0, err
+    same_to_float32(tmp_path / "one" / "t", tmp_path / "two" / "t", "paths/0000-0001-autoneb")
+
+
+def children(process):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+def test_a_killed_process_ends_the_command_which_then_continues(two, tmp_path):
+    arguments = ("stages=[minima,path]",)
+    process = start(tmp_path, *arguments)
+    checkpoint = tmp_path / "t/paths/.0000-0001-autoneb.work/phase-00/last.ckpt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.002)
+    first, second = children(process)
+    os.kill(second, signal.SIGKILL)
+    status, err = finish(process)
+    assert status == 1, err
+    (told,) = re.findall(r"lowloss: .*", err)
+    assert told == "lowloss: the process of device 1 was killed by SIGKILL; the same command continues"
+    assert "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    status, err = finish(start(tmp_path, *arguments))
+    assert status == 0, err
+    file = "paths/0000-0001-autoneb/result.safetensors"
+    assert (tmp_path / "t" / file).read_bytes() == (two / file).read_bytes()
+
+
+def test_what_every_process_finds_wrong_is_told_once_and_a_sweep_goes_on(tmp_path):
+    arguments = ("optimizer.lr=1e30,0.1", "stages=[minima]", "minima.count=2")
+    status, err = finish(start(tmp_path, *arguments, entry=(sys.executable, "-m", "lowloss", "-m")))
+    assert status == 1, err
+    told = re.findall(r"lowloss: .*", err)
+    assert "is not finite" in told[0]
+    assert told[1:] == ["lowloss: 1 jobs failed; the same command runs them again"]
+    assert len(list(tmp_path.glob("t/optimizer.lr=0.1/minima/*/result.safetensors"))) == 2
