@@ -87,7 +87,8 @@ def test_path_and_ensemble_are_the_same_to_float32(one, two):
 
 
 def test_networks_with_batch_norm_split_the_points_of_a_band(lowloss, tmp_path):
-    arguments = ("model.batch_norm=true", "minima.count=2", "stages=[minima,path]")
+    cycles = "finder.autoneb.cycles=[{steps:6,lr:0.05,repeat:2}]"
+    arguments = ("model.batch_norm=true", "minima.count=2", cycles, "stages=[minima,path]")
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     made = lowloss(tmp_path / "one", *SHORT.split(), *arguments)
