@@ -287,12 +287,14 @@ def growth(args: argparse.Namespace) -> pd.DataFrame:
         theta_KP = torch.stack([land.initial(0)] * points).to(DEVICE)
         minibatch = land.batches(batch, list(range(points)), shared=False)[0]
         land.engine.losses(theta_KP, minibatch, True)
-        return seconds(lambda: land.engine.losses(theta_KP, minibatch, True), 10) * 1e3
+        return seconds(lambda: land.engine.losses(theta_KP, minibatch, True), 10 if CUDA else 1) * 1e3
 
     land = landscape(16)
-    rows += [("K points", points, gradient(land, points, 128)) for points in (1, 2, 4, 8, 16, 32)]
+    rows += [
+        ("K points", points, gradient(land, points, 128)) for points in ((1, 2, 4, 8, 16, 32) if CUDA else (1, 2, 4))
+    ]
     rows += [("B samples", batch, gradient(land, 4, batch)) for batch in (128, 256, 512)]
-    for width in (8, 16, 32, 64):
+    for width in (8, 16, 32, 64) if CUDA else (4, 8, 16):
         wide = landscape(width)
         rows.append(("P parameters", wide.dim, gradient(wide, 4, 128)))
     for images in (5000, 10000, 20000, 40000):

@@ -205,7 +205,9 @@ def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):
     )
     script = REPOSITORY / "scripts" / "slurm_array.sbatch"
     command = ["sbatch", "--wait", "--array=1-3%2", str(script), "runs.txt"]
-    done = subprocess.run(command, cwd=tmp_path, env=cluster, capture_output=True, text=True, timeout=900)
+    # `lowloss` is found as in an activated environment.
+    activated = cluster | {"PATH": f"{Path(sys.executable).parent}:{cluster['PATH']}"}
+    done = subprocess.run(command, cwd=tmp_path, env=activated, capture_output=True, text=True, timeout=900)
     assert done.returncode == 2, done.stderr  # that of the task without a line
     logs = {log.stem.rpartition("_")[2]: log.read_text() for log in tmp_path.glob("slurm-*.log")}
     assert "runs.txt has no line 3: submit with --array=1-2" in logs["3"]
