@@ -59,9 +59,10 @@ def test_folded_points_equal_the_loop(family):
     if not family.startswith("vgg"):  # 13 layers over six samples of noise: rounding decides the gradient
         assert (gradients - expected).norm() <= 1e-4 * expected.norm()
     x = torch.randn(32, *IMAGE)
-    for whole, chunks in ((True, [x]), (False, list(x.split(8)))):
-        buffers, outputs = graph.statistics(theta_KP[0], chunks, whole)
-        expected_buffers, _ = loop.statistics(theta_KP[0], chunks, whole)
+    for parts in (None, torch.arange(len(x)).split(8)):
+        whole = parts is None
+        buffers, outputs = graph.statistics(theta_KP[0], x, parts)
+        expected_buffers, _ = loop.statistics(theta_KP[0], x, parts)
         for name, buffer in expected_buffers.items():
             if not name.endswith("tracked"):
                 # A whole split is normalised by the unbiased variance, as evaluation normalises it.
@@ -280,6 +281,17 @@ def test_points_that_do_not_fit_together_run_in_parts(monkeypatch):
 def small_landscape(**settings):
     data = Data(torch.randn(40, 4), torch.randint(2, (40,)), torch.randn(40, 4), torch.randint(2, (40,)))
     return NetworkLandscape(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), data, engine=Engine(**settings))
+
+
+def test_statistics_that_fail_halfway_are_the_loops(monkeypatch, caplog):
+    loop, graph = engines(FAMILIES["resnet"](input_shape=IMAGE, num_classes=10))
+    (theta_P,), x, parts = points(loop, 1), torch.randn(24, *IMAGE), torch.arange(24).split(8)
+    expected, _ = loop.statistics(theta_P, x, parts)
+    calls = iter([graph._evaluated])
+    monkeypatch.setattr(graph, "_evaluated", lambda *arguments: next(calls)(*arguments))
+    found, _ = graph.statistics(theta_P, x, parts)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert "runs on the plain loop" in caplog.text
 
 
 def test_too_little_memory_is_one_line(monkeypatch):

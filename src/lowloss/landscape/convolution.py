@@ -101,16 +101,8 @@ def convolution_backward(
 
 
 @convolution_backward.register_fake
-def _(
-    gradient: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    input_too: bool,
-) -> tuple[Tensor, Tensor]:
+def _(gradient: Tensor, x: Tensor, weight: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    *_, input_too = settings
     to_x = _empty_last(x, tuple(x.shape)) if input_too else x.new_empty(0)
     return to_x, weight.new_empty(weight.shape, dtype=torch.float32)
 

@@ -9,7 +9,7 @@ Shapes: K points, P parameters, B samples of a minibatch, C classes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +101,15 @@ def places(module: nn.Module) -> dict[str, str]:
     }
 
 
+def chosen(x_N: Tensor, parts: Sequence[Tensor] | None) -> Iterator[Tensor]:
+    """The parts of x of these indices, made one at a time; None: all of x."""
+    if parts is None:
+        yield x_N
+        return
+    for index in parts:
+        yield x_N[index.to(x_N.device)]
+
+
 class Loop:
     """One point after the other, in the parameters' own precision, or with `step_dtype` autocast in `losses`."""
 
@@ -140,10 +149,12 @@ class Loop:
         return losses_K, gradients_KP
 
     @torch.no_grad()
-    def statistics(self, theta_P: Tensor, chunks: Iterable[Tensor], whole: bool) -> tuple[Buffers, Tensor | None]:
-        """The buffers of a point: BatchNorm's statistics as cumulative averages over the chunks, dropout off.
+    def statistics(self, theta_P: Tensor, x_N: Tensor, parts: Sequence[Tensor] | None) -> tuple[Buffers, Tensor | None]:
+        """The buffers of a point: BatchNorm's statistics as cumulative averages over parts of x, dropout off.
 
-        Where the one chunk is the `whole` split, an engine may know the outputs (N, C) that the buffers give.
+        Args:
+            parts: the indices of each part; None for all of x at once, where an engine may know the outputs (N, C)
+                that the buffers give.
         """
         if not self.batch_norms:
             return self.fresh_buffers(), None
@@ -156,7 +167,7 @@ class Loop:
                 module.reset_running_stats()
             buffers = self.fresh_buffers()
             parameters = self._parameters(theta_P)
-            for x in chunks:
+            for x in chosen(x_N, parts):
                 self._call(parameters, buffers, x)
         finally:
             for module, momentum in zip(self.batch_norms, momenta, strict=True):

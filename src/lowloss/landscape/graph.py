@@ -11,8 +11,8 @@ Shapes: K points, P parameters, B samples of a minibatch, C classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
-from lowloss.landscape.engine import Buffers, Loop, places
+from lowloss.landscape.engine import Buffers, Loop, chosen, places
 from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record
 from lowloss.seeding import derive
 
@@ -35,6 +35,7 @@ KEPT = 16
 """CUDA graphs kept at once."""
 
 Run = Callable[..., Tensor]
+T = TypeVar("T")
 
 log = logging.getLogger("lowloss")
 
@@ -77,6 +78,7 @@ class Graph:
         self._running = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
         dropouts = [name for name, part in self.training.named_modules() if isinstance(part, FoldedDropout)]
         self._dropouts = {f"{name}.seed": derive(0, "dropout", name) for name in dropouts}
+        self._drops = any(part.p for part in self.training.modules() if isinstance(part, FoldedDropout))
         self._frozen = {name: p for name, p in self.module.named_parameters() if name not in self.layout.names}
         self._places = places(self.training)
 
@@ -86,65 +88,74 @@ class Graph:
 
     def losses(self, theta_KP: Tensor, batch: Batch, gradients: bool) -> tuple[Tensor, Tensor | None]:
         """As Loop.losses, in one replay, or in several where the points do not fit the memory together."""
-        points = len(theta_KP)
-        if not self.usable or not points:
-            return self.loop.losses(theta_KP, batch, gradients)
         theta_KP = theta_KP.detach()
+        points = len(theta_KP)
         at_once = min(points, self._points_at_once)
-        try:
+
+        def run() -> tuple[Tensor, Tensor | None]:
             parts = []
             for first in range(0, points, at_once):
                 part_KP = theta_KP[first : first + at_once]
                 rows = _rows(batch, first, first + len(part_KP))
                 parts.append(self._step(part_KP, rows, gradients))
                 self._check_first(part_KP[:1], rows, *parts[-1])
+            losses_K = torch.cat([losses for losses, _ in parts])
+            return losses_K, torch.cat([found for _, found in parts if found is not None]) if gradients else None
+
+        def loop() -> tuple[Tensor, Tensor | None]:
+            return self.loop.losses(theta_KP, batch, gradients)
+
+        if not points:
+            return loop()
+        try:
+            return self._or_loop(run, loop)
         except torch.OutOfMemoryError:
-            if at_once == 1:
+            if not self.usable or at_once == 1:
                 raise
             self._steps.clear()
             torch.cuda.empty_cache()
             self._points_at_once = -(-at_once // 2)
             return self.losses(theta_KP, batch, gradients)
-        except Exception as reason:
-            self._give_up(reason)
-            return self.loop.losses(theta_KP, batch, gradients)
-        losses_K = torch.cat([losses for losses, _ in parts])
-        return losses_K, torch.cat([found for _, found in parts if found is not None]) if gradients else None
 
     @torch.no_grad()
-    def statistics(self, theta_P: Tensor, chunks: Iterable[Tensor], whole: bool) -> tuple[Buffers, Tensor | None]:
-        """As Loop.statistics; a chunk that is the whole split gives the outputs of evaluation in the same sweep."""
-        if not self.usable or not self.batch_norms:
-            return self.loop.statistics(theta_P, chunks, whole)
+    def statistics(self, theta_P: Tensor, x_N: Tensor, parts: Sequence[Tensor] | None) -> tuple[Buffers, Tensor | None]:
+        """As Loop.statistics; all of x at once gives the outputs of evaluation in the same sweep."""
         buffers = self.loop.fresh_buffers()
-        given = {name: torch.zeros_like(buffers[name])[None] for name in self._running}
-        for norm in self._norms:
-            norm.whole = whole
-        count = 0
-        try:
-            for x in chunks:
-                count += 1
+
+        def run() -> tuple[Buffers, Tensor | None]:
+            given = {name: torch.zeros_like(buffers[name])[None] for name in self._running}
+            for norm in self._norms:
+                norm.whole = parts is None
+            for x in chosen(x_N, parts):
                 outputs = self._evaluated(self.recording, theta_P[None], self._narrowed(x), given)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as reason:
-            self._give_up(reason)
-            return self.loop.statistics(theta_P, chunks, whole)
-        return buffers | {name: total[0] / count for name, total in given.items()}, outputs if whole else None
+            count = 1 if parts is None else len(parts)
+            means = {name: total[0] / count for name, total in given.items()}
+            return buffers | means, outputs if parts is None else None
+
+        if not self.batch_norms:
+            return buffers, None
+        return self._or_loop(run, lambda: self.loop.statistics(theta_P, x_N, parts))
 
     @torch.no_grad()
-    def logits(self, theta_P: Tensor, buffers: Buffers, chunks: Iterable[Tensor]) -> Tensor:
+    def logits(self, theta_P: Tensor, buffers: Buffers, chunks: Sequence[Tensor]) -> Tensor:
         """As Loop.logits."""
-        if not self.usable:
-            return self.loop.logits(theta_P, buffers, chunks)
-        given = {name: buffers[name][None] for name in self._running}
-        try:
+
+        def run() -> Tensor:
+            given = {name: buffers[name][None] for name in self._running}
             return torch.cat([self._evaluated(self.inference, theta_P[None], self._narrowed(x), given) for x in chunks])
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as reason:
-            self._give_up(reason)
-            return self.loop.logits(theta_P, buffers, chunks)
+
+        return self._or_loop(run, lambda: self.loop.logits(theta_P, buffers, chunks))
+
+    def _or_loop(self, run: Callable[[], T], loop: Callable[[], T]) -> T:
+        """What `run` gives, or where it cannot the plain loop; too little memory is for the caller."""
+        if self.usable:
+            try:
+                return run()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as reason:
+                self._give_up(reason)
+        return loop()
 
     def _step(
         self, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], gradients: bool
@@ -170,7 +181,7 @@ class Graph:
         """
         x_KB, y_KB, seeds_K = rows
         kind = tuple(x_KB.shape[1:]), gradients_KP is not None
-        if kind in self._compared or any(part.p for part in self.training.modules() if isinstance(part, FoldedDropout)):
+        if self._drops or kind in self._compared:
             return
         batch = Batch(x_KB[0], y_KB[0], (int(seeds_K[0]),))
         (loss,), gradient_1P = self.loop.losses(theta_1P, batch, gradients_KP is not None)

@@ -165,7 +165,7 @@ def forward_with_statistics(x: Tensor, weight: Tensor, stride: int, padding: int
     """As forward, with the mean and the biased variance (K, O) of each output channel."""
     size, points, outputs = _size(x, weight, stride, padding), len(weight), weight.shape[1]
     pixels = len(x) // points * size[0] * size[1]
-    tile = _tile(weight)[0]
+    tile, _ = _tile(weight.shape[2], outputs)
     tiles = triton.cdiv(pixels, tile)
     sums_KT2O = torch.empty(points, tiles, 2, outputs, dtype=torch.float32, device=x.device)
     y = _gather(x, weight.permute(0, 3, 4, 2, 1), size, stride, 1, padding, sums=sums_KT2O)
@@ -189,9 +189,14 @@ def _size(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, in
     return height, width
 
 
-def _tile(weight: Tensor) -> tuple[int, int]:
+def _tile(inputs: int, outputs: int) -> tuple[int, int]:
     """Pixels of a tile and loads in flight: what measured fastest on an H200, of five each."""
-    return (256, 2) if max(weight.shape[1:3]) <= 16 else (128, 3)
+    return (256, 2) if max(inputs, outputs) <= 16 else (128, 3)
+
+
+def _width(channels: int) -> int:
+    """Channels of a tile: a power of two that the matrix units take."""
+    return min(max(16, triton.next_power_of_2(channels)), 64)
 
 
 def _gather(
@@ -209,9 +214,8 @@ def _gather(
     samples = len(x) // points
     y = torch.empty((len(x), outputs, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     pixels = samples * size[0] * size[1]
-    tile_outputs = min(max(16, triton.next_power_of_2(outputs)), 64)
-    tile_inputs = min(max(16, triton.next_power_of_2(inputs)), 64)
-    tile, stages = _tile(weight.permute(0, 4, 3, 1, 2))
+    tile_outputs, tile_inputs = _width(outputs), _width(inputs)
+    tile, stages = _tile(inputs, outputs)
     laid_out = torch.empty(weight.shape, dtype=x.dtype, device=x.device).copy_(weight)
     _gather_product[(triton.cdiv(pixels, tile), triton.cdiv(outputs, tile_outputs), points)](
         x,
@@ -247,8 +251,7 @@ def to_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding:
     pixels = samples * gradient.shape[2] * gradient.shape[3]
     products = rows * columns * inputs
     tile_pixels = 128
-    tile_products = min(max(16, triton.next_power_of_2(products)), 64)
-    tile_outputs = min(max(16, triton.next_power_of_2(outputs)), 64)
+    tile_products, tile_outputs = _width(products), _width(outputs)
     blocks = triton.cdiv(products, tile_products) * triton.cdiv(outputs, tile_outputs)
     splits = max(1, min(256 // (blocks * points), pixels // (8 * tile_pixels)))
     per_split = triton.cdiv(triton.cdiv(pixels, splits), tile_pixels) * tile_pixels

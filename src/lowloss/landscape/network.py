@@ -173,7 +173,8 @@ class NetworkLandscape:
         known = self._statistics
         if known is None or known[0] is not engine or not torch.equal(known[1], theta_KP):
             whole = self.evaluation_batch >= len(self.data.y_train)
-            found = [engine.statistics(theta_P, self._statistics_chunks(), whole) for theta_P in theta_KP]
+            parts = None if whole else self._chunks(self._statistics_order_N)
+            found = [engine.statistics(theta_P, self.data.x_train, parts) for theta_P in theta_KP]
             self._statistics = known = engine, theta_KP.clone(), found
         return known[2]
 
@@ -242,14 +243,6 @@ class NetworkLandscape:
     def _chunks(self, x_N: Tensor) -> tuple[Tensor, ...]:
         # Near-equal chunks: a last chunk of one sample would have no variance, and would weigh like a full one.
         return x_N.tensor_split(-(-len(x_N) // self.evaluation_batch))
-
-    def _statistics_chunks(self) -> Iterator[Tensor]:
-        x_N, _ = self.data.split("train")
-        if self.evaluation_batch >= len(x_N):
-            yield x_N
-            return
-        for index in self._chunks(self._statistics_order_N):
-            yield x_N[index.to(x_N.device)]
 
     def _points(self, theta_KP: Tensor) -> Tensor:
         if theta_KP.dim() != 2 or theta_KP.shape[1] != self.dim:
