@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lowloss import files
 from lowloss.errors import LowlossError
-from lowloss.runs import Artifact, Config, Study, lookup
+from lowloss.runs import MACHINE, Artifact, Config, Study, lookup
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class Run:
             node[last] = lookup(self.config, section)
         # Where the data lie on this machine changes no result; what lies there does.
         if isinstance(described.get("data"), dict):
-            described["data"] = {k: v for k, v in described["data"].items() if k not in ("root", "download")}
+            described["data"] = {k: v for k, v in described["data"].items() if k not in MACHINE}
             if "path" in described["data"]:
                 described["data"]["path"] = self._data_digest
         return described

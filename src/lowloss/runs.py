@@ -33,6 +33,9 @@ Config = dict[str, Any]
 
 RESULT = "result.safetensors"
 
+MACHINE = ("root", "download")
+"""Keys of the data that say where they lie on this machine, not what they are."""
+
 
 @dataclass(frozen=True)
 class Artifact:

@@ -8,22 +8,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from math import isnan, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import pandas as pd
 import yaml
 
 from lowloss import files, progress
 from lowloss.errors import LowlossError
 from lowloss.report import tables
-from lowloss.runs import Artifact, Config, Study, flat
+from lowloss.runs import MACHINE, RESULT, Artifact, Config, Study, flat
 
 KINDS = ("minima", "paths", "ensembles", "scans")
-MACHINE = ("root", "download")
-"""Keys of the data that say where they lie, not what they are."""
 ALONG = ("arc", "train_loss", "test_loss", "test_error")
 
 Options = Mapping[str, Mapping[str, Config]]
@@ -78,13 +75,12 @@ def read_study(root: Path) -> Record:
     def notes_of(kind: str) -> Iterator[tuple[Artifact, dict[str, Any]]]:
         for artifact in study.complete(kind):
             try:
-                yield artifact, files.load_notes(artifact.folder / "result.safetensors")
+                yield artifact, artifact.notes()
             except LowlossError as error:
                 damaged.append(str(error))
 
     minima = list(notes_of("minima"))
-    columns = ["train_loss", "train_error", "test_loss", "test_error"]
-    points = [{"minimum": int(artifact.name), **{name: notes[name] for name in columns}} for artifact, notes in minima]
+    points = [tables.minimum_row(artifact, notes) for artifact, notes in minima]
     paths = []
     for artifact, notes in notes_of("paths"):
         row = {name: notes.get(name) for name in tables.SUMMARY}
@@ -99,7 +95,7 @@ def read_study(root: Path) -> Record:
     for _, notes in notes_of("ensembles"):
         for method, _, wrong, nll in notes["rows"]:
             ensembles |= {f"{method}_test_error": wrong, f"{method}_test_nll": nll}
-    sizes = [files.tensor_shape(artifact.folder / "result.safetensors", "theta") for artifact, _ in minima[:1]]
+    sizes = [files.tensor_shape(artifact.folder / RESULT, "theta") for artifact, _ in minima[:1]]
     pictures = sorted((root / "report" / "figures").glob("*.png"))
     overview = low_and_high(paths, points)
     config = _config(study, damaged)
@@ -113,16 +109,14 @@ def low_and_high(paths: Sequence[Mapping[str, Any]], points: Sequence[Mapping[st
     that the tree connects. Errors are in fractions.
     """
     levels = {row["minimum"]: row for row in points}
-    graphs: dict[str, nx.Graph[int]] = {}
+    found: dict[str, list[Mapping[str, Any]]] = {}
     for path in paths:
-        graph = graphs.setdefault(path["finder"], nx.Graph())
-        # A path on which the loss is not finite connects nothing.
-        if not isnan(path["saddle_train_loss"]):
-            graph.add_edge(path["start"], path["end"], weight=path["saddle_train_loss"], path=path)
+        found.setdefault(path["finder"], []).append(path)
     rows = []
-    for finder, graph in graphs.items():
-        tree = [data["path"] for _, _, data in nx.minimum_spanning_edges(graph)]
-        ends = [levels[k] for k in graph.nodes if k in levels]
+    for finder, own in found.items():
+        tree = [own[place] for place in tables.spanning_tree(own)]
+        named = dict.fromkeys(k for path in tree for k in (path["start"], path["end"]))
+        ends = [levels[k] for k in named if k in levels]
         row: dict[str, Any] = {"finder": finder}
         for metric in ("train_loss", "test_loss", "test_error"):
             row[f"{metric}_min"] = _mean([end[metric] for end in ends])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 import networkx as nx
 import pandas as pd
 
-from lowloss.runs import Study
+from lowloss.runs import Artifact, Study
 
 SUMMARY = [
     "finder", "start", "end", "status", "pivots", "length_ratio", "min_train_loss", "saddle_train_loss",
     "barrier_train_loss", "min_test_loss", "saddle_test_loss", "min_test_error", "saddle_test_error",
     "gradient_evaluations",
 ]  # fmt: skip
+
+LEVELS = ["train_loss", "train_error", "test_loss", "test_error"]
 
 TABLE_B1 = [
     "finder", "paths", "train_loss_min", "train_loss_saddle", "factor", "epoch", "epoch_first",
@@ -35,13 +38,13 @@ def summary(study: Study) -> pd.DataFrame:
 
 def minima(study: Study) -> pd.DataFrame:
     """A row a minimum: exact loss (nats) and error (fraction) on both splits."""
-    columns = ["train_loss", "train_error", "test_loss", "test_error"]
-    rows = [
-        {"minimum": int(artifact.name), **{name: notes[name] for name in columns}}
-        for artifact in study.complete("minima")
-        for notes in [artifact.notes()]
-    ]
-    return pd.DataFrame(rows, columns=["minimum", *columns])
+    rows = [minimum_row(artifact, artifact.notes()) for artifact in study.complete("minima")]
+    return pd.DataFrame(rows, columns=["minimum", *LEVELS])
+
+
+def minimum_row(artifact: Artifact, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Index and levels of a minimum."""
+    return {"minimum": int(artifact.name), **{name: notes[name] for name in LEVELS}}
 
 
 def ensembles(study: Study) -> pd.DataFrame:
@@ -60,15 +63,20 @@ def beside_paper(overview: pd.DataFrame, paper: dict[str, Any]) -> pd.DataFrame:
 
 def spanning_trees(paths: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The paths of each finder's minimum spanning tree, by saddle train loss."""
-    trees = {}
-    for finder, group in paths.groupby("finder", sort=False):
-        graph: nx.Graph[int] = nx.Graph()
-        # A path on which the loss is not finite connects nothing.
-        for index, path in group.dropna(subset=["saddle_train_loss"]).iterrows():
-            graph.add_edge(path["start"], path["end"], weight=path["saddle_train_loss"], index=index)
-        chosen = [data["index"] for _, _, data in nx.minimum_spanning_edges(graph)]
-        trees[str(finder)] = group.loc[chosen]
-    return trees
+    return {
+        str(finder): group.iloc[spanning_tree(group.to_dict("records"))]
+        for finder, group in paths.groupby("finder", sort=False)
+    }
+
+
+def spanning_tree(paths: Sequence[Mapping[Any, Any]]) -> list[int]:
+    """The places of those of a finder's paths that make the minimum spanning tree, by saddle train loss."""
+    graph: nx.Graph[int] = nx.Graph()
+    for place, path in enumerate(paths):
+        # A path on which the loss is not a number connects nothing.
+        if not isnan(path["saddle_train_loss"]):
+            graph.add_edge(path["start"], path["end"], weight=path["saddle_train_loss"], place=place)
+    return [data["place"] for _, _, data in nx.minimum_spanning_edges(graph)]
 
 
 def table_b1(study: Study, paths: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
