@@ -11,7 +11,7 @@ from lowloss import Data, LowlossError, NetworkLandscape, train_minima
 from lowloss.landscape import Batch, Engine, Layout, convolution
 from lowloss.landscape.engine import Loop
 from lowloss.landscape.folded import FoldedDropout, fold
-from lowloss.landscape.graph import Graph
+from lowloss.landscape.graph import Graph, _compiled, _differentiated, _laid_out
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
 
 IMAGE = (3, 32, 32)
@@ -53,7 +53,8 @@ def test_folded_points_equal_the_loop(family):
     assert graph.usable
     theta_KP = points(loop, 3)
     batch = Batch(torch.randn(3, 6, *IMAGE), torch.randint(10, (3, 6)), (0, 1, 2))
-    losses, gradients = graph.losses(theta_KP, batch, True)
+    with torch.no_grad():  # as within an autograd.Function
+        losses, gradients = graph.losses(theta_KP, batch, True)
     expected_losses, expected = loop.losses(theta_KP, batch, True)
     assert torch.allclose(losses, expected_losses, rtol=1e-2 if family == "vgg" else 1e-4)
     if not family.startswith("vgg"):  # 13 layers over six samples of noise: rounding decides the gradient
@@ -73,12 +74,39 @@ def test_folded_points_equal_the_loop(family):
             assert torch.allclose(outputs, logits, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_code_serves_any_number_of_points_and_is_made_anew_for_each_batch_size(monkeypatch):
+    loop, graph = engines(CNN(width=4, hidden=8, input_shape=IMAGE, num_classes=10))
+    made = torch._dynamo.utils.counters["stats"]
+    compiled = _compiled(graph._losses)
+    monkeypatch.setattr(
+        graph,
+        "_step",
+        lambda theta_KP, rows, gradients: _differentiated(
+            compiled, theta_KP, _laid_out(rows[0], torch.float32), *rows[1:], gradients=gradients
+        ),
+    )
+    found = []
+    for count, size in ((2, 4), (3, 4), (5, 4), (3, 6)):
+        theta_KP = points(loop, count)
+        batch = Batch(torch.randn(count, size, *IMAGE), torch.randint(10, (count, size)), tuple(range(count)))
+        with torch.no_grad():
+            losses, gradients = graph.losses(theta_KP, batch, True)
+        expected_losses, expected = loop.losses(theta_KP, batch, True)
+        assert torch.allclose(losses, expected_losses, rtol=1e-4)
+        assert (gradients - expected).norm() <= 1e-4 * expected.norm()
+        found.append(made["unique_graphs"])
+    assert graph.usable
+    assert found[0] == found[2] == found[3] - 1
+
+
 @pytest.mark.parametrize("family", ["cnn", "resnet", "wide resnet", "densenet", "densenet-bc"])
 def test_sixteen_bits_stay_close_to_float32(family, digits_in_colour):
     data = digits_in_colour
     model = partial(FAMILIES[family], input_shape=IMAGE, num_classes=10)
     land = NetworkLandscape(model, data, len(data.y_train), Engine(precision="float32"))
     minima = train_minima(land, count=2, epochs=4, batch_size=32).theta_KP
+    land.to(torch.device("cpu"))
     graph = Graph(land.loop, data.x_train[:4], torch.bfloat16, torch.float16)
     for theta_P in (*minima, minima.mean(0)):  # two low points and what lies between
         slow = land.evaluate(theta_P[None])
@@ -116,6 +144,7 @@ def kernels(monkeypatch):
     [
         (2, 3, 16, 16, 8, 3, 1, 1),
         (2, 3, 3, 16, 9, 3, 2, 1),  # all taps in one tile
+        (2, 2, 3, 48, 8, 5, 1, 2),
         (3, 2, 16, 32, 8, 3, 2, 1),  # the transposed stride
         (1, 2, 12, 24, 9, 5, 1, 2),  # channels that fill no tile
         (2, 2, 16, 32, 8, 1, 2, 0),

@@ -267,11 +267,17 @@ class _Step:
                 _differentiated(run, *self.inputs, gradients=gradients)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
-            losses_K, gradients_KP = _differentiated(run, *self.inputs, gradients=gradients)
-            self.losses_K.copy_(losses_K)
-            if self.gradients_KP is not None and gradients_KP is not None:
-                self.gradients_KP.copy_(gradients_KP)
+        try:
+            with torch.cuda.graph(self.graph, pool=pool):
+                losses_K, gradients_KP = _differentiated(run, *self.inputs, gradients=gradients)
+                self.losses_K.copy_(losses_K)
+                if self.gradients_KP is not None and gradients_KP is not None:
+                    self.gradients_KP.copy_(gradients_KP)
+        except BaseException:
+            # The device's generator would wait for the end of the capture, and refuse to draw.
+            generator = torch.cuda.default_generators[theta_KP.device.index or 0]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         for held, given in zip(self.inputs, inputs, strict=True):
@@ -287,9 +293,7 @@ def _differentiated(run: Run, theta_KP: Tensor, *inputs: Tensor, gradients: bool
             torch._dynamo.mark_dynamic(tensor, 0)
     with torch.set_grad_enabled(gradients):
         losses_K = run(theta_KP, *inputs)
-    if not gradients:
-        return losses_K, None
-    (found,) = torch.autograd.grad(losses_K.sum(), theta_KP)
+        found = torch.autograd.grad(losses_K.sum(), theta_KP)[0] if gradients else None
     return losses_K.detach(), found
 
 
@@ -297,8 +301,11 @@ def _compiled(run: Run) -> Run:
     compiled = torch.compile(run, fullgraph=True)
 
     def call(*arguments: Any) -> Tensor:
-        # Code is kept for each pair of shapes and mode, and there are more than the default limit.
-        with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096):
+        # Code is kept for each pair of shapes and mode, and there are more than the default limit. Sizes that are not
+        # marked as dynamic are constants: code for any size is slower, and for a batch of any size does not compile.
+        with torch._dynamo.config.patch(
+            recompile_limit=256, accumulated_recompile_limit=4096, automatic_dynamic_shapes=False
+        ):
             outputs: Tensor = compiled(*arguments)
         return outputs
 
