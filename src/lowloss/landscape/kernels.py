@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+AT_ONCE = 128
+"""Products of an output, taps times channels, up to which they fit one tile."""
+
 
 @triton.jit
 def _gather_product(
@@ -38,12 +41,13 @@ def _gather_product(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BC: tl.constexpr,
+    BJ: tl.constexpr,
 ):
     """y[m, o] = sum over taps (r, s) and c of x[pixel(m, r, s), c] w[r, s, c, o].
 
     The pixel of image row ho is (ho · UP + r - PAD) / DOWN where that is whole and inside: UP is the stride of a
     convolution, DOWN that of its transpose, which takes the taps mirrored. STATISTICS stores the tile's sums and sums
-    of squared deviations from the tile's means.
+    of squared deviations from the tile's means. BJ: columns of the one tile of all taps, or 0 for a loop over taps.
     """
     k = tl.program_id(2).to(tl.int64)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -56,9 +60,8 @@ def _gather_product(
     w += k * (R * S * C * O)
     y += k * pixels * O
     acc = tl.zeros((BM, BN), tl.float32)
-    if DOWN == 1 and R * S * C <= 64:
+    if BJ > 0:
         # Few products, as from an image's three channels: all taps in one tile.
-        BJ: tl.constexpr = 32 if R * S * C <= 32 else 64
         j = tl.arange(0, BJ)
         h = (ho * UP - PAD)[:, None] + (j // (S * C))[None, :]
         v = (wo * UP - PAD)[:, None] + ((j // C) % S)[None, :]
@@ -165,7 +168,7 @@ def forward_with_statistics(x: Tensor, weight: Tensor, stride: int, padding: int
     """As forward, with the mean and the biased variance (K, O) of each output channel."""
     size, points, outputs = _size(x, weight, stride, padding), len(weight), weight.shape[1]
     pixels = len(x) // points * size[0] * size[1]
-    tile, _ = _tile(weight.shape[2], outputs)
+    tile, _ = _tile(weight.shape[3] * weight.shape[4], weight.shape[2], outputs)
     tiles = triton.cdiv(pixels, tile)
     sums_KT2O = torch.empty(points, tiles, 2, outputs, dtype=torch.float32, device=x.device)
     y = _gather(x, weight.permute(0, 3, 4, 2, 1), size, stride, 1, padding, sums=sums_KT2O)
@@ -189,9 +192,11 @@ def _size(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, in
     return height, width
 
 
-def _tile(inputs: int, outputs: int) -> tuple[int, int]:
-    """Pixels of a tile and loads in flight: what measured fastest on an H200, of five each."""
-    return (256, 2) if max(inputs, outputs) <= 16 else (128, 3)
+def _tile(taps: int, inputs: int, outputs: int) -> tuple[int, int]:
+    """Pixels of a tile and loads in flight: what measured fastest on an H200, of 32 each."""
+    if taps * inputs <= AT_ONCE:
+        return (256 if taps * inputs <= 32 else 128), 2
+    return {16: (512, 3), 32: (256, 3), 64: (128, 3)}[max(_width(inputs), _width(outputs))]
 
 
 def _width(channels: int) -> int:
@@ -215,7 +220,8 @@ def _gather(
     y = torch.empty((len(x), outputs, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     pixels = samples * size[0] * size[1]
     tile_outputs, tile_inputs = _width(outputs), _width(inputs)
-    tile, stages = _tile(inputs, outputs)
+    products = high * wide * inputs
+    tile, stages = _tile(high * wide, inputs, outputs)
     laid_out = torch.empty(weight.shape, dtype=x.dtype, device=x.device).copy_(weight)
     _gather_product[(triton.cdiv(pixels, tile), triton.cdiv(outputs, tile_outputs), points)](
         x,
@@ -238,6 +244,7 @@ def _gather(
         tile,
         tile_outputs,
         tile_inputs,
+        max(32, triton.next_power_of_2(products)) if down == 1 and products <= AT_ONCE else 0,
         num_warps=4,
         num_stages=stages,
     )
