@@ -78,6 +78,7 @@ class Artifact:
         notes: Mapping[str, Any],
         tables: Mapping[str, pd.DataFrame],
         seconds: float,
+        arithmetic: str,
     ) -> None:
         """Write everything beside the artifact's place, then rename it there."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ class Artifact:
         try:
             new.chmod(0o755)
             files.write_text(new / "config.yaml", _to_yaml(config))
-            files.write_text(new / "provenance.json", json.dumps(_provenance(seconds), indent=1) + "\n")
+            files.write_text(new / "provenance.json", json.dumps(_provenance(seconds, arithmetic), indent=1) + "\n")
             for name, table in tables.items():
                 files.write_text(new / name, table.to_csv(index=False))
             files.save_tensors(new / RESULT, tensors, notes)
@@ -209,7 +210,7 @@ def _to_yaml(config: Config) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def _provenance(seconds: float) -> dict[str, Any]:
+def _provenance(seconds: float, arithmetic: str) -> dict[str, Any]:
     import torch
 
     return {
@@ -223,4 +224,5 @@ def _provenance(seconds: float) -> dict[str, Any]:
         "machine": platform.machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "engine": arithmetic,
     }

@@ -121,7 +121,7 @@ def _make_minima(run: Run, rows: list[int]) -> None:
         seconds = (time.monotonic() - began) / len(rows)
         notes = values | {"steps": int(result.history[-1][0])}
         tensors["theta"] = result.theta_KP[row]
-        run.minimum(k).commit(config, tensors, notes, {"metrics.csv": history}, seconds)
+        run.minimum(k).commit(config, tensors, notes, {"metrics.csv": history}, seconds, run.landscape.arithmetic)
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -187,7 +187,7 @@ def _make_path(run: Run, start: int, end: int, finder: str) -> None:
     columns = {name: column for name, column in table.items() if column.dim() == 1}
     along = pd.DataFrame({"t": t_T, "arc": tensors["arc"], **columns})
     tables = {"metrics.csv": history, "along.csv": along}
-    artifact.commit(config, tensors, notes, tables, time.monotonic() - began)
+    artifact.commit(config, tensors, notes, tables, time.monotonic() - began, run.landscape.arithmetic)
 
 
 def _points_along(path: WeightPath, t_T: Tensor, index: Tensor) -> Tensor:
@@ -243,14 +243,16 @@ def _make_fast_ensemble(run: Run, artifact: Artifact, config: Config) -> None:
     single = _ensemble_on_test(run, start_1P, "single")[1]
     notes = {"method": "fge", "minimum": start, "rows": [*single, *rows]}
     tensors["theta"] = found.theta_MP
-    artifact.commit(config, tensors, notes, {"metrics.csv": history}, time.monotonic() - began)
+    artifact.commit(
+        config, tensors, notes, {"metrics.csv": history}, time.monotonic() - began, run.landscape.arithmetic
+    )
 
 
 def _make_independent_ensemble(run: Run, artifact: Artifact, config: Config) -> None:
     began, members = time.monotonic(), list(range(run.config["minima"]["count"]))
     tensors, rows = _ensemble_on_test(run, run.points(members), "independent")
     notes = {"method": "independent", "members": members, "rows": rows}
-    artifact.commit(config, tensors, notes, {}, time.monotonic() - began)
+    artifact.commit(config, tensors, notes, {}, time.monotonic() - began, run.landscape.arithmetic)
 
 
 def _ensemble_on_test(run: Run, theta_MP: Tensor, method: str) -> tuple[dict[str, Tensor], list[list[Any]]]:
@@ -327,7 +329,7 @@ def _make_scan(run: Run, name: str, artifact: Artifact, config: Config) -> None:
         offset_BP = path.bends_BP - grid.origin_P - bends_B2.to(grid.directions_DP) @ grid.directions_DP
         tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
     notes = {"scan": name, "anchor_names": list(grid.anchor_names), "settings": node}
-    artifact.commit(config, tensors, notes, {}, time.monotonic() - began)
+    artifact.commit(config, tensors, notes, {}, time.monotonic() - began, run.landscape.arithmetic)
 
 
 def make_report(run: Run) -> None:

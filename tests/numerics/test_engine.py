@@ -372,6 +372,12 @@ def test_unknown_settings_name_the_choices(key, value):
         Engine(**{key: value})
 
 
+@pytest.mark.parametrize(("precision", "steps"), [("float32", "float32"), ("bfloat16", "bfloat16")])
+def test_what_the_numbers_were_computed_in_can_be_told(precision, steps):
+    land = small_landscape(kind="loop", precision=precision)
+    assert land.arithmetic == f"loop, steps in {steps}, evaluation in float32"
+
+
 def test_a_graph_needs_a_gpu():
     land = small_landscape(kind="graph")
     with pytest.raises(LowlossError, match="needs a GPU"):

@@ -77,6 +77,7 @@ def test_agrees_with_the_loop_in_float32(family, data, capsys):
             f"step loss {(losses - exact_losses).abs().max():.1e}, gradient {relative.tolist()}"
         )
     assert land._agrees == {"train": True}
+    assert land.arithmetic == "graph, steps in bfloat16, evaluation in float16"
     assert loss.max() <= 1e-3
     assert error.max() <= 0.0005
     assert (losses - exact_losses).abs().max() <= 0.02 * exact_losses.abs().max()
@@ -181,5 +182,6 @@ def test_a_capture_that_fails_leaves_the_device_as_it_was(monkeypatch):
     batch = Batch(x[:8].to(CUDA), y[:8].to(CUDA), (0,))
     losses = land.losses(theta_KP, batch)
     assert not land.engine.usable
+    assert land.arithmetic == "loop, steps in float32, evaluation in float32"
     assert torch.allclose(losses, land.loop.losses(theta_KP, batch, False)[0])
     assert torch.randn(3, device=CUDA).isfinite().all()

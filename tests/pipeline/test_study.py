@@ -1,6 +1,7 @@
 """A whole study: what it holds, that it is made once, and that a seed fixes it whatever way it is made."""
 
 import csv
+import json
 from html.parser import HTMLParser
 from itertools import product
 
@@ -45,6 +46,12 @@ def test_summary_has_a_row_a_path(whole):
             # 60 steps with three pivots, then 60 with those that were inserted.
             assert int(row["gradient_evaluations"]) == 60 * (3 + int(row["pivots"]))
             assert int(row["pivots"]) > 3
+
+
+def test_every_result_tells_how_it_was_computed(whole):
+    told = [json.loads(file.read_text()) for file in whole.root.rglob("provenance.json")]
+    assert len(told) > 8
+    assert {one["engine"] for one in told} == {"loop, steps in float32, evaluation in float32"}
 
 
 def test_ensemble_table_compares_the_three_methods(whole):

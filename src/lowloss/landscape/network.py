@@ -218,6 +218,17 @@ class NetworkLandscape:
             self._engine = Graph(self.loop, sample, *dtypes) if dtypes else self.loop
         return self._engine
 
+    @property
+    def arithmetic(self) -> str:
+        """The engine in use and its precisions, for a result's provenance."""
+        engine, exact = self.engine, self.layout.dtype
+        if isinstance(engine, Graph) and engine.usable:
+            evaluation = engine.evaluation_dtype if all(self._agrees.values()) else exact
+            text = f"graph, steps in {engine.step_dtype}, evaluation in {evaluation}"
+        else:
+            text = f"loop, steps in {self.loop.step_dtype or exact}, evaluation in {exact}"
+        return text.replace("torch.", "")
+
     def _build(self, seed: int) -> nn.Module:
         assert not isinstance(self.model, nn.Module)
         with torch.random.fork_rng(devices=[]):
