@@ -26,6 +26,7 @@ class _Launcher(Launcher):
         from lowloss.errors import LowlossError
         from lowloss.launch import failures
 
+        self.check()
         progress.shown = True
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         self.folder = Path(str(self.config.hydra.sweep.dir)) / f"{stamp}-{os.getpid()}-{initial_job_idx}"
@@ -47,6 +48,10 @@ class _Launcher(Launcher):
                 )
             returns.append(returned)
         return returns
+
+    def check(self) -> None:
+        """Raises LowlossError for a setting that no job can run with."""
+        raise NotImplementedError
 
     def groups(self) -> list[tuple[str, list[str]]]:
         """Each job is there once a group: the label of the group, and its stages if not those of the configuration."""
@@ -82,6 +87,25 @@ class _Launcher(Launcher):
         return jobs
 
 
+OPTIONAL = ("parallel", "gpus_per_node", "mem_gb")
+
+
+def _check_numbers(settings: dict[str, Any], least: dict[str, int], fractions: bool = False) -> None:
+    """Raises LowlossError for a value that is no number, or too small."""
+    from lowloss.errors import LowlossError
+
+    for name, smallest in least.items():
+        value = settings[name]
+        right = isinstance(value, (int, float) if fractions else int) and not isinstance(value, bool)
+        if not (right and value >= smallest) and not (value is None and name in OPTIONAL):
+            what = "a number" if fractions else "a whole number"
+            raise LowlossError(f"hydra.launcher.{name} must be {what} from {smallest} on, got {value!r}")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 class LocalLauncher(_Launcher):
     """Processes on this machine.
 
@@ -93,8 +117,10 @@ class LocalLauncher(_Launcher):
     """
 
     def __init__(self, parallel: int | None = None, processes: int = 1, threads: int = 1, gpus: int = 0) -> None:
-        self.processes, self.threads, self.gpus = processes, threads, gpus
-        self.parallel = parallel or max(1, len(os.sched_getaffinity(0)) // threads)
+        self.parallel, self.processes, self.threads, self.gpus = parallel, processes, threads, gpus
+
+    def check(self) -> None:
+        _check_numbers(vars(self), {"parallel": 1, "processes": 1, "threads": 1, "gpus": 0})
 
     def groups(self) -> list[tuple[str, list[str]]]:
         return [(f"-{i}" if self.processes > 1 else "", []) for i in range(self.processes)]
@@ -107,7 +133,8 @@ class LocalLauncher(_Launcher):
 
         # The processes of a job start together.
         jobs = [job for same in zip(*groups, strict=True) for job in same]
-        ends = dict(zip(jobs, run_here(jobs, self.parallel, self.gpus), strict=True))
+        parallel = self.parallel or max(1, len(os.sched_getaffinity(0)) // self.threads)
+        ends = dict(zip(jobs, run_here(jobs, parallel, self.gpus), strict=True))
         return [(job, ends[job]) for group in groups for job in group]
 
 
@@ -147,15 +174,40 @@ class SlurmLauncher(_Launcher):
         wait: bool = True,
         check_s: float = 30,
     ) -> None:
-        self.parameters = {
-            "partition": partition, "account": account, "qos": qos, "constraint": constraint,
-            "gpus_per_node": gpus_per_node, "cpus_per_task": cpus_per_task, "mem": f"{mem_gb}GB" if mem_gb else None,
-            "time": timeout_min, "array_parallelism": array_parallelism, "signal_delay_s": signal_delay_s,
-            "setup": list(setup) if setup else None, "additional_parameters": dict(additional_parameters or {}),
-            "job_name": "lowloss",
-        }  # fmt: skip
-        self.cpus, self.requeues = cpus_per_task, requeues
+        self.settings = {name: value for name, value in locals().items() if name != "self"}
         self.pipeline, self.wait, self.check_s = pipeline, wait, check_s
+
+    def check(self) -> None:
+        from lowloss.errors import LowlossError
+        from lowloss.stages import STAGES
+
+        ones = ("cpus_per_task", "timeout_min", "array_parallelism")
+        zeros = ("gpus_per_node", "requeues", "signal_delay_s")
+        _check_numbers(self.settings, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0))
+        _check_numbers(self.settings, {"mem_gb": 0, "check_s": 0}, fractions=True)
+        lines, rounds = self.settings["setup"], self.pipeline
+        if lines is not None and not (_is_list(lines) and all(isinstance(line, str) for line in lines)):
+            raise LowlossError(f"hydra.launcher.setup must be a list of lines of shell, got {lines!r}")
+        if rounds is None:
+            return
+        if not (_is_list(rounds) and rounds and all(_is_list(stages) and stages for stages in rounds)):
+            raise LowlossError(
+                f"hydra.launcher.pipeline must be a list of lists of stages like [[minima],[path]], got {rounds}"
+            )
+        for stage in (stage for stages in rounds for stage in stages):
+            if stage not in STAGES:
+                raise LowlossError(f"hydra.launcher.pipeline has {stage!r}, but the stages are {', '.join(STAGES)}")
+
+    def parameters(self) -> dict[str, Any]:
+        """submitit's names of the settings."""
+        given, same = self.settings, ("partition", "account", "qos", "constraint", "gpus_per_node", "cpus_per_task")
+        return {name: given[name] for name in (*same, "array_parallelism", "signal_delay_s")} | {
+            "mem": f"{given['mem_gb']}GB" if given["mem_gb"] else None,
+            "time": given["timeout_min"],
+            "setup": list(given["setup"] or []) or None,
+            "additional_parameters": dict(given["additional_parameters"] or {}),
+            "job_name": "lowloss",
+        }
 
     def groups(self) -> list[tuple[str, list[str]]]:
         if self.pipeline is None:
@@ -163,16 +215,16 @@ class SlurmLauncher(_Launcher):
         return [("-" + "-".join(stages), list(stages)) for stages in self.pipeline]
 
     def environment(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.cpus))}
+        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.settings["cpus_per_task"]))}
 
     def run(self, groups: list[list[Any]]) -> list[Any]:
         from lowloss import progress
         from lowloss.launch import submit, wait_for_slurm
 
         numbers: dict[str, Any] = {}
-        array = None
+        requeues, array = self.settings["requeues"], None
         for jobs in groups:
-            after, array = array, submit(jobs, self.folder / "submitit", self.requeues, array, self.parameters)
+            after, array = array, submit(jobs, self.folder / "submitit", requeues, array, self.parameters())
             numbers |= {f"{array}_{i}" if len(jobs) > 1 else array: job for i, job in enumerate(jobs)}
             behind = f", each after the same of {after}" if after else ""
             progress.say(

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers.logger import Logger
 
 from lowloss import progress
+from lowloss.errors import LowlossError
 from lowloss.runs import Config, Study
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ class Wandb(Logger):
             except wandb.errors.CommError as error:
                 progress.say(f"wandb: {error}; offline, send later with `wandb sync`")
                 self._run = wandb.init(**settings, mode="offline")
+            except ValueError as error:
+                what = " ".join(str(error).split())
+                raise LowlossError(f"wandb refuses its settings: {what}: mend logger.… or WANDB_…") from error
             self._run.define_metric("*", step_metric="step")
         return self._run
 
@@ -164,7 +168,7 @@ class Wandb(Logger):
         try:
             port = server.port or {"http": 80}.get(server.scheme, 443)
             socket.create_connection((server.hostname, port), timeout=self.patience).close()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             progress.say(f"wandb: {server.hostname} does not answer ({error}); offline, send later with `wandb sync`")
             return "offline"
         return "online"

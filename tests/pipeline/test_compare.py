@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from lowloss.report import gather
 
@@ -86,6 +88,24 @@ def test_what_is_damaged_is_told_and_the_rest_is_compared(lowloss, whole, tmp_pa
     assert f"left out: {damaged / 'result.safetensors'} is unreadable" in done.err
     assert len(rows_of(tmp_path / "compare")) == 6 - 1
     assert (tmp_path / "compare" / "index.html").is_file()
+
+
+def test_a_stray_folder_an_old_result_and_odd_names_spoil_nothing(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path)
+    shutil.copytree(root / "minima" / "0000", root / "minima" / "0000-copy")
+    tensors = load_file(root / "paths" / "0000-0001-line" / "result.safetensors")
+    save_file(tensors, root / "paths" / "0000-0001-line" / "result.safetensors", {"notes": "{}"})
+    (root / "report" / "figures" / "gone.png").symlink_to("nowhere.png")
+    os.rename(os.fsencode(root), os.fsencode(root.parent) + b"/<!--<script>\xff")
+    done = lowloss.plain(tmp_path, "compare", str(tmp_path))
+    assert done.status == 0, done.err
+    left_out = [line for line in done.err.splitlines() if "is no result of this version" in line]
+    assert len(left_out) == 2, done.err
+    assert len(rows_of(tmp_path / "compare")) == 6 - 1
+    page = (tmp_path / "compare" / "index.html").read_text(encoding="utf-8")
+    data = page.partition('id="data">')[2].partition("</script>")[0]
+    assert "<" not in data
+    assert "<!--<script>" in json.loads(data)["studies"][0]["name"]
 
 
 @pytest.mark.parametrize(("folder", "reason"), [("nowhere", "does not exist"), (".", "holds no study")])

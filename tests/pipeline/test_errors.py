@@ -47,6 +47,7 @@ WRONG = {
     "points-of-words": ("path.points=abc", "path.points", "abc"),
     "seed-of-words": ("seed=abc", "seed", "abc"),
     "evaluation-of-none": ("evaluation_batch=0", "evaluation_batch", r"\b0\b"),
+    "objective-of-nothing": ("objective=nope", "objective=nope", "saddle_train_loss"),
     "together-of-none": ("minima.together=0", "minima.together", r"\b0\b"),
     "devices": ("trainer.devices=2", "trainer.devices=2", "trainer=ddp"),
     "devices-of-none": ("trainer.devices=0", "trainer.devices", r"\b0\b"),

@@ -215,3 +215,38 @@ def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):
         made = lowloss.results(tmp_path / "outputs" / f"s {seed}" / "minima")
         assert made == lowloss.results(local / "outputs" / "digits-mlp" / f"model.hidden=[4],seed={seed}" / "minima")
         assert made
+
+
+@pytest.mark.parametrize(
+    ("launcher", "value", "reason"),
+    [
+        ("local", "parallel=-1", "must be a whole number from 1 on, got -1"),
+        ("local", "processes=0", "must be a whole number from 1 on, got 0"),
+        ("local", "gpus=2.5", "must be a whole number from 0 on, got 2.5"),
+        ("slurm", "requeues=x", "must be a whole number from 0 on, got 'x'"),
+        ("slurm", "check_s=-1", "must be a number from 0 on, got -1"),
+        ("slurm", "setup=5", "must be a list of lines of shell, got 5"),
+        ("slurm", "pipeline=[minima]", "must be a list of lists of stages like [[minima],[path]], got ['minima']"),
+        ("slurm", "pipeline=[[minima],[nope]]", "has 'nope', but the stages are minima, path"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_any_job_starts(lowloss, tmp_path, launcher, value, reason):
+    name = value.partition("=")[0]
+    message = lowloss(tmp_path, "-m", f"hydra/launcher={launcher}", f"hydra.launcher.{value}", "seed=0,1").message
+    assert message.startswith(f"lowloss: hydra.launcher.{name} {reason}")
+    assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [("2", "line 2 of runs.txt cannot be read: close its quotes"), ("4", "has no line 4: submit with --array=1-3")],
+)
+def test_array_script_refuses_what_it_cannot_run(tmp_path, task, reason):
+    (tmp_path / "runs.txt").write_text("seed=0\nseed=1 study='unmatched\nseed=2")
+    script = REPOSITORY / "scripts" / "slurm_array.sbatch"
+    ended = subprocess.run(
+        ["bash", script, "runs.txt"],
+        cwd=tmp_path, env={**os.environ, "SLURM_ARRAY_TASK_ID": task}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].endswith(reason)

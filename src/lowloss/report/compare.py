@@ -59,8 +59,12 @@ def compare(folders: Sequence[Path], options: Options, to: Path | None = None) -
     records, table = gather([folder.resolve() for folder in folders], options)
     common = common_folder([record.root for record in records])
     to = (to or common / "compare").resolve()
-    files.write_text(to / "table.csv", table.to_csv(index=False))
-    files.write_text(to / "index.html", _page(records, table, options, common, to))
+    for name, text in (
+        ("table.csv", table.to_csv(index=False)),
+        ("index.html", _page(records, table, options, common, to)),
+    ):
+        # A folder's name may be no text.
+        files.write_text(to / name, text.encode(errors="replace").decode())
     return to / "index.html", [line for record in records for line in record.damaged]
 
 
@@ -77,8 +81,8 @@ def _page(records: list[Record], table: pd.DataFrame, options: Options, common: 
         "overview": _overview(records, options),
     }
     held = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    # No text of a study may end the script element.
-    held = f'{held[:-1]},"paths":[{",".join(paths)}]}}'.replace("</", "<\\/")
+    # No text of a study may end the script element, or begin another.
+    held = f'{held[:-1]},"paths":[{",".join(paths)}]}}'.replace("<", "\\u003c")
     script = Path(__file__).with_name("compare.js").read_text(encoding="utf-8")
     name = html.escape(common.name)
     body = (
@@ -138,7 +142,7 @@ def _overview(records: list[Record], options: Options) -> list[dict[str, Any]]:
 
 
 def _link(file: Path, to: Path) -> str:
-    return quote(os.path.relpath(file, to))
+    return quote(os.fsencode(os.path.relpath(file, to)))
 
 
 def _plain(value: Any) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
@@ -21,10 +21,13 @@ from lowloss.report import tables
 from lowloss.runs import MACHINE, RESULT, Artifact, Config, Study, flat
 
 KINDS = ("minima", "paths", "ensembles", "scans")
+METRICS = ("train_loss", "test_loss", "test_error")
 ALONG = ("arc", "train_loss", "test_loss", "test_error")
 
 Options = Mapping[str, Mapping[str, Config]]
 """For `model` and `data`: the options of the configuration group by name, to call a node by its option's name."""
+
+T = TypeVar("T")
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -55,7 +58,7 @@ def find_studies(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         here = list(_studies_under(folder))
         if not here:
-            what = "holds no study" if folder.is_dir() else "does not exist"
+            what = "holds no study" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
             raise LowlossError(f"{folder} {what}: name the folder of a study or of a sweep, such as outputs/quickstart")
         found |= dict.fromkeys(here)
     return list(found)
@@ -72,34 +75,47 @@ def read_study(root: Path) -> Record:
     """Read a study; what is damaged is left out and named in the record."""
     study, damaged = Study(root), []
 
-    def notes_of(kind: str) -> Iterator[tuple[Artifact, dict[str, Any]]]:
+    def each(kind: str, read: Callable[[Artifact, dict[str, Any]], T]) -> list[T]:
+        found = []
         for artifact in study.complete(kind):
             try:
-                yield artifact, artifact.notes()
+                found.append(read(artifact, artifact.notes()))
             except LowlossError as error:
                 damaged.append(str(error))
+            except (KeyError, TypeError, ValueError) as error:
+                damaged.append(f"{artifact.folder} is no result of this version ({type(error).__name__}: {error})")
+        return found
 
-    minima = list(notes_of("minima"))
-    points = [tables.minimum_row(artifact, notes) for artifact, notes in minima]
-    paths = []
-    for artifact, notes in notes_of("paths"):
-        row = {name: notes.get(name) for name in tables.SUMMARY}
-        row["folder"] = f"paths/{artifact.name}"
-        try:
-            row["along"] = _columns(artifact.folder / "along.csv")
-        except (OSError, ValueError, KeyError) as error:
-            damaged.append(f"{artifact.folder / 'along.csv'} is unreadable ({error})")
-            continue
-        paths.append(row)
+    points = each("minima", tables.minimum_row)
+    paths = each("paths", _path)
     ensembles: dict[str, float] = {}
-    for _, notes in notes_of("ensembles"):
-        for method, _, wrong, nll in notes["rows"]:
-            ensembles |= {f"{method}_test_error": wrong, f"{method}_test_nll": nll}
-    sizes = [files.tensor_shape(artifact.folder / RESULT, "theta") for artifact, _ in minima[:1]]
-    pictures = sorted((root / "report" / "figures").glob("*.png"))
+    for scores in each("ensembles", _scores):
+        ensembles |= scores
+    minima = [study.root / "minima" / f"{row['minimum']:04d}" for row in points[:1]]
+    sizes = [files.tensor_shape(folder / RESULT, "theta") for folder in minima]
+    pictures = sorted(file for file in (root / "report" / "figures").glob("*.png") if file.is_file())
     overview = low_and_high(paths, points)
     config = _config(study, damaged)
     return Record(root, config, points, paths, overview, ensembles, sizes[0][0] if sizes else None, pictures, damaged)
+
+
+def _path(artifact: Artifact, notes: dict[str, Any]) -> dict[str, Any]:
+    row = {name: notes.get(name) for name in tables.SUMMARY}
+    for name in ("finder", "start", "end", *(f"saddle_{metric}" for metric in METRICS)):
+        if row[name] is None:
+            raise KeyError(name)
+    file = artifact.folder / "along.csv"
+    try:
+        return row | {"folder": f"paths/{artifact.name}", "along": _columns(file)}
+    except (OSError, ValueError, KeyError) as error:
+        raise LowlossError(f"{file} is unreadable ({error})") from error
+
+
+def _scores(artifact: Artifact, notes: dict[str, Any]) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for method, _, wrong, nll in notes["rows"]:
+        scores |= {f"{method}_test_error": wrong, f"{method}_test_nll": nll}
+    return scores
 
 
 def low_and_high(paths: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -118,7 +134,7 @@ def low_and_high(paths: Sequence[Mapping[str, Any]], points: Sequence[Mapping[st
         named = dict.fromkeys(k for path in tree for k in (path["start"], path["end"]))
         ends = [levels[k] for k in named if k in levels]
         row: dict[str, Any] = {"finder": finder}
-        for metric in ("train_loss", "test_loss", "test_error"):
+        for metric in METRICS:
             row[f"{metric}_min"] = _mean([end[metric] for end in ends])
             row[f"{metric}_saddle"] = _mean([path[f"saddle_{metric}"] for path in tree])
         rows.append(row)
@@ -227,6 +243,15 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
 def common_folder(roots: Sequence[Path]) -> Path:
     """The folder that the studies' names are relative to; a single study's own parent."""
     return Path(os.path.commonpath(roots)) if len(roots) > 1 else roots[0].parent
+
+
+def check_objective(name: Any) -> None:
+    """Raises LowlossError for a name that no study has a value of."""
+    columns = [column for column in (*tables.SUMMARY, *tables.LEVELS) if column not in ("finder", "status")]
+    if name not in columns and not str(name).endswith(("_test_error", "_test_nll")):
+        raise LowlossError(
+            f"objective={name} is none of {', '.join(columns)}, or an ensemble's such as fge_test_error, fge_test_nll"
+        )
 
 
 def objective(root: Path, name: str) -> float:
