@@ -188,6 +188,8 @@ def engine_rows(
     def measure(work: str, run: Callable[[int], object], count: int) -> None:
         print(f"{name}: {work} …", flush=True)
         run(1)  # compiles
+        if not getattr(landscape.engine, "usable", True):
+            raise SystemExit(f"{name}: {work} runs on the plain loop: see the line above")
         if CUDA:
             torch.cuda.reset_peak_memory_stats()
         short = seconds(lambda: run(1))
