@@ -247,11 +247,6 @@ class Run:
         unknown = [name for name in wanted if name not in stages]
         if unknown:
             raise LowlossError(f"stages has {', '.join(map(str, unknown))}, but the stages are {', '.join(stages)}")
-        objective = self.config["objective"]
-        if objective is not None:
-            from lowloss.report.gather import check_objective
-
-            check_objective(objective)
         for finder in self.config["finder"]:
             self.pairs(finder)
             if self.explores(finder):

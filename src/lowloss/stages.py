@@ -405,12 +405,16 @@ def run_stages(run: Run) -> float | None:
     Raises LowlossError for what a user can mend.
     """
     run.check(STAGES)
+    wanted = run.config["objective"]
+    if wanted is not None:
+        from lowloss.report.gather import check_objective
+
+        check_objective(wanted)
     progress.say(f"study: {run.study.root}")
     for name, make in STAGES.items():
         if name in run.config["stages"]:
             with run.making(name):
                 make(run)
-    wanted = run.config["objective"]
     if wanted is None:
         return None
     from lowloss.report.gather import objective

@@ -35,7 +35,7 @@ MAY = {
     "claims": set(),
     "runs": {"claims", "errors", "files"},
     "report": {"errors", "files", "progress", "runs", "finder.path", "finder.exploration"},
-    "logger": {"progress", "runs"},
+    "logger": {"errors", "progress", "runs"},
     "group": {"errors"},
     "launch": {"errors", "files", "progress"},
     "run": {"errors", "files", "runs", "landscape", "finder", "scans", "training"},

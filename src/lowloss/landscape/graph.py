@@ -227,7 +227,7 @@ class Graph:
         Raises LowlossError where a module does not act on each sample alone between its layers.
         """
         own_P = self.layout.flatten(dict(self.module.named_parameters()))
-        own_2P = torch.stack([own_P, own_P * (1 + 0.01 * torch.linspace(-1, 1, len(own_P)).to(own_P))])
+        own_2P = torch.stack([own_P, own_P * (1 + 0.3 * torch.linspace(-1, 1, len(own_P)).to(own_P))])
         x = sample[:4]
         buffers = self.loop.fresh_buffers()
         given = {name: buffers[name].expand(2, *buffers[name].shape) for name in self._running}
