@@ -84,9 +84,9 @@ def _gather_product(
         acc = tl.dot(a, t, acc)
     else:
         across: tl.constexpr = S + SIDE - 1
-        for place in range((R + SIDE - 1) * across):
-            h = ho * UP + (place // across - PAD)
-            v = wo * UP + (place % across - PAD)
+        for position in range((R + SIDE - 1) * across):
+            h = ho * UP + (position // across - PAD)
+            v = wo * UP + (position % across - PAD)
             inside = live & (h >= 0) & (h < H * DOWN) & (v >= 0) & (v < W * DOWN)
             if DOWN > 1:
                 inside = inside & (h % DOWN == 0) & (v % DOWN == 0)
@@ -94,12 +94,12 @@ def _gather_product(
                 v = v // DOWN
             start = ((b * H + h) * W + v).to(tl.int64) * C
             if SIDE == 1:
-                tap = place
+                tap = position
                 used = o < O
             else:
                 # The tap that leads from here to each pixel of the square, where there is one.
-                r = place // across - down
-                s = place % across - right
+                r = position // across - down
+                s = position % across - right
                 tap = r * S + s
                 used = (o < O) & (r >= 0) & (r < R) & (s >= 0) & (s < S)
             column = (R * S - 1 - tap if MIRROR else tap) * (C * O) + o
@@ -114,7 +114,8 @@ def _gather_product(
                 acc = tl.dot(a, t, acc)
     out = acc.to(y.dtype.element_ty)
     corner = ((b * HO + ho) * WO + wo).to(tl.int64)
-    tl.store(y + corner[:, None] * O + ((down * WO + right) * O + o)[None, :], out, mask=live[:, None] & (o < O)[None, :])
+    place = (down * WO + right) * O + o
+    tl.store(y + corner[:, None] * O + place[None, :], out, mask=live[:, None] & (o < O)[None, :])
     if STATISTICS:
         # Of what was stored, rounded: rows past the end are zero and drop out of the sum.
         wide = out.to(tl.float32)
