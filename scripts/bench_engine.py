@@ -187,13 +187,14 @@ def engine_rows(
 
     def measure(work: str, run: Callable[[int], object], count: int) -> None:
         print(f"{name}: {work} …", flush=True)
+        if CUDA:
+            # From before the capture: replays allocate nothing that would be counted.
+            torch.cuda.reset_peak_memory_stats()
         run(1)  # compiles
         if not getattr(landscape.engine, "usable", True):
             raise SystemExit(f"{name}: {work} runs on the plain loop: see the line above")
-        if CUDA:
-            torch.cuda.reset_peak_memory_stats()
-        short = seconds(lambda: run(1))
-        whole = seconds(lambda: run(1 + count))
+        short = min(seconds(lambda: run(1)) for _ in range(3))
+        whole = min(seconds(lambda: run(1 + count)) for _ in range(2))
         peak = torch.cuda.max_memory_allocated() / 2**30 if CUDA else float("nan")
         # The difference leaves out what happens once a run.
         found[work] = (whole - short) / count, peak
@@ -215,6 +216,8 @@ def engine_rows(
             one = Grid(origin_P, directions_2P, (axis[:1], axis[:1]), torch.zeros(1, 2), ("o",))
             scan(landscape, one, ["train"])
             print(f"{name}: scan …", flush=True)
+            if CUDA:
+                torch.cuda.reset_peak_memory_stats()
             total = seconds(partial(scan, landscape, grid, ["train"]))
             peak = torch.cuda.max_memory_allocated() / 2**30 if CUDA else float("nan")
             found[work] = total / resolution**2, peak

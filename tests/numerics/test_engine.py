@@ -142,7 +142,10 @@ def kernels(monkeypatch):
 @pytest.mark.parametrize(
     ("points", "samples", "inputs", "outputs", "size", "taps", "stride", "padding"),
     [
-        (2, 3, 16, 16, 8, 3, 1, 1),
+        (2, 3, 16, 16, 8, 3, 1, 1),  # stacks of pixels
+        (2, 5, 12, 24, 10, 3, 1, 1),
+        (1, 2, 20, 16, 6, 5, 1, 2),
+        (2, 3, 16, 16, 7, 3, 1, 1),  # a height that holds no stacks
         (2, 3, 3, 16, 9, 3, 2, 1),  # all taps in one tile
         (2, 2, 3, 48, 8, 5, 1, 2),
         (3, 2, 16, 32, 8, 3, 2, 1),  # the transposed stride

@@ -8,6 +8,8 @@ Shapes: K points, B samples, C input and O output channels, H × W pixels, R × 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -38,8 +40,10 @@ def _gather_product(
     PAD: tl.constexpr,
     MIRROR: tl.constexpr,
     STATISTICS: tl.constexpr,
+    TALL: tl.constexpr,
+    TAPS: tl.constexpr,
     BM: tl.constexpr,
-    BN: tl.constexpr,
+    BO: tl.constexpr,
     BC: tl.constexpr,
     BJ: tl.constexpr,
 ):
@@ -48,14 +52,21 @@ def _gather_product(
     The pixel of image row ho is (ho · UP + r - PAD) / DOWN where that is whole and inside: UP is the stride of a
     convolution, DOWN that of its transpose, which takes the taps mirrored. STATISTICS stores the tile's sums and sums
     of squared deviations from the tile's means. BJ: columns of the one tile of all taps, or 0 for a loop over taps.
+
+    With TALL > 1 (UP and DOWN 1) a row of the tile is a stack of that many pixels m, one below the other, and its
+    columns are (place in the stack, o). What taps of neighbours share is loaded once: of 3 × 3, 6 loads a pixel of y
+    for TALL 2 and 4.5 for 4, where 1 takes 9.
     """
     k = tl.program_id(2).to(tl.int64)
+    BN: tl.constexpr = TALL * BO
+    down = tl.arange(0, BN) // BO
+    o = tl.program_id(1) * BO + tl.arange(0, BN) % BO
+    stacks = pixels // TALL
     m = tl.program_id(0) * BM + tl.arange(0, BM)
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    live = m < pixels
+    live = m < stacks
     wo = m % WO
-    ho = (m // WO) % HO
-    b = m // (WO * HO)
+    ho = (m // WO) % (HO // TALL) * TALL
+    b = m // (WO * (HO // TALL))
     x += k * point_stride
     w += k * (R * S * C * O)
     y += k * pixels * O
@@ -69,41 +80,56 @@ def _gather_product(
         pixel = ((b[:, None] * H + h) * W + v).to(tl.int64)
         a = tl.load(x + pixel * C + (j % C)[None, :], mask=inside, other=0.0)
         tap = R * S - 1 - j // C if MIRROR else j // C
-        weight = w + (tap * C + j % C)[:, None] * O + n[None, :]
-        t = tl.load(weight, mask=(j < R * S * C)[:, None] & (n < O)[None, :], other=0.0)
+        weight = w + (tap * C + j % C)[:, None] * O + o[None, :]
+        t = tl.load(weight, mask=(j < R * S * C)[:, None] & (o < O)[None, :], other=0.0)
         acc = tl.dot(a, t, acc)
     else:
-        for tap in range(R * S):
-            h = ho * UP + (tap // S - PAD)
-            v = wo * UP + (tap % S - PAD)
-            inside = live & (h >= 0) & (h < H * DOWN) & (v >= 0) & (v < W * DOWN)
-            if DOWN > 1:
-                inside = inside & (h % DOWN == 0) & (v % DOWN == 0)
-                h = h // DOWN
-                v = v // DOWN
-            start = ((b * H + h) * W + v).to(tl.int64) * C
-            row = (R * S - 1 - tap if MIRROR else tap) * C
-            for c0 in tl.static_range(0, C, BC):
-                c = c0 + tl.arange(0, BC)
-                if C % BC == 0:
-                    a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None], other=0.0)
-                    t = tl.load(w + (row + c[:, None]) * O + n[None, :], mask=(n < O)[None, :], other=0.0)
+        for first in range(0, (R + TALL - 1) * S, TAPS):
+            for part in tl.static_range(TAPS):
+                position = first + part
+                h = ho * UP + (position // S - PAD)
+                v = wo * UP + (position % S - PAD)
+                inside = live & (h >= 0) & (h < H * DOWN) & (v >= 0) & (v < W * DOWN)
+                if DOWN > 1:
+                    inside = inside & (h % DOWN == 0) & (v % DOWN == 0)
+                    h = h // DOWN
+                    v = v // DOWN
+                start = ((b * H + h) * W + v).to(tl.int64) * C
+                if TALL == 1:
+                    tap = position
+                    used = o < O
                 else:
-                    a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
-                    known = (c < C)[:, None] & (n < O)[None, :]
-                    t = tl.load(w + (row + c[:, None]) * O + n[None, :], mask=known, other=0.0)
-                acc = tl.dot(a, t, acc)
+                    # The tap that leads from here to each pixel of the stack, where there is one.
+                    tap = position - down * S
+                    used = (o < O) & (tap >= 0) & (tap < R * S)
+                column = (R * S - 1 - tap if MIRROR else tap) * (C * O) + o
+                for c0 in tl.static_range(0, C, BC):
+                    c = c0 + tl.arange(0, BC)
+                    if C % BC == 0:
+                        a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None], other=0.0)
+                        t = tl.load(w + c[:, None] * O + column[None, :], mask=used[None, :], other=0.0)
+                    else:
+                        a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
+                        t = tl.load(
+                            w + c[:, None] * O + column[None, :], mask=(c < C)[:, None] & used[None, :], other=0.0
+                        )
+                    acc = tl.dot(a, t, acc)
     out = acc.to(y.dtype.element_ty)
-    tl.store(y + m.to(tl.int64)[:, None] * O + n[None, :], out, mask=live[:, None] & (n < O)[None, :])
+    corner = ((b * HO + ho) * WO + wo).to(tl.int64)
+    place = down * WO * O + o
+    tl.store(y + corner[:, None] * O + place[None, :], out, mask=live[:, None] & (o < O)[None, :])
     if STATISTICS:
         # Of what was stored, rounded: rows past the end are zero and drop out of the sum.
         wide = out.to(tl.float32)
-        total = tl.sum(wide, 0)
-        count = tl.minimum(pixels - tl.program_id(0) * BM, BM).to(tl.float32)
-        off = tl.where(live[:, None], wide - (total / count)[None, :], 0.0)
+        total = tl.sum(tl.reshape(tl.sum(wide, 0), (TALL, BO)), 0)
+        count = (tl.minimum(stacks - tl.program_id(0) * BM, BM) * TALL).to(tl.float32)
+        mean = tl.reshape(tl.broadcast_to((total / count)[None, :], (TALL, BO)), (BN,))
+        off = tl.where(live[:, None], wide - mean[None, :], 0.0)
+        squared = tl.sum(tl.reshape(tl.sum(off * off, 0), (TALL, BO)), 0)
         sums += (k * tl.num_programs(0) + tl.program_id(0)) * (2 * O)
+        n = tl.program_id(1) * BO + tl.arange(0, BO)
         tl.store(sums + n, total, mask=n < O)
-        tl.store(sums + O + n, tl.sum(off * off, 0), mask=n < O)
+        tl.store(sums + O + n, squared, mask=n < O)
 
 
 @triton.jit
@@ -161,18 +187,15 @@ def _pixel_product(
 
 def forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """x (K·B, C, H, W), weight (K, O, C, R, S) to (K·B, O, H', W'); x and the result channels last."""
-    return _gather(x, weight.permute(0, 3, 4, 2, 1), _size(x, weight, stride, padding), stride, 1, padding)
+    return _gather(x, weight.permute(0, 3, 4, 2, 1), _size(x, weight, stride, padding), stride, 1, padding)[0]
 
 
 def forward_with_statistics(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor, Tensor]:
     """As forward, with the mean and the biased variance (K, O) of each output channel."""
-    size, points, outputs = _size(x, weight, stride, padding), len(weight), weight.shape[1]
-    pixels = len(x) // points * size[0] * size[1]
-    tile, _ = _tile(weight.shape[3] * weight.shape[4], weight.shape[2], outputs)
-    tiles = triton.cdiv(pixels, tile)
-    sums_KT2O = torch.empty(points, tiles, 2, outputs, dtype=torch.float32, device=x.device)
-    y = _gather(x, weight.permute(0, 3, 4, 2, 1), size, stride, 1, padding, sums=sums_KT2O)
-    count_T1 = (pixels - tile * torch.arange(tiles, device=x.device)).clamp(max=tile)[:, None]
+    size = _size(x, weight, stride, padding)
+    y, sums_KT2O, tile = _gather(x, weight.permute(0, 3, 4, 2, 1), size, stride, 1, padding, statistics=True)
+    pixels = len(x) // len(weight) * size[0] * size[1]
+    count_T1 = (pixels - tile * torch.arange(sums_KT2O.shape[1], device=x.device)).clamp(max=tile)[:, None]
     total_KTO, squares_KTO = sums_KT2O.unbind(2)
     mean_KO = total_KTO.sum(1) / pixels
     # Chan et al. 1983: deviations within the tiles, and of the tiles' means.
@@ -184,7 +207,7 @@ def to_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: 
     """The gradient with respect to x: the transposed convolution."""
     padding = weight.shape[3] - 1 - padding
     size = x.shape[2], x.shape[3]
-    return _gather(gradient, weight.permute(0, 3, 4, 1, 2), size, 1, stride, padding, mirror=True)
+    return _gather(gradient, weight.permute(0, 3, 4, 1, 2), size, 1, stride, padding, mirror=True)[0]
 
 
 def _size(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int]:
@@ -192,11 +215,29 @@ def _size(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, in
     return height, width
 
 
-def _tile(taps: int, inputs: int, outputs: int) -> tuple[int, int]:
-    """Pixels of a tile and loads in flight: what measured fastest on an H200, of 32 each."""
-    if taps * inputs <= AT_ONCE:
-        return (256 if taps * inputs <= 32 else 128), 2
-    return {16: (512, 3), 32: (256, 3), 64: (128, 3)}[max(_width(inputs), _width(outputs))]
+class _Tile(NamedTuple):
+    """What a program computes: what measured fastest on an H200."""
+
+    columns: int
+    """Of the one tile of all taps, or 0 for a loop over taps."""
+    tall: int
+    """Pixels of the stack that a row is."""
+    taps: int
+    """Of an iteration."""
+    rows: int
+    warps: int
+    stages: int
+    """Loads in flight."""
+
+
+def _tile(weight: Tensor, size: tuple[int, int], up: int, down: int) -> _Tile:
+    _, high, wide, inputs, outputs = weight.shape
+    products, width = high * wide * inputs, max(_width(inputs), _width(outputs))
+    if products <= AT_ONCE and down == 1:
+        return _Tile(max(32, triton.next_power_of_2(products)), 1, 1, 256 if products <= 32 else 128, 4, 2)
+    if high > 1 and up == down == 1 and width <= 0 and size[0] % 2 == 0:
+        return _Tile(0, 2, 1, 128, 4, 3)
+    return _Tile(0, 1, 1, {16: 512, 32: 256, 64: 128}[width], 4, 3)
 
 
 def _width(channels: int) -> int:
@@ -212,22 +253,23 @@ def _gather(
     down: int,
     padding: int,
     mirror: bool = False,
-    sums: Tensor | None = None,
-) -> Tensor:
-    """The product with weight (K, R, S, C, O); writes the tiles' `sums` (K, T, 2, O) if given."""
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor, int]:
+    """The product with weight (K, R, S, C, O), the tiles' sums (K, T, 2, O) if asked for, and the pixels of a tile."""
     points, high, wide, inputs, outputs = weight.shape
     samples = len(x) // points
     y = torch.empty((len(x), outputs, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     pixels = samples * size[0] * size[1]
-    tile_outputs, tile_inputs = _width(outputs), _width(inputs)
-    products = high * wide * inputs
-    tile, stages = _tile(high * wide, inputs, outputs)
+    tile = _tile(weight, size, up, down)
+    tile_pixels = tile.rows * tile.tall
+    tiles = triton.cdiv(pixels, tile_pixels)
+    sums_KT2O = torch.empty((points, tiles, 2, outputs) if statistics else 0, dtype=torch.float32, device=x.device)
     laid_out = torch.empty(weight.shape, dtype=x.dtype, device=x.device).copy_(weight)
-    _gather_product[(triton.cdiv(pixels, tile), triton.cdiv(outputs, tile_outputs), points)](
+    _gather_product[(tiles, triton.cdiv(outputs, _width(outputs)), points)](
         x,
         laid_out,
         y,
-        y if sums is None else sums,
+        sums_KT2O,
         pixels,
         samples * inputs * x.shape[2] * x.shape[3],
         *x.shape[2:],
@@ -240,15 +282,17 @@ def _gather(
         down,
         padding,
         mirror,
-        sums is not None,
-        tile,
-        tile_outputs,
-        tile_inputs,
-        max(32, triton.next_power_of_2(products)) if down == 1 and products <= AT_ONCE else 0,
-        num_warps=4,
-        num_stages=stages,
+        statistics,
+        tile.tall,
+        tile.taps,
+        tile.rows,
+        _width(outputs),
+        _width(inputs),
+        tile.columns,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
-    return y
+    return y, sums_KT2O, tile_pixels
 
 
 def to_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
