@@ -16,7 +16,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lowloss import files, group
+from lowloss import files, group, imports
 from lowloss.errors import LowlossError
 
 Config = dict[str, Any]
@@ -189,6 +189,7 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
+    imports.light = True
     for asked in STOP:
         signal.signal(asked, _stop)
     group.follow_parent()
