@@ -7,6 +7,7 @@ and how it ended into a file beside: whoever waits looks for that file, and asks
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -173,10 +174,12 @@ def submit(jobs: Sequence[Job], folder: Path, requeues: int, after: str | None, 
     try:
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=requeues)
         executor.update_parameters(**given)
-        with executor.batch():
+        # submitit prints what sbatch says to standard error, and raises it too.
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             submitted = [executor.submit(SlurmTask(job)) for job in jobs]
     except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:
-        raise LowlossError(f"SLURM does not take the jobs: {error}") from error
+        said = [line.removeprefix("sbatch: error: ").strip() for line in str(error).splitlines() if line.strip()]
+        raise LowlossError(f"SLURM does not take the jobs: {'; '.join(said)}") from error
     return str(submitted[0].job_id).partition("_")[0]
 
 

@@ -199,6 +199,15 @@ def test_slurm_requeues_what_runs_out_of_time(lowloss, cluster, local, tmp_path)
     assert text.count("minima 1 ×") == 2
 
 
+def test_what_slurm_refuses_is_told_in_one_line(cluster, tmp_path):
+    done = finish(start(tmp_path, *FAST, "hydra.launcher.partition=nope", "seed=0,1", environment=cluster))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("lowloss: SLURM does not take the jobs: ")
+    assert "invalid partition" in line.lower()
+    assert "sbatch:" not in line
+
+
 def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):
     (tmp_path / "runs.txt").write_text(
         "".join(f"{' '.join(TINY.split())} model.hidden=[4] stages=[minima] seed={s} study='s {s}'\n" for s in (0, 1))
