@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,14 +185,22 @@ def submit(jobs: Sequence[Job], folder: Path, requeues: int, after: str | None, 
 
 
 def wait_for_slurm(jobs: Mapping[str, Job], check_s: float) -> dict[str, End]:
-    """Wait for the jobs, by SLURM id. One that SLURM no longer has and that left no end has failed."""
+    """Wait for the jobs, by SLURM id. One that SLURM no longer has and that left no end has failed.
+
+    Why jobs are not started is told whenever it changes: a job that can never start waits for ever.
+    """
     ends: dict[str, End] = {}
     missed: set[str] = set()
-    asked = time.monotonic()
+    asked, told = time.monotonic(), set[str]()
     while len(ends) < len(jobs):
         here = None
         if time.monotonic() - asked > check_s:
             here, asked = _queued({number.partition("_")[0] for number in jobs}), time.monotonic()
+            pending = Counter(reason for reason in (here or {}).values() if reason and reason not in OWN_REASONS)
+            if here is not None and set(pending) != told:
+                told = set(pending)
+                for reason, count in pending.items():
+                    progress.say(f"slurm: {count} of {len(jobs)} jobs wait: {reason}")
         for number, job in jobs.items():
             if number in ends:
                 continue
@@ -208,13 +217,18 @@ def wait_for_slurm(jobs: Mapping[str, Job], check_s: float) -> dict[str, End]:
     return ends
 
 
-def _queued(arrays: set[str]) -> set[str] | None:
-    """The ids of these arrays' tasks that are pending or running; None where SLURM does not answer."""
-    command = ["squeue", "--noheader", "--array", "--format=%i", "--me"]
+OWN_REASONS = ("None", "Dependency", "JobArrayTaskLimit", "BeginTime")
+"""Why a job is pending, where that is as it was asked for, or was queued again."""
+
+
+def _queued(arrays: set[str]) -> dict[str, str] | None:
+    """These arrays' tasks by id, each with why it is pending ("" if it runs); None where SLURM does not answer."""
+    command = ["squeue", "--noheader", "--array", "--format=%i|%t|%r", "--me"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return None
-    return {line.strip() for line in done.stdout.splitlines() if line.strip().partition("_")[0] in arrays}
+    rows = (line.strip().split("|", 2) for line in done.stdout.splitlines() if line.strip())
+    return {task: reason if state == "PD" else "" for task, state, reason in rows if task.partition("_")[0] in arrays}
 
 
 def _fate(number: str) -> str:

@@ -208,6 +208,20 @@ def test_what_slurm_refuses_is_told_in_one_line(cluster, tmp_path):
     assert "sbatch:" not in line
 
 
+def test_why_jobs_never_start_is_told_once(cluster, tmp_path):
+    never = ("hydra.launcher.partition=short", "hydra.launcher.timeout_min=60")
+    process = start(tmp_path, *FAST, *never, "seed=0,1", environment=cluster)
+    shown = ("squeue", "-h", "-r", "-o", "%i %r")
+    slurm.until(lambda: slurm.ask(cluster, *shown).count("PartitionTimeLimit") == 2, "both are pending", 60)
+    time.sleep(7)  # SLURM is asked every two seconds
+    slurm.ask(cluster, "scancel", slurm.ask(cluster, *shown).partition("_")[0])
+    done = finish(process)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if "wait" in line] == [
+        "slurm: 2 of 2 jobs wait: PartitionTimeLimit"
+    ]
+
+
 def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):
     (tmp_path / "runs.txt").write_text(
         "".join(f"{' '.join(TINY.split())} model.hidden=[4] stages=[minima] seed={s} study='s {s}'\n" for s in (0, 1))
