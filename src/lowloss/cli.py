@@ -254,12 +254,15 @@ def _compare(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         "lowloss compare", description="Gather studies into one table (CSV) and one HTML page that needs no network."
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a study, or a folder that holds some")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where to write; by default `compare` beside them")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a study, or a folder that holds some")
+    parser.add_argument("--to", metavar="FOLDER", help="where to write; by default `compare` beside them")
     given = parser.parse_args(arguments)
     progress.shown = True
     try:
-        page, damaged = compare(given.folders, {group: _options(group) for group in ("model", "data")}, given.to)
+        if "" in (*given.folders, given.to):  # most often a variable of the shell that is not set
+            raise LowlossError("a folder's name is empty: name the folder of a study or of a sweep")
+        folders, to = [Path(folder) for folder in given.folders], Path(given.to) if given.to else None
+        page, damaged = compare(folders, {group: _options(group) for group in ("model", "data")}, to)
     except (LowlossError, OSError) as error:
         _tell(error)
         sys.exit(1)
