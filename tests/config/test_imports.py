@@ -37,7 +37,7 @@ MAY = {
     "claims": set(),
     "runs": {"claims", "errors", "files"},
     "report": {"errors", "files", "progress", "runs", "finder.path", "finder.exploration"},
-    "logger": {"errors", "progress", "runs"},
+    "logger": {"claims", "errors", "files", "progress", "runs"},
     "group": {"errors"},
     "launch": {"errors", "files", "progress"},
     "run": {"errors", "files", "runs", "landscape", "finder", "scans", "training"},
