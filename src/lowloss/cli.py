@@ -168,10 +168,11 @@ class _Builder:
 
 
 def _check_types(key: str, node: dict[str, Any]) -> None:
-    """Raise LowlossError for a value that is no number, flag or text where our own constructors ask for one."""
+    """Raise LowlossError for a value that is no number, flag or text where our constructors or torch's optimizers ask
+    for one."""
     from hydra.utils import get_object
 
-    if not str(node.get("_target_")).startswith("lowloss."):
+    if not str(node.get("_target_")).startswith(("lowloss.", "torch.optim.")):
         return
     try:
         target = get_object(node["_target_"])
@@ -181,7 +182,9 @@ def _check_types(key: str, node: dict[str, Any]) -> None:
     for name, value in node.items():
         hint = hints.get(name)
         kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
-        if kinds <= {int, float, bool, str, type(None)}:
+        # A learning rate may be a tensor, which no configuration holds.
+        kinds = {kind for kind in kinds if getattr(kind, "__name__", "") != "Tensor"}
+        if kinds and kinds <= {int, float, bool, str, type(None)}:
             fitting = kinds | {int} if float in kinds else kinds
             if type(value) not in fitting:
                 names = " or ".join(sorted(getattr(kind, "__name__", "") for kind in kinds)).replace("NoneType", "null")
