@@ -5,7 +5,8 @@
 Eight processes run one command on one study folder. Meanwhile, at random: a process is killed, the disk is full, the
 newest checkpoint is cut in half, nothing can be written. Whenever the study is complete, it is compared with one
 made undisturbed, and begun anew. At the end the faults cease, and the same command has to complete what is there;
-where it names a damaged folder to delete, that is done, and counted.
+where it names a damaged folder to delete, that is done, and counted. The undisturbed study and the faults together take
+--seconds; to complete what is there then may take five times as long as the undisturbed study did, and a minute.
 
 As root the study lies on a small disk in memory of its own; otherwise the disk is never full.
 """
@@ -39,9 +40,14 @@ PAUSE = 2.0
 """Seconds that a fault lasts."""
 
 
-def start(outputs: Path, log: Path) -> int:
-    """Run the command in a fork of this process, which has imported everything; returns the child's id."""
+def start(outputs: Path, log: Path, running: dict[int, Path]) -> int:
+    """Run the command in a fork of this process, which has imported everything; returns the child's id, noted too."""
+    # What a signal raises within fork's own hooks is lost, and right after it the child would be forgotten.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()
+    if child:
+        running[child] = log
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if child:
         return child
     status = 1
@@ -95,7 +101,7 @@ class Soak:
                 self.note(self.running.pop(child), os.waitstatus_to_exitcode(status))
         while len(self.running) < self.workers and not self.complete:
             log = self.folder / "logs" / f"{self.started:05d}.log"
-            self.running[start(self.outputs, log)] = log
+            start(self.outputs, log, self.running)
             self.started += 1
 
     def note(self, log: Path, status: int) -> None:
@@ -198,16 +204,32 @@ def disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
-def run_until_complete(outputs: Path, soak: Soak, tries: int) -> bool:
-    """Run the command, and again where it failed; whether it succeeded."""
+def run_until_complete(outputs: Path, soak: Soak, tries: int, seconds: float) -> bool:
+    """Run the command, and again where it failed; whether it succeeded in time."""
+    end = time.monotonic() + seconds
     for _ in range(tries):
         log = soak.folder / "logs" / f"{soak.started:05d}.log"
         soak.started += 1
-        _, status = os.waitpid(start(outputs, log), 0)
-        soak.note(log, os.waitstatus_to_exitcode(status))
+        child = start(outputs, log, soak.running)
+        ended = 0
+        while not ended and time.monotonic() < end:
+            time.sleep(0.05)
+            ended, status = os.waitpid(child, os.WNOHANG)
+        if not ended:
+            soak.stop()
+            return False
+        soak.note(soak.running.pop(child), os.waitstatus_to_exitcode(status))
         if status == 0:
             return True
     return False
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def interrupt(*_: object) -> None:
+    sys.exit(143)
 
 
 def main() -> int:
@@ -216,56 +238,79 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=8)
     given = parser.parse_args()
+    began = time.monotonic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    say("importing")
     # Everything that a run imports, once.
-    import lightning  # noqa: F401
-    import sklearn.datasets
-    import sklearn.model_selection  # noqa: F401
-    import torchvision  # noqa: F401
+    import lowloss.imports
 
+    lowloss.imports.light = True
     import lowloss.report.page
     import lowloss.training.ensemble
     import lowloss.training.minima
     import lowloss.training.path
-    import lowloss.training.scan  # noqa: F401
+    import lowloss.training.scan
 
+    # By an exception, so that the disk is unmounted.
+    signal.signal(signal.SIGTERM, interrupt)
     folder = Path(tempfile.mkdtemp(prefix="lowloss-soak-"))
     (folder / "logs").mkdir()
-    with disk(folder / "outputs") as mounted:
-        soak = Soak(folder, mounted, given.workers, given.seed)
-        if not run_until_complete(folder / "undisturbed", soak, tries=1):
-            print(f"the undisturbed study failed: {folder / 'logs'}")
-            return 1
-        expected = results(folder / "undisturbed" / "soak")
-        soak.complete = False
-        end = time.monotonic() + given.seconds
-        while time.monotonic() < end:
-            soak.let(soak.random.uniform(0.5, 3.0))
-            if soak.complete:
+    kept = False
+    try:
+        with disk(folder / "outputs") as mounted:
+            soak = Soak(folder, mounted, given.workers, given.seed)
+            try:
+                good = torment(soak, began + given.seconds)
+            finally:
                 soak.stop()
-                run_until_complete(soak.outputs, soak, tries=20)
-                soak.compare(expected)
-                shutil.rmtree(soak.root)
-                soak.complete = False
-            else:
-                soak.disturb()
-        soak.stop()
-        finished = run_until_complete(soak.outputs, soak, tries=20)
-        soak.compare(expected)
-    print(f"seed {given.seed}, {given.seconds:g} s, {given.workers} processes at a time, {soak.started} started")
-    print(f"faults injected: {sum(soak.faults.values())} ({', '.join(f'{k} {n}' for k, n in soak.faults.items())})")
+        kept = not good
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+    if kept:
+        say(f"logs in {folder / 'logs'}")
+    return 0 if good else 1
+
+
+def torment(soak: Soak, end: float) -> bool:
+    """Disturb the study until the end, complete and compare it; whether all went well."""
+    say("the undisturbed study")
+    began = time.monotonic()
+    if not run_until_complete(soak.folder / "undisturbed", soak, tries=1, seconds=end - began):
+        say(f"failed, or was not made in {time.monotonic() - began:.0f} s: see its log, or raise --seconds")
+        return False
+    took = time.monotonic() - began
+    expected = results(soak.folder / "undisturbed" / "soak")
+    soak.complete = False
+    say(f"took {took:.0f} s; faults for {max(0.0, end - time.monotonic()):.0f} s")
+    patience = 60 + 5 * took
+    while time.monotonic() < end:
+        soak.let(min(soak.random.uniform(0.5, 3.0), end - time.monotonic()))
+        if soak.complete:
+            soak.stop()
+            finished = run_until_complete(soak.outputs, soak, tries=20, seconds=patience)
+            soak.compare(expected)
+            say(f"completed and compared: {soak.counts['studies completed']}, after {sum(soak.faults.values())} faults")
+            if not finished:
+                break
+            shutil.rmtree(soak.root)
+            soak.complete = False
+        else:
+            soak.disturb()
+    soak.stop()
+    say("the faults have ceased; completing what is there")
+    finished = run_until_complete(soak.outputs, soak, tries=20, seconds=patience)
+    soak.compare(expected)
+    say(f"{soak.workers} processes at a time, {soak.started} started")
+    say(f"faults injected: {sum(soak.faults.values())} ({', '.join(f'{k} {n}' for k, n in soak.faults.items())})")
     for name in ("studies completed", "results compared", "results lost", "results differing", "told in one line",
                  "damaged work deleted as told"):  # fmt: skip
-        print(f"{name}: {soak.counts[name]}")
-    print(f"failures not told in one line: {len(soak.unclear)}")
+        say(f"{name}: {soak.counts[name]}")
+    say(f"failures not told in one line: {len(soak.unclear)}")
     for line in soak.unclear[:10]:
-        print(f"  {line}")
-    good = finished and not soak.counts["results lost"] and not soak.counts["results differing"] and not soak.unclear
-    if good:
-        shutil.rmtree(folder)
-    else:
-        print(f"the same command {'completed' if finished else 'did not complete'}; logs in {folder / 'logs'}")
-    return 0 if good else 1
+        say(f"  {line}")
+    say(f"the same command {'completed' if finished else 'did not complete'} what was there")
+    return finished and not soak.counts["results lost"] and not soak.counts["results differing"] and not soak.unclear
 
 
 if __name__ == "__main__":

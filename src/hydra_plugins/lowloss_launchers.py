@@ -23,7 +23,7 @@ class _Launcher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from lowloss import progress
-        from lowloss.errors import LowlossError
+        from lowloss.cli import ended_well
         from lowloss.launch import failures
 
         self.check()
@@ -35,17 +35,14 @@ class _Launcher(Launcher):
         lines = failures(ended)
         if lines:
             progress.say("\n".join(lines))
-        count, failed = len(ended), sum(end.status != 0 for _, end in ended)
+        ended_well.extend(end.status == 0 for _, end in ended)
         returns = []
-        for i in range(len(job_overrides)):
+        for i, overrides in enumerate(job_overrides):
             ends = [end for _, end in ended[i :: len(job_overrides)]]
-            returned = JobReturn(overrides=list(job_overrides[i]), status=JobStatus.COMPLETED)
-            returned.return_value = ends[-1].value if ends else None
-            if any(end.status for end in ends):
-                returned.status = JobStatus.FAILED
-                returned.return_value = LowlossError(
-                    f"{failed} of {count} jobs failed; the same command runs them again"
-                )
+            # Also a job that failed counts as completed, without a value: Hydra would end a search at the first one,
+            # and tell in lines of its own what the table has told.
+            returned = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+            returned.return_value = ends[-1].value if ends and not any(end.status for end in ends) else None
             returns.append(returned)
         return returns
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lowloss import files, group
+from lowloss import files, group, imports
 from lowloss.errors import LowlossError
 
 Config = dict[str, Any]
@@ -32,6 +33,26 @@ def run_config(config: Any) -> float | None:
     """Run the stages of a composed configuration; called by Hydra once a job. Returns its objective, if it has one."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    sweep = hydra.mode == RunMode.MULTIRUN
+    try:
+        if sweep:
+            config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
+        value = _run_job(config, hydra.overrides)
+    except Exception as error:
+        _hold_back(error)
+        # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
+        _tell(error)
+        ended_well.append(False)
+        if not sweep or group.place() is not None:
+            sys.exit(1)
+        return None
+    ended_well.append(True)
+    return value
+
+
+def _run_job(config: Any, overrides: Any) -> float | None:
     from omegaconf import OmegaConf
 
     from lowloss import progress
@@ -40,36 +61,23 @@ def run_config(config: Any) -> float | None:
     from lowloss.runs import Study
     from lowloss.stages import run_grouped, run_stages
 
-    hydra = HydraConfig.get()
-    sweep = hydra.mode == RunMode.MULTIRUN
-    try:
-        if sweep:
-            config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
-        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        root = Path(plain["outputs"]) / str(plain["study"])
-        place, count = group.place(), device_count(plain["trainer"])
-        if count > 1 and place is None:
-            return _run_group(hydra.overrides, plain["study"], count)
-        if place is not None and place[1] != count:
-            raise LowlossError(f"trainer.devices={count}, but there are {place[1]} processes: set it to {place[1]}")
-        progress.shown = place is None or place[0] == 0
-        overrides = [o for o in hydra.overrides.task if not o.startswith(("stages=", "study="))]
-        command = shlex.join(["lowloss", *overrides, f"study={quoted(plain['study'])}"])
-        run = Run(Study(root), plain, _Builder(plain), command)
-        value = run_stages(run) if count == 1 else run_grouped(run, first=place == (0, count))
-        if not progress.shown:
-            return None
-        if VALUE in os.environ:  # a launcher waits for it in another process
-            files.write_text(Path(os.environ[VALUE]), json.dumps(value))
-        return value
-    except Exception as error:
-        _hold_back(error)
-        # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
-        _tell(error)
-        _failures.append(error)
-        if not sweep or group.place() is not None:
-            sys.exit(1)
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    root = Path(plain["outputs"]) / str(plain["study"])
+    place, count = group.place(), device_count(plain["trainer"])
+    if count > 1 and place is None:
+        return _run_group(overrides, plain["study"], count)
+    if place is not None and place[1] != count:
+        raise LowlossError(f"trainer.devices={count}, but there are {place[1]} processes: set it to {place[1]}")
+    progress.shown = place is None or place[0] == 0
+    kept = [o for o in overrides.task if not o.startswith(("stages=", "study="))]
+    command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
+    run = Run(Study(root), plain, _Builder(plain), command)
+    value = run_stages(run) if count == 1 else run_grouped(run, first=place == (0, count))
+    if not progress.shown:
         return None
+    if VALUE in os.environ:  # a launcher waits for it in another process
+        files.write_text(Path(os.environ[VALUE]), json.dumps(value))
+    return value
 
 
 def device_count(trainer: Config) -> int:
@@ -133,8 +141,8 @@ def quoted(text: Any) -> str:
 SWEPT = "LOWLOSS_SWEPT"
 """Environment variable with the keys that a sweep varies; a launcher's processes inherit it."""
 
-_failures: list[Exception] = []
-"""What ended the failed jobs of this process."""
+ended_well: list[bool] = []
+"""Whether each job of this command that has ended did so without a failure; the launchers add theirs."""
 
 
 class _Builder:
@@ -160,10 +168,11 @@ class _Builder:
 
 
 def _check_types(key: str, node: dict[str, Any]) -> None:
-    """Raise LowlossError for a value that is no number, flag or text where our own constructors ask for one."""
+    """Raise LowlossError for a value that is no number, flag or text where our constructors or torch's optimizers ask
+    for one."""
     from hydra.utils import get_object
 
-    if not str(node.get("_target_")).startswith("lowloss."):
+    if not str(node.get("_target_")).startswith(("lowloss.", "torch.optim.")):
         return
     try:
         target = get_object(node["_target_"])
@@ -173,7 +182,9 @@ def _check_types(key: str, node: dict[str, Any]) -> None:
     for name, value in node.items():
         hint = hints.get(name)
         kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
-        if kinds <= {int, float, bool, str, type(None)}:
+        # A learning rate may be a tensor, which no configuration holds.
+        kinds = {kind for kind in kinds if getattr(kind, "__name__", "") != "Tensor"}
+        if kinds and kinds <= {int, float, bool, str, type(None)}:
             fitting = kinds | {int} if float in kinds else kinds
             if type(value) not in fitting:
                 names = " or ".join(sorted(getattr(kind, "__name__", "") for kind in kinds)).replace("NoneType", "null")
@@ -189,6 +200,9 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
+    imports.light = True
+    # What it says of a failed trial has been told.
+    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
     for asked in STOP:
         signal.signal(asked, _stop)
     group.follow_parent()
@@ -201,6 +215,13 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException, LowlossError) as error:
         _tell(error)
         sys.exit(1)
+    except ValueError as error:
+        # Optuna's, when a search has ended and there is no best trial.
+        if "No trials are completed" not in str(error):
+            raise
+        if all(ended_well):
+            print("lowloss: no trial gave a value to minimise: set objective, and wait for the jobs", file=sys.stderr)
+            sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning turns a keyboard interrupt into an exit of its own.
         keyboard = any(isinstance(cause, KeyboardInterrupt) for cause in _causes(end))
@@ -209,8 +230,9 @@ def main() -> None:
         if group.PARENT not in os.environ:  # else it is told by the process that started this one
             print("lowloss: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130 if keyboard else 143)
-    if _failures:
-        print(f"lowloss: {len(_failures)} jobs failed; the same command runs them again", file=sys.stderr)
+    if not all(ended_well):
+        failed = f"{ended_well.count(False)} of {len(ended_well)} jobs failed"
+        print(f"lowloss: {failed}; the same command runs them again", file=sys.stderr)
         sys.exit(1)
 
 
@@ -235,12 +257,15 @@ def _compare(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         "lowloss compare", description="Gather studies into one table (CSV) and one HTML page that needs no network."
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a study, or a folder that holds some")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where to write; by default `compare` beside them")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a study, or a folder that holds some")
+    parser.add_argument("--to", metavar="FOLDER", help="where to write; by default `compare` beside them")
     given = parser.parse_args(arguments)
     progress.shown = True
     try:
-        page, damaged = compare(given.folders, {group: _options(group) for group in ("model", "data")}, given.to)
+        if "" in (*given.folders, given.to):  # most often a variable of the shell that is not set
+            raise LowlossError("a folder's name is empty: name the folder of a study or of a sweep")
+        folders, to = [Path(folder) for folder in given.folders], Path(given.to) if given.to else None
+        page, damaged = compare(folders, {group: _options(group) for group in ("model", "data")}, to)
     except (LowlossError, OSError) as error:
         _tell(error)
         sys.exit(1)

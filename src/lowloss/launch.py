@@ -7,12 +7,14 @@ and how it ended into a file beside: whoever waits looks for that file, and asks
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,22 +175,32 @@ def submit(jobs: Sequence[Job], folder: Path, requeues: int, after: str | None, 
     try:
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=requeues)
         executor.update_parameters(**given)
-        with executor.batch():
+        # submitit prints what sbatch says to standard error, and raises it too.
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             submitted = [executor.submit(SlurmTask(job)) for job in jobs]
     except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:
-        raise LowlossError(f"SLURM does not take the jobs: {error}") from error
+        said = [line.removeprefix("sbatch: error: ").strip() for line in str(error).splitlines() if line.strip()]
+        raise LowlossError(f"SLURM does not take the jobs: {'; '.join(said)}") from error
     return str(submitted[0].job_id).partition("_")[0]
 
 
 def wait_for_slurm(jobs: Mapping[str, Job], check_s: float) -> dict[str, End]:
-    """Wait for the jobs, by SLURM id. One that SLURM no longer has and that left no end has failed."""
+    """Wait for the jobs, by SLURM id. One that SLURM no longer has and that left no end has failed.
+
+    Why jobs are not started is told whenever it changes: a job that can never start waits for ever.
+    """
     ends: dict[str, End] = {}
     missed: set[str] = set()
-    asked = time.monotonic()
+    asked, told = time.monotonic(), set[str]()
     while len(ends) < len(jobs):
         here = None
         if time.monotonic() - asked > check_s:
             here, asked = _queued({number.partition("_")[0] for number in jobs}), time.monotonic()
+            pending = Counter(reason for reason in (here or {}).values() if reason and reason not in OWN_REASONS)
+            if here is not None and set(pending) != told:
+                told = set(pending)
+                for reason, count in pending.items():
+                    progress.say(f"slurm: {count} of {len(jobs)} jobs wait: {reason}")
         for number, job in jobs.items():
             if number in ends:
                 continue
@@ -205,13 +217,18 @@ def wait_for_slurm(jobs: Mapping[str, Job], check_s: float) -> dict[str, End]:
     return ends
 
 
-def _queued(arrays: set[str]) -> set[str] | None:
-    """The ids of these arrays' tasks that are pending or running; None where SLURM does not answer."""
-    command = ["squeue", "--noheader", "--array", "--format=%i", "--me"]
+OWN_REASONS = ("None", "Dependency", "JobArrayTaskLimit", "BeginTime")
+"""Why a job is pending, where that is as it was asked for, or was queued again."""
+
+
+def _queued(arrays: set[str]) -> dict[str, str] | None:
+    """These arrays' tasks by id, each with why it is pending ("" if it runs); None where SLURM does not answer."""
+    command = ["squeue", "--noheader", "--array", "--format=%i|%t|%r", "--me"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return None
-    return {line.strip() for line in done.stdout.splitlines() if line.strip().partition("_")[0] in arrays}
+    rows = (line.strip().split("|", 2) for line in done.stdout.splitlines() if line.strip())
+    return {task: reason if state == "PD" else "" for task, state, reason in rows if task.partition("_")[0] in arrays}
 
 
 def _fate(number: str) -> str:

@@ -6,15 +6,16 @@ import hashlib
 import netrc
 import os
 import socket
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers.logger import Logger
 
-from lowloss import progress
+from lowloss import claims, files, progress
 from lowloss.errors import LowlossError
-from lowloss.runs import Config, Study
+from lowloss.runs import MACHINE, Config, Study
 
 if TYPE_CHECKING:
     import wandb
@@ -30,7 +31,7 @@ class Wandb(Logger):
 
     Losses and learning rates come by step; at the end of a stage its results become an artifact that names the
     artifacts it was made from, and the report's figures and tables are logged. A stage that is continued goes on in
-    the same W&B run, since the run's id follows from the study and its configuration.
+    the same W&B run, since the run's id follows from a word kept in the study's folder and from the configuration.
 
     Without a key, or where the server does not answer within `patience` seconds, runs are kept offline in
     `save_dir`, for `wandb sync`. WANDB_MODE in the environment has the last word.
@@ -65,7 +66,10 @@ class Wandb(Logger):
     @property
     def version(self) -> str:
         """The id of the current stage's run."""
-        text = repr((self._config["study"], self._stage, {k: self._config[k] for k in ("seed", "model", "data")}))
+        # A configuration is part of it for a study that is made anew, with other settings, in the same folder.
+        settings = {key: self._config[key] for key in ("seed", "model", "data", "optimizer")}
+        settings["data"] = {key: value for key, value in settings["data"].items() if key not in MACHINE}
+        text = repr((self._study_word(), self._stage, settings))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
@@ -139,6 +143,15 @@ class Wandb(Logger):
             self._log_artifact(self._run)
         self._run.finish(exit_code=status)
         self._run = None
+
+    def _study_word(self) -> str:
+        """A word that no other study has: neither its name nor its folder's path is its own on all machines."""
+        file = self._study.root / ".wandb-study"
+        if not file.exists():
+            with claims.wait_for(self._study.root / ".wandb-study.claim"):
+                if not file.exists():
+                    files.write_text(file, uuid.uuid4().hex)
+        return file.read_text(encoding="utf-8")
 
     def _log_artifact(self, run: wandb.Run) -> None:
         import wandb

@@ -81,8 +81,6 @@ def _claim_minima(run: Run, rows: list[int], begun: bool, stack: contextlib.Exit
 
 
 def _make_minima(run: Run, rows: list[int]) -> None:
-    import pandas as pd
-
     from lowloss.training.evaluation import evaluate_points
     from lowloss.training.minima import train_minima
 
@@ -109,6 +107,8 @@ def _make_minima(run: Run, rows: list[int]) -> None:
         chunk=1,
         labels_N=landscape.data.y_test,
     )
+    import pandas as pd  # a second, of which training need not wait
+
     for row, k in enumerate(rows):
         if run.minimum(k).complete:
             continue

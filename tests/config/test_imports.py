@@ -1,6 +1,7 @@
 """Imports point one way, the heavy ones wait until they are needed, and the public names are what they say."""
 
 import ast
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -21,6 +22,7 @@ SMALL = {"errors", "seeding"}
 # What each part of the package may import of the others.
 MAY = {
     "errors": set(),
+    "imports": set(),
     "seeding": set(),
     "progress": set(),
     "files": {"errors"},
@@ -31,11 +33,11 @@ MAY = {
     "finder": {*SMALL, "landscape", "data.base", "schedule"},
     "ensemble": {*SMALL, "landscape"},
     "scans": {*SMALL, "landscape", "finder.path"},
-    "training": {*SMALL, "files", "progress", "landscape", "finder", "ensemble", "scans", "schedule"},
+    "training": {*SMALL, "files", "imports", "progress", "landscape", "finder", "ensemble", "scans", "schedule"},
     "claims": set(),
     "runs": {"claims", "errors", "files"},
     "report": {"errors", "files", "progress", "runs", "finder.path", "finder.exploration"},
-    "logger": {"errors", "progress", "runs"},
+    "logger": {"claims", "errors", "files", "progress", "runs"},
     "group": {"errors"},
     "launch": {"errors", "files", "progress"},
     "run": {"errors", "files", "runs", "landscape", "finder", "scans", "training"},
@@ -54,7 +56,7 @@ MAY = {
         "training",
         "report",
     },
-    "cli": {"errors", "files", "group", "launch", "progress", "report", "run", "runs", "stages"},
+    "cli": {"errors", "files", "group", "imports", "launch", "progress", "report", "run", "runs", "stages"},
     "__main__": {"cli"},
 }
 
@@ -100,7 +102,7 @@ def users(*packages):
 def test_frameworks_stay_in_their_places():
     assert users("hydra", "omegaconf") == {"lowloss.cli"}
     lightning = users("lightning", "lightning_fabric", "pytorch_lightning")
-    assert {part_of(module) for module in lightning} == {"training", "logger"}
+    assert {part_of(module) for module in lightning} == {"imports", "training", "logger"}
     assert users("wandb") == {"lowloss.logger"}
 
 
@@ -120,6 +122,42 @@ def test_heavy_imports_wait(program, late):
     done = subprocess.run([sys.executable, "-c", f"{check}; {program}"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "early: []"
+
+
+PROBE = """
+import sys
+import torch
+
+def optimizer(parameters, **settings):
+    print("imported:", *sorted({"matplotlib", "pandas", "scipy", "sklearn", "torchvision"} & sys.modules.keys()))
+    return torch.optim.SGD(parameters, **settings)
+"""
+
+
+def test_training_starts_without_what_only_reports_and_other_data_need(tmp_path):
+    """And whatever is hidden from torchmetrics meanwhile is there again for others."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    program = (
+        "import sys, lowloss.cli; lowloss.cli.main(); "
+        "from importlib.metadata import version; version('matplotlib'); "
+        "from lightning_utilities.core.imports import RequirementCache, package_available; "
+        "assert all(package_available(name) for name in ('matplotlib', 'scipy', 'torchvision')); "
+        "assert RequirementCache('torchvision')"
+    )
+    command = ["model=mlp", "trainer=cpu", "minima.count=1", "minima.epochs=1", "stages=[minima]"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "optimizer._target_=probe.optimizer"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    # It is made once to look at its settings, and once to train.
+    assert done.stdout.splitlines() == ["imported:"] * 2
+
+
+def test_only_the_command_line_hides_packages():
+    program = "import lowloss.training.minima, torchmetrics.utilities.plot as p; print(p._MATPLOTLIB_AVAILABLE)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "Requirement 'matplotlib' met", done.stderr
 
 
 def test_public_names_are_their_homes_objects():

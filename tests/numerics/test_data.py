@@ -1,11 +1,15 @@
 """Minibatches and augmentation."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from lowloss import Data, LowlossError
 from lowloss.data import Batches, CropFlip
+from lowloss.data.sources import digits, stratified_split
 
 
 def numbered(samples: int) -> Data:
@@ -155,3 +159,20 @@ def test_tensors_that_would_train_wrongly_are_refused() -> None:
         Data(x, y, torch.zeros(3, 4), y)
     with pytest.raises(LowlossError, match="test split's inputs hold NaN"):
         Data(x, y, torch.full_like(x, torch.nan), y)
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    source, data = load_digits(), digits(mean=[0.0], std=[1.0])
+    train, test = train_test_split(np.arange(1797), test_size=360, random_state=0, stratify=source.target)
+    for x, y, index in ((data.x_train, data.y_train, train), (data.x_test, data.y_test, test)):
+        assert torch.equal(x, torch.tensor(source.images[index] / 16, dtype=torch.float32)[:, None])
+        assert torch.equal(y, torch.tensor(source.target[index]))
+
+
+@pytest.mark.parametrize(("samples", "test_size"), [(80, 23), (100, 37), (999, 300)])
+def test_stratified_split_is_that_of_scikit_learn(samples: int, test_size: int) -> None:
+    for seed in range(10):
+        labels = np.random.default_rng(seed).integers(0, 7, samples)
+        expected = train_test_split(np.arange(samples), test_size=test_size, random_state=seed, stratify=labels)
+        for split, index in zip(stratified_split(labels, test_size, seed), expected, strict=True):
+            assert np.array_equal(split, index)

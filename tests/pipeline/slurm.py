@@ -41,6 +41,7 @@ KillWait=3
 OverTimeLimit=0
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes={host} MaxTime=5 State=UP
 """
 
 

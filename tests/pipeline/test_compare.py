@@ -108,6 +108,41 @@ def test_a_stray_folder_an_old_result_and_odd_names_spoil_nothing(lowloss, whole
     assert "<!--<script>" in json.loads(data)["studies"][0]["name"]
 
 
+def test_links_are_followed_and_every_study_is_compared_once(lowloss, whole, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    root = whole.copy(tmp_path / "elsewhere")
+    sweep = tmp_path / "sweep"
+    (sweep / "deeper").mkdir(parents=True)
+    (sweep / "linked").symlink_to(root)
+    (sweep / "deeper" / "again").symlink_to(root.parent)
+    (sweep / "deeper" / "circle").symlink_to(sweep)
+    done = lowloss.plain(tmp_path, "compare", "sweep")
+    assert done.status == 0, done.err
+    rows = rows_of(sweep / "deeper" / "again" / "compare")
+    assert len(rows) == 6
+    assert {row["study"] for row in rows} == {"t"}
+
+
+def test_a_study_without_results_is_left_out(lowloss, whole, tmp_path):
+    whole.copy(tmp_path)
+    (tmp_path / "begun" / "minima" / ".0000.work").mkdir(parents=True)
+    done = lowloss.plain(tmp_path, "compare", ".")
+    assert done.status == 0, done.err
+    assert f"left out: {tmp_path / 'begun'} has no results yet" in done.err
+    assert {row["study"] for row in rows_of(tmp_path / "compare")} == {"t"}
+    assert "no study there has results yet" in lowloss.plain(tmp_path, "compare", "begun").message
+
+
+def test_what_is_no_folder_to_write_to_is_refused(lowloss, whole, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    message = lowloss.plain(tmp_path, "compare", str(whole.root), "--to", "file").message
+    assert "--to file is a file" in message
+    assert (tmp_path / "file").read_text() == "kept"
+    for arguments in ([""], [str(whole.root), "--to", ""]):
+        assert "a folder's name is empty" in lowloss.plain(tmp_path, "compare", *arguments).message
+    assert not (tmp_path / "compare").exists()
+
+
 @pytest.mark.parametrize(("folder", "reason"), [("nowhere", "does not exist"), (".", "holds no study")])
 def test_a_folder_without_studies_is_refused(lowloss, tmp_path, folder, reason):
     message = lowloss.plain(tmp_path, "compare", folder).message

@@ -90,6 +90,7 @@ def test_local_launcher_loses_one_job_to_a_kill_and_one_to_an_error(lowloss, loc
     done = finish(process)
     assert done.returncode == 1
     failed = table(done.stderr)
+    assert "Error executing job" not in done.stderr
     assert failed.keys() == {"model.hidden=[4]", "model.hidden=[-6]"}
     assert failed["model.hidden=[4]"] == "killed by SIGKILL"
     assert "negative dimension" in failed["model.hidden=[-6]"]
@@ -99,6 +100,42 @@ def test_local_launcher_loses_one_job_to_a_kill_and_one_to_an_error(lowloss, loc
     for width in (4, 6):
         made = lowloss.results(tmp_path / "outputs" / "digits-mlp" / f"model.hidden=[{width}]")
         assert made == lowloss.results(local / "outputs" / "digits-mlp" / f"model.hidden=[{width}],seed=0")
+
+
+SEARCH = """
+    experiment=optuna_digits hydra/launcher=local hydra.sweeper.n_jobs=1 stages=[minima]
+    optimizer.weight_decay=0
+"""
+
+
+def search(tmp_path, trials, rates):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    settings = (f"hydra.sweeper.n_trials={trials}", f"optimizer.lr=choice({rates})")
+    done = finish(start(tmp_path, *SEARCH.split(), *settings))
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()
+
+
+def test_a_search_goes_on_after_a_failed_trial(tmp_path):
+    lines = search(tmp_path, 3, "0.1,-1.0")
+    assert [line for line in lines if line.startswith("lowloss:")] == lines[-1:]
+    jobs = [line for line in lines if line.startswith("[1/1]")]
+    failed = ["FAILED" in line for line in jobs]
+    assert failed[0], lines  # the sampler's seed has the wrong rate come first
+    assert len(failed) == 3
+    assert sum(failed) < 3
+    assert lines[-1] == f"lowloss: {sum(failed)} of 3 jobs failed; the same command runs them again"
+    assert "best_value" in (tmp_path / "outputs" / ".sweeps" / "optimization_results.yaml").read_text()
+
+
+def test_a_search_without_a_successful_trial_ends_in_one_line(tmp_path):
+    lines = search(tmp_path, 2, "-2.0,-1.0")
+    assert sum("FAILED" in line for line in lines) == 2
+    told = [
+        line for line in lines if not line.startswith(("[1/1]", "study ", "optuna_digits/")) and "new study" not in line
+    ]
+    assert told == ["lowloss: 2 of 2 jobs failed; the same command runs them again"]
 
 
 def test_processes_share_a_study(lowloss, local, tmp_path):
@@ -197,6 +234,29 @@ def test_slurm_requeues_what_runs_out_of_time(lowloss, cluster, local, tmp_path)
     assert "lowloss: interrupted; the same command continues" in text
     # What was complete was not made again.
     assert text.count("minima 1 ×") == 2
+
+
+def test_what_slurm_refuses_is_told_in_one_line(cluster, tmp_path):
+    done = finish(start(tmp_path, *FAST, "hydra.launcher.partition=nope", "seed=0,1", environment=cluster))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("lowloss: SLURM does not take the jobs: ")
+    assert "invalid partition" in line.lower()
+    assert "sbatch:" not in line
+
+
+def test_why_jobs_never_start_is_told_once(cluster, tmp_path):
+    never = ("hydra.launcher.partition=short", "hydra.launcher.timeout_min=60")
+    process = start(tmp_path, *FAST, *never, "seed=0,1", environment=cluster)
+    shown = ("squeue", "-h", "-r", "-o", "%i %r")
+    slurm.until(lambda: slurm.ask(cluster, *shown).count("PartitionTimeLimit") == 2, "both are pending", 60)
+    time.sleep(7)  # SLURM is asked every two seconds
+    slurm.ask(cluster, "scancel", slurm.ask(cluster, *shown).partition("_")[0])
+    done = finish(process)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if "wait" in line] == [
+        "slurm: 2 of 2 jobs wait: PartitionTimeLimit"
+    ]
 
 
 def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):

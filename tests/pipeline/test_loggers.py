@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lowloss.logger import Wandb
+from lowloss.runs import Study
+
 WANDB = Path(sys.executable).with_name("wandb")
 
 
@@ -126,6 +129,18 @@ def test_what_is_continued_goes_on_in_the_same_run(lowloss, tmp_path):
     assert inside(second, "run")[0]["run_id"] == folders[0].name.rpartition("-")[2]
     steps = [row["step"] for row in history(second) if "minima/loss" in row]
     assert len(steps) == 2  # the third of four epochs was not kept, so it and the fourth are done
+
+
+def test_a_run_is_a_stage_of_one_study(tmp_path):
+    def run_id(outputs="outputs", stage="minima", lr=0.1, root="data"):
+        logger = Wandb()
+        data = {"_target_": "lowloss.data.cifar10", "root": root}
+        config = {"study": "t", "seed": 0, "model": {}, "data": data, "optimizer": {"lr": lr}}
+        logger.begin(stage, Study(tmp_path / outputs / "t"), config)
+        return logger.version
+
+    assert run_id() == run_id() == run_id(root="elsewhere")
+    assert len({run_id(), run_id("others"), run_id(stage="path"), run_id(lr=0.2)}) == 4
 
 
 def test_a_key_without_a_network_hangs_nothing(lowloss, tmp_path):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lowloss.data.base import Augmentation, Data
 from lowloss.errors import LowlossError
+
+IntArray = npt.NDArray[np.int64]
 
 
 def digits(
@@ -21,13 +25,15 @@ def digits(
     augment: Augmentation | None = None,
 ) -> Data:
     """scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, with a fixed stratified split: 1,437 and 360."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    source = load_digits()
-    images = torch.tensor(source.images / 16.0, dtype=torch.float32)[:, None]
-    labels = torch.tensor(source.target)
-    train, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=source.target)
+    # Read without scikit-learn, whose import takes seconds: its file, and the split of its train_test_split.
+    installed = find_spec("sklearn")
+    if installed is None or not installed.submodule_search_locations:
+        raise LowlossError("data=digits needs scikit-learn: pip install scikit-learn")
+    file = Path(installed.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    rows_N65 = np.loadtxt(file, delimiter=",")
+    images = torch.tensor(rows_N65[:, :-1] / 16.0, dtype=torch.float32).view(-1, 1, 8, 8)
+    labels = torch.tensor(rows_N65[:, -1].astype(int))
+    train, test = stratified_split(labels.numpy(), test_size=360, seed=0)
     return _normalised(images[train], labels[train], images[test], labels[test], 10, mean, std, augment)
 
 
@@ -98,6 +104,33 @@ def arrays(
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise LowlossError(f"{path} cannot be read as .npz ({error}): write it with numpy.savez") from error
     return _normalised(_float(x_train), y_train, _float(x_test), y_test, num_classes, mean, std, augment)
+
+
+def stratified_split(labels_N: IntArray, test_size: int, seed: int) -> tuple[IntArray, IntArray]:
+    """Indices of a train and a test split with the same share of every class; those of sklearn's train_test_split."""
+    random = np.random.RandomState(seed)
+    counts_C = np.bincount(labels_N)
+    train_C = _in_proportion(counts_C, len(labels_N) - test_size, random)
+    test_C = _in_proportion(counts_C - train_C, test_size, random)
+    train, test = [], []
+    for label, (first, second) in enumerate(zip(train_C, test_C, strict=True)):
+        index = np.flatnonzero(labels_N == label)[random.permutation(counts_C[label])]
+        train.append(index[:first])
+        test.append(index[first : first + second])
+    return random.permutation(np.concatenate(train)), random.permutation(np.concatenate(test))
+
+
+def _in_proportion(counts_C: IntArray, total: int, random: np.random.RandomState) -> IntArray:
+    """Whole numbers of this total in proportion to the counts: the largest remainders round up, ties by lot."""
+    exact_C = counts_C / counts_C.sum() * total
+    whole_C = np.floor(exact_C)
+    for remainder in np.unique(exact_C - whole_C)[::-1]:
+        short = total - int(whole_C.sum())
+        if not short:
+            break
+        tied = np.flatnonzero(exact_C - np.floor(exact_C) == remainder)
+        whole_C[random.choice(tied, size=min(len(tied), short), replace=False)] += 1
+    return whole_C.astype(int)
 
 
 def _torchvision(

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from lowloss import files
+from lowloss.errors import LowlossError
 from lowloss.report.gather import ALONG, Options, Record, common_folder, gather, option_name
 from lowloss.report.look import STYLE
 
@@ -54,8 +55,10 @@ def compare(folders: Sequence[Path], options: Options, to: Path | None = None) -
         The page, and a line for each artifact that could not be read.
 
     Raises:
-        LowlossError: a folder holds no study.
+        LowlossError: a folder holds no study, or `to` is no folder.
     """
+    if to is not None and to.exists() and not to.is_dir():
+        raise LowlossError(f"--to {to} is a file: name a folder, which is made if it is not there")
     records, table = gather([folder.resolve() for folder in folders], options)
     common = common_folder([record.root for record in records])
     to = (to or common / "compare").resolve()

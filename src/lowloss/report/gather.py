@@ -53,19 +53,38 @@ class Record:
 
 
 def find_studies(folders: Iterable[Path]) -> list[Path]:
-    """The study folders at or under these folders. Raises LowlossError where there is none."""
-    found: dict[Path, None] = {}
+    """The study folders at or under these folders, links followed, each once; what has no results yet is told.
+
+    Raises:
+        LowlossError: a folder has none.
+    """
+    found: dict[str, Path] = {}
     for folder in folders:
         here = list(_studies_under(folder))
         if not here:
             what = "holds no study" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
             raise LowlossError(f"{folder} {what}: name the folder of a study or of a sweep, such as outputs/quickstart")
-        found |= dict.fromkeys(here)
-    return list(found)
+        for root in here:
+            found.setdefault(os.path.realpath(root), root)
+    studies = []
+    for root in found.values():
+        if any(Study(root).complete(kind) for kind in KINDS):
+            studies.append(root)
+        else:
+            progress.say(f"left out: {root} has no results yet")
+    if not studies:
+        raise LowlossError("no study there has results yet: wait for the first, or name other folders")
+    return studies
 
 
 def _studies_under(folder: Path) -> Iterator[Path]:
-    for parent, children, _ in os.walk(folder):
+    seen: set[str] = set()
+    for parent, children, _ in os.walk(folder, followlinks=True):
+        here = os.path.realpath(parent)
+        if here in seen:  # a link to where we have been, perhaps in a circle
+            children.clear()
+            continue
+        seen.add(here)
         if any(kind in children for kind in KINDS):
             yield Path(parent)
         children[:] = sorted(c for c in children if c not in (*KINDS, "report") and not c.startswith("."))

@@ -1,1 +1,6 @@
 """The Lightning modules, one a stage, and what runs them."""
+
+from lowloss.imports import import_lightning
+
+# Before any module here imports Lightning itself.
+import_lightning()
