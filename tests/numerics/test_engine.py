@@ -184,6 +184,19 @@ def test_kernels(kernels, points, samples, inputs, outputs, size, taps, stride, 
     torch.library.opcheck(convolution.convolution_backward, backward, test_utils=checks)
 
 
+@pytest.mark.parametrize(("samples", "size"), [(150, 8), (37, 9)])
+def test_statistics_of_many_tiles(kernels, monkeypatch, samples, size):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    monkeypatch.setattr(kernels, "GROUP", 4)
+    monkeypatch.setattr(kernels, "_tile", lambda *settings: kernels._Tile(0, 1, 64, 4, 2))
+    x = torch.randn(2 * samples, 16, size, size, device=device).half().contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(2, 16, 16, 1, 1, device=device).half()
+    y, mean, var = kernels.forward_with_statistics(x + 30, weight, 1, 0)
+    exact = y.double().unflatten(0, (2, -1))
+    assert torch.allclose(mean.double(), exact.mean((1, 3, 4)), rtol=1e-6)
+    assert torch.allclose(var.double(), exact.var((1, 3, 4), correction=0), rtol=1e-4)
+
+
 class RawParameter(nn.Module):
     def __init__(self):
         super().__init__()

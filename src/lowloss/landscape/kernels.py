@@ -18,6 +18,9 @@ from torch import Tensor
 AT_ONCE = 128
 """Products of an output, taps times channels, up to which they fit one tile."""
 
+GROUP = 512
+"""Tiles whose statistics a program combines."""
+
 
 @triton.jit
 def _gather_product(
@@ -41,7 +44,6 @@ def _gather_product(
     MIRROR: tl.constexpr,
     STATISTICS: tl.constexpr,
     TALL: tl.constexpr,
-    TAPS: tl.constexpr,
     BM: tl.constexpr,
     BO: tl.constexpr,
     BC: tl.constexpr,
@@ -84,36 +86,32 @@ def _gather_product(
         t = tl.load(weight, mask=(j < R * S * C)[:, None] & (o < O)[None, :], other=0.0)
         acc = tl.dot(a, t, acc)
     else:
-        for first in range(0, (R + TALL - 1) * S, TAPS):
-            for part in tl.static_range(TAPS):
-                position = first + part
-                h = ho * UP + (position // S - PAD)
-                v = wo * UP + (position % S - PAD)
-                inside = live & (h >= 0) & (h < H * DOWN) & (v >= 0) & (v < W * DOWN)
-                if DOWN > 1:
-                    inside = inside & (h % DOWN == 0) & (v % DOWN == 0)
-                    h = h // DOWN
-                    v = v // DOWN
-                start = ((b * H + h) * W + v).to(tl.int64) * C
-                if TALL == 1:
-                    tap = position
-                    used = o < O
+        for position in range((R + TALL - 1) * S):
+            h = ho * UP + (position // S - PAD)
+            v = wo * UP + (position % S - PAD)
+            inside = live & (h >= 0) & (h < H * DOWN) & (v >= 0) & (v < W * DOWN)
+            if DOWN > 1:
+                inside = inside & (h % DOWN == 0) & (v % DOWN == 0)
+                h = h // DOWN
+                v = v // DOWN
+            start = ((b * H + h) * W + v).to(tl.int64) * C
+            if TALL == 1:
+                tap = position
+                used = o < O
+            else:
+                # The tap that leads from here to each pixel of the stack, where there is one.
+                tap = position - down * S
+                used = (o < O) & (tap >= 0) & (tap < R * S)
+            column = (R * S - 1 - tap if MIRROR else tap) * (C * O) + o
+            for c0 in tl.static_range(0, C, BC):
+                c = c0 + tl.arange(0, BC)
+                if C % BC == 0:
+                    a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None], other=0.0)
+                    t = tl.load(w + c[:, None] * O + column[None, :], mask=used[None, :], other=0.0)
                 else:
-                    # The tap that leads from here to each pixel of the stack, where there is one.
-                    tap = position - down * S
-                    used = (o < O) & (tap >= 0) & (tap < R * S)
-                column = (R * S - 1 - tap if MIRROR else tap) * (C * O) + o
-                for c0 in tl.static_range(0, C, BC):
-                    c = c0 + tl.arange(0, BC)
-                    if C % BC == 0:
-                        a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None], other=0.0)
-                        t = tl.load(w + c[:, None] * O + column[None, :], mask=used[None, :], other=0.0)
-                    else:
-                        a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
-                        t = tl.load(
-                            w + c[:, None] * O + column[None, :], mask=(c < C)[:, None] & used[None, :], other=0.0
-                        )
-                    acc = tl.dot(a, t, acc)
+                    a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
+                    t = tl.load(w + c[:, None] * O + column[None, :], mask=(c < C)[:, None] & used[None, :], other=0.0)
+                acc = tl.dot(a, t, acc)
     out = acc.to(y.dtype.element_ty)
     corner = ((b * HO + ho) * WO + wo).to(tl.int64)
     place = down * WO * O + o
@@ -130,6 +128,47 @@ def _gather_product(
         n = tl.program_id(1) * BO + tl.arange(0, BO)
         tl.store(sums + n, total, mask=n < O)
         tl.store(sums + O + n, squared, mask=n < O)
+
+
+@triton.jit
+def _combine(
+    sums,
+    combined,
+    tiles,
+    tile,
+    pixels,
+    O: tl.constexpr,  # noqa: E741
+    BO: tl.constexpr,
+    BT: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """The sums and squared deviations of GROUP tiles as those of one, for each point and group (Chan et al. 1983).
+
+    Deviations are within the tiles, and of the tiles' means from the group's.
+    """
+    group = tl.program_id(0)
+    k = tl.program_id(1).to(tl.int64)
+    o = tl.arange(0, BO)
+    sums += k * tiles * (2 * O)
+    total = tl.zeros((BO,), tl.float32)
+    for first in range(0, GROUP, BT):
+        t = group * GROUP + first + tl.arange(0, BT)
+        inside = (t < tiles)[:, None] & (o < O)[None, :]
+        total += tl.sum(tl.load(sums + t[:, None] * (2 * O) + o[None, :], mask=inside, other=0.0), 0)
+    begin = group.to(tl.int64) * GROUP * tile
+    mean = total / tl.minimum(pixels - begin, tile.to(tl.int64) * GROUP).to(tl.float32)
+    squared = tl.zeros((BO,), tl.float32)
+    for first in range(0, GROUP, BT):
+        t = group * GROUP + first + tl.arange(0, BT)
+        inside = (t < tiles)[:, None] & (o < O)[None, :]
+        count = tl.maximum(tl.minimum(pixels - t.to(tl.int64) * tile, tile), 1).to(tl.float32)[:, None]
+        row = sums + t[:, None] * (2 * O) + o[None, :]
+        off = tl.load(row, mask=inside, other=0.0) / count - mean[None, :]
+        within = tl.load(row + O, mask=inside, other=0.0)
+        squared += tl.sum(tl.where(inside, within + count * off * off, 0.0), 0)
+    combined += (k * tl.num_programs(0) + group) * (2 * O)
+    tl.store(combined + o, total, mask=o < O)
+    tl.store(combined + O + o, squared, mask=o < O)
 
 
 @triton.jit
@@ -195,12 +234,21 @@ def forward_with_statistics(x: Tensor, weight: Tensor, stride: int, padding: int
     size = _size(x, weight, stride, padding)
     y, sums_KT2O, tile = _gather(x, weight.permute(0, 3, 4, 2, 1), size, stride, 1, padding, statistics=True)
     pixels = len(x) // len(weight) * size[0] * size[1]
-    count_T1 = (pixels - tile * torch.arange(sums_KT2O.shape[1], device=x.device)).clamp(max=tile)[:, None]
-    total_KTO, squares_KTO = sums_KT2O.unbind(2)
-    mean_KO = total_KTO.sum(1) / pixels
-    # Chan et al. 1983: deviations within the tiles, and of the tiles' means.
-    between_KTO = (total_KTO / count_T1 - mean_KO[:, None]).square() * count_T1
-    return y, mean_KO, (squares_KTO + between_KTO).sum(1) / pixels
+    while sums_KT2O.shape[1] > 1:
+        sums_KT2O, tile = _combined(sums_KT2O, tile, pixels), tile * GROUP
+    total_K1O, squares_K1O = sums_KT2O.unbind(2)
+    return y, total_K1O[:, 0] / pixels, squares_K1O[:, 0] / pixels
+
+
+def _combined(sums_KT2O: Tensor, tile: int, pixels: int) -> Tensor:
+    points, tiles, _, outputs = sums_KT2O.shape
+    groups = triton.cdiv(tiles, GROUP)
+    combined = sums_KT2O.new_empty(points, groups, 2, outputs)
+    width = max(16, triton.next_power_of_2(outputs))
+    _combine[(groups, points)](
+        sums_KT2O, combined, tiles, tile, pixels, outputs, width, min(GROUP, 2048 // width), GROUP
+    )
+    return combined
 
 
 def to_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -222,8 +270,6 @@ class _Tile(NamedTuple):
     """Of the one tile of all taps, or 0 for a loop over taps."""
     tall: int
     """Pixels of the stack that a row is."""
-    taps: int
-    """Of an iteration."""
     rows: int
     warps: int
     stages: int
@@ -234,10 +280,10 @@ def _tile(weight: Tensor, size: tuple[int, int], up: int, down: int) -> _Tile:
     _, high, wide, inputs, outputs = weight.shape
     products, width = high * wide * inputs, max(_width(inputs), _width(outputs))
     if products <= AT_ONCE and down == 1:
-        return _Tile(max(32, triton.next_power_of_2(products)), 1, 1, 256 if products <= 32 else 128, 4, 2)
-    if high > 1 and up == down == 1 and width <= 0 and size[0] % 2 == 0:
-        return _Tile(0, 2, 1, 128, 4, 3)
-    return _Tile(0, 1, 1, {16: 512, 32: 256, 64: 128}[width], 4, 3)
+        return _Tile(max(32, triton.next_power_of_2(products)), 1, 256 if products <= 32 else 128, 4, 2)
+    if high > 1 and up == down == 1 and width <= 32 and size[0] % 2 == 0:
+        return _Tile(0, 2, 256, 4, {16: 4, 32: 3}[width])
+    return _Tile(0, 1, {16: 512, 32: 256, 64: 128}[width], 4, 3)
 
 
 def _width(channels: int) -> int:
@@ -284,7 +330,6 @@ def _gather(
         mirror,
         statistics,
         tile.tall,
-        tile.taps,
         tile.rows,
         _width(outputs),
         _width(inputs),
