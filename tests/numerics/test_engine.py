@@ -1,5 +1,6 @@
 """The engine's parts against the plain loop and against float64, on whatever processor there is."""
 
+import random
 from functools import partial
 
 import pytest
@@ -234,10 +235,43 @@ class DrawsDropout(nn.Module):
         return dropout(self.layer(x.flatten(1)), 0.5, self.training)
 
 
+class MixesSamplesInTraining(nn.Module):
+    """In evaluation, or where its last layer is zero, nobody would see it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3072, 8), nn.Linear(8, 10)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x):
+        hidden = self.first(x.flatten(1))
+        return self.last(hidden - 0.3 * hidden.mean(0) if self.training else hidden)
+
+
+class DrawsFromPython(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3072, 10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)) * (1 + random.random())
+
+
+class SharesDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop, self.layer = nn.Dropout(0.5), nn.Linear(3072, 10)
+
+    def forward(self, x):
+        return self.drop(self.layer(self.drop(x.flatten(1))))
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
         (RawParameter(), "RawParameter"),
+        (MixesSamplesInTraining(), "meet outside"),
+        (SharesDropout(), "several places"),
         (BorrowsWeight(), ""),
         (MixesSamples(), "meet outside"),
         (DrawsDropout(), "random numbers"),
@@ -262,6 +296,13 @@ def test_what_cannot_be_folded_runs_on_the_loop_and_says_so_once(module, reason,
     assert torch.equal(gradients, expected_gradients)
     assert caplog.text.count("runs on the plain loop") == 1
     assert reason in caplog.text
+    with pytest.raises(LowlossError, match="cannot run with engine=graph"):
+        Graph(loop, sample, torch.bfloat16, torch.float16, strict=True)
+
+
+def test_random_numbers_of_python_are_seen(caplog):
+    Graph(Loop(module := DrawsFromPython(), Layout.of(module)), torch.randn(4, *IMAGE), torch.float32, torch.float32)
+    assert "random numbers" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])

@@ -173,7 +173,7 @@ class FoldedDropout(nn.Dropout):
         kept = rows.shape[1:] if self.axes is None else rows.shape[1 : 1 + self.axes]
         count = kept.numel()
         counter = torch.arange(count, device=x.device, dtype=torch.int64)
-        mask = _uniform(self.seed[:, None] + counter * 0x632BE59BD9B4E019 % 2**63) >= self.p
+        mask = _uniform(self.seed[:, None] + counter * 0x632BE59BD9B4E019) >= self.p
         mask = mask.view(len(rows), *kept, *[1] * (rows.dim() - 1 - len(kept)))
         return torch.where(mask, rows / (1 - self.p), 0).flatten(0, 1).to(x.dtype)
 

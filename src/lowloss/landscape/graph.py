@@ -10,8 +10,11 @@ Shapes: K points, P parameters, B samples of a minibatch, C classes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -48,12 +51,21 @@ class Graph:
         sample: a few inputs of the data, to compare the two.
         step_dtype: of activations in `losses`.
         evaluation_dtype: of activations in `statistics` and `logits`.
+        strict: raise LowlossError instead of running on the plain loop.
     """
 
-    def __init__(self, loop: Loop, sample: Tensor, step_dtype: torch.dtype, evaluation_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        sample: Tensor,
+        step_dtype: torch.dtype,
+        evaluation_dtype: torch.dtype,
+        strict: bool = False,
+    ) -> None:
         self.loop, self.module, self.layout, self.batch_norms = loop, loop.module, loop.layout, loop.batch_norms
         self.step_dtype, self.evaluation_dtype = step_dtype, evaluation_dtype
-        self.usable, self._points_at_once = True, 1 << 30
+        self.usable, self._strict, self._points_at_once = True, strict, 1 << 30
+        self._whole: tuple[Tensor, Tensor] | None = None
         self._steps: dict[tuple[Any, ...], _Step] = {}
         self._compared: set[tuple[Any, ...]] = set()
         try:
@@ -112,25 +124,32 @@ class Graph:
         except torch.OutOfMemoryError:
             if not self.usable or at_once == 1:
                 raise
-            self._steps.clear()
-            torch.cuda.empty_cache()
-            self._points_at_once = -(-at_once // 2)
-            return self.losses(theta_KP, batch, gradients)
+        # Not within the except: what has failed would keep its tensors until the end of that.
+        self._steps.clear()
+        torch.cuda.empty_cache()
+        self._points_at_once = -(-at_once // 2)
+        return self.losses(theta_KP, batch, gradients)
 
     @torch.no_grad()
     def statistics(self, theta_P: Tensor, x_N: Tensor, parts: Sequence[Tensor] | None) -> tuple[Buffers, Tensor | None]:
         """As Loop.statistics; all of x at once gives the outputs of evaluation in the same sweep."""
-        buffers = self.loop.fresh_buffers()
+        buffers = dict(self.module.named_buffers())
 
         def run() -> tuple[Buffers, Tensor | None]:
-            given = {name: torch.zeros_like(buffers[name])[None] for name in self._running}
+            zeros = torch.zeros(1, sum(buffers[name].numel() for name in self._running), device=self.device)
+            given = dict(
+                zip(self._running, zeros.split([buffers[name].numel() for name in self._running], 1), strict=True)
+            )
             for norm in self._norms:
                 norm.whole = parts is None
-            for x in chosen(x_N, parts):
-                outputs = self._evaluated(self.recording, theta_P[None], self._narrowed(x), given)
-            count = 1 if parts is None else len(parts)
-            means = {name: total[0] / count for name, total in given.items()}
-            return buffers | means, outputs if parts is None else None
+            if parts is None:
+                outputs = self._evaluated(self.recording, theta_P[None], self._narrowed_whole(x_N), given)
+            else:
+                for x in chosen(x_N, parts):
+                    self._evaluated(self.recording, theta_P[None], self._narrowed(x), given)
+                zeros /= len(parts)
+                outputs = None
+            return buffers | {name: total[0] for name, total in given.items()}, outputs
 
         if not self.batch_norms:
             return buffers, None
@@ -215,6 +234,12 @@ class Graph:
     def _dropout_seeds(self, seeds_K: Tensor) -> Buffers:
         return {name: seeds_K + site for name, site in self._dropouts.items()}
 
+    def _narrowed_whole(self, x_N: Tensor) -> Tensor:
+        """The same for a whole split, kept for the next point."""
+        if self._whole is None or self._whole[0] is not x_N:
+            self._whole = x_N, self._narrowed(x_N)
+        return self._whole[1]
+
     def _narrowed(self, x: Tensor) -> Tensor:
         x = _laid_out(x[None], self.evaluation_dtype)[0]
         if len(x) > 1:
@@ -222,34 +247,53 @@ class Graph:
         return x
 
     def _verify(self, sample: Tensor) -> None:
-        """Compare with the plain loop at two points on a few samples, in float32.
+        """Compare with the plain loop at two points on a few samples, in float32, in evaluation and in training.
 
         Raises LowlossError where a module does not act on each sample alone between its layers.
         """
         own_P = self.layout.flatten(dict(self.module.named_parameters()))
-        own_2P = torch.stack([own_P, own_P * (1 + 0.3 * torch.linspace(-1, 1, len(own_P)).to(own_P))])
+        ramp_P = torch.linspace(-1, 1, len(own_P)).to(own_P)
+        # The sum moves what starts at zero, as a last layer may, and would hide everything before it.
+        own_2P = torch.stack([own_P, own_P * (1 + 0.3 * ramp_P) + 0.02 * (1000 * ramp_P).cos()])
         x = sample[:4]
         buffers = self.loop.fresh_buffers()
         given = {name: buffers[name].expand(2, *buffers[name].shape) for name in self._running}
+        y = torch.zeros(len(x), dtype=torch.int64, device=self.device)
+        rows = x.expand(2, *x.shape), y.expand(2, -1), torch.zeros(2, dtype=torch.int64, device=self.device)
+        dropouts = [part for part in self.training.modules() if isinstance(part, FoldedDropout)]
+        calls: Counter[nn.Module] = Counter()
+        hooks = [part.register_forward_hook(lambda part, *_: calls.update([part])) for part in dropouts]
         with torch.no_grad(), self.loop.exact():
             expected = torch.cat([self.loop.logits(theta_P, buffers, [x]) for theta_P in own_2P])
-            found = self._outputs(
-                self.inference, own_2P, _laid_out(x.expand(2, *x.shape), x.dtype).flatten(0, 1), given
-            )
-            before = _random_state(self.device)
-            seeds_2 = torch.zeros(2, dtype=torch.int64, device=self.device)
-            self._outputs(self.training, own_2P, x.repeat(2, *[1] * (x.dim() - 1)), self._dropout_seeds(seeds_2))
-        if not torch.equal(before, _random_state(self.device)):
-            raise LowlossError("it draws random numbers outside of nn.Dropout")
-        if not (found - expected).norm() <= AGREEMENT * expected.norm():
-            raise LowlossError("its samples or parameters meet outside of the layers that run several points")
-        self._verified = True
+            found = self._outputs(self.inference, own_2P, _laid_out(rows[0], x.dtype).flatten(0, 1), given)
+            before = _random_states(self.device)
+            self._losses(own_2P, *rows)
+            if not all(map(torch.equal, before, _random_states(self.device))):
+                raise LowlossError("it draws random numbers outside of nn.Dropout")
+            for hook in hooks:
+                hook.remove()
+            if any(count > 1 for count in calls.values()):
+                raise LowlossError("a Dropout of it is used at several places, which would get one mask")
+            with _without_dropout(self.module), _without_dropout(self.training):
+                plain = Loop(self.module, self.layout).losses(own_2P, Batch(x, y, (0,)), True)
+                folded = _differentiated(self._losses, own_2P, *rows, gradients=True)
+        for ours, exact, close in ((found, expected, 1), (folded[0], plain[0], 1), (folded[1], plain[1], 10)):
+            assert ours is not None
+            assert exact is not None
+            # Past the numbers there is nothing to compare.
+            if exact.isfinite().all() and not (ours - exact).norm() <= close * AGREEMENT * exact.norm():
+                raise LowlossError("its samples or parameters meet outside of the layers that run several points")
 
     def _give_up(self, reason: Exception) -> None:
         self.usable = False
         self._steps.clear()
+        name = type(self.module).__name__
         line = next((line.strip() for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
-        log.warning("engine: %s runs on the plain loop: %s", type(self.module).__name__, line)
+        if self._strict:
+            raise LowlossError(
+                f"{name} cannot run with engine=graph: {line} (engine=auto would take the plain loop)"
+            ) from reason
+        log.warning("engine: %s runs on the plain loop: %s", name, line)
 
 
 class _Step:
@@ -335,5 +379,20 @@ def _laid_out(x_KB: Tensor, dtype: torch.dtype) -> Tensor:
     return out.unflatten(0, x_KB.shape[:2]).copy_(x_KB)
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Of every generator that a module may draw from."""
+    states = [torch.get_rng_state(), torch.tensor(hash(random.getstate()))]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+@contextlib.contextmanager
+def _without_dropout(module: nn.Module) -> Iterator[None]:
+    parts = [part for part in module.modules() if isinstance(part, nn.modules.dropout._DropoutNd)]
+    rates = [part.p for part in parts]
+    for part in parts:
+        part.p = 0.0
+    try:
+        yield
+    finally:
+        for part, rate in zip(parts, rates, strict=True):
+            part.p = rate

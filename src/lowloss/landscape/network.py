@@ -215,7 +215,9 @@ class NetworkLandscape:
             sample = self.data.x_train[:4]
             self.loop.step_dtype = self.settings.loop_dtype(self.loop.module, sample)
             dtypes = self.settings.graph_dtypes(sample.device)
-            self._engine = Graph(self.loop, sample, *dtypes) if dtypes else self.loop
+            self._engine = (
+                Graph(self.loop, sample, *dtypes, strict=self.settings.kind == "graph") if dtypes else self.loop
+            )
         return self._engine
 
     @property
