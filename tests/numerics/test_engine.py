@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, dropout, linear
 
-from lowloss import Data, LowlossError, NetworkLandscape, train_minima
+from lowloss import Data, LowlossError, NetworkLandscape, evaluate_points, train_minima
 from lowloss.landscape import Batch, Engine, Layout, convolution
 from lowloss.landscape.engine import Loop
 from lowloss.landscape.folded import FoldedDropout, fold
@@ -411,6 +411,32 @@ def test_evaluation_that_differs_from_float32_is_not_reported(caplog):
     assert caplog.text.count("evaluates in float32") == 1
 
 
+def test_losses_above_those_that_were_seen_to_agree_are_compared_again(caplog):
+    land = small_landscape()
+    low, high = land.initial(0), 30 * land.initial(1)
+    expected = land.evaluate(torch.stack([low, high]))
+
+    class WrongHighUp(Loop):
+        def logits(self, theta_P, buffers, chunks):
+            return super().logits(theta_P, buffers, chunks) * (1.0001 if theta_P.norm() < 10 else 1.1)
+
+    land._engine = WrongHighUp(land.loop.module, land.layout)
+    first = land.evaluate(low[None])
+    assert first.loss_K[0] != expected.loss_K[0]
+    both = land.evaluate(torch.stack([high, low]))
+    assert both.loss_K.tolist() == [expected.loss_K[1], first.loss_K[0]]
+    assert caplog.text.count("in float32 on the plain loop") == 1
+
+
+def test_a_chunk_holds_two_samples_where_there_are_two():
+    x, y = torch.randn(5, 4), torch.arange(5) % 2
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    land = NetworkLandscape(net, Data(x, y, x, y), evaluation_batch=2)
+    assert land.evaluate(land.initial(0)[None]).loss_K.isfinite().all()
+    with pytest.raises(LowlossError, match="evaluation_batch=1"):
+        NetworkLandscape(net, Data(x, y, x, y), evaluation_batch=1)
+
+
 def test_a_point_beyond_16_bits_is_evaluated_in_float32():
     land = small_landscape()
     land._engine = Graph(land.loop, land.data.x_train[:4], torch.bfloat16, torch.float16)
@@ -461,3 +487,9 @@ def test_no_points_and_one_point():
     assert losses.shape == (0,)
     assert gradients.shape == (0, loop.layout.dim)
     assert graph.losses(points(loop, 1), batch, True)[1].shape == (1, loop.layout.dim)
+    land = small_landscape()
+    none = land.evaluate(torch.empty(0, land.dim), logits=True)
+    assert none.loss_K.shape == (0,)
+    assert none.logits_KNC.shape == (0, 40, 2)
+    with pytest.raises(LowlossError, match="no point to evaluate"):
+        evaluate_points(land, lambda index: torch.zeros(len(index), land.dim), 0)

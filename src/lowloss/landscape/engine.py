@@ -61,6 +61,8 @@ class Engine:
 
     def loop_dtype(self, module: nn.Module, x: Tensor) -> torch.dtype | None:
         """To what the loop casts activations in steps, if it does."""
+        if next(module.parameters()).dtype != torch.float32:
+            return None
         gains = self.precision == "auto" and x.device.type == "cpu" and _bfloat16_pays(module, x)
         return torch.bfloat16 if gains or self.precision == "bfloat16" else None
 

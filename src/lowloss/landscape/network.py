@@ -11,7 +11,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from math import isfinite
+from math import inf
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ from lowloss.seeding import derive
 
 LOSS_AGREEMENT, ERROR_AGREEMENT = 1e-3, 5e-4
 """How far evaluation in 16 bits may be from float32, in nats (relative above 1) and as a fraction of the samples."""
+
+OUTPUTS_KEPT = 16
+"""Points of a call up to which the outputs are kept for the next one; those of many would fill the memory."""
 
 log = logging.getLogger("lowloss")
 
@@ -81,8 +84,12 @@ class NetworkLandscape:
         module = copy.deepcopy(model) if isinstance(model, nn.Module) else self._build(seed=0)
         self.layout = Layout.of(module)
         self.loop = Loop(module, self.layout)
+        if evaluation_batch == 1 and self.loop.batch_norms:
+            raise LowlossError("evaluation_batch=1 leaves BatchNorm nothing to normalise: set it to at least 2")
         self._engine: Loop | Graph | None = None
-        self._agrees: dict[str, bool] = {}
+        # The loss of each split up to which 16 bits are trusted, and the splits where above it they are not.
+        self._reach: dict[str, float] = {}
+        self._differs: set[str] = set()
         # Statistics need chunks that each resemble the whole: a split sorted by class would spoil them.
         order = torch.Generator().manual_seed(derive(0, "batch-norm"))
         self._statistics_order_N = torch.randperm(len(data.y_train), generator=order)
@@ -111,50 +118,63 @@ class NetworkLandscape:
         """
         theta_KP = self._points(theta_KP)
         with self.loop.exact(), _room("evaluation_batch"):
-            engine = self._trusted(theta_KP, split)
-            scores, kept = self._scores(engine, theta_KP, split, logits)
-            loss_K, error_K = scores.cpu().unbind(1)  # the one wait for the device
-            wild = ~loss_K.isfinite()
-            if engine is not self.loop and wild.any():
-                # 16 bits may have overflowed far from any minimum; float32 tells whether the loss is infinite.
-                again, kept_again = self._scores(self.loop, theta_KP[wild.to(theta_KP.device)], split, logits)
-                loss_K[wild], error_K[wild] = again.cpu().unbind(1)
-                for k, outputs in zip(wild.nonzero().flatten().tolist(), kept_again, strict=False):
-                    kept[k] = outputs
-        return Evaluation(loss_K, error_K, torch.stack(kept) if logits else None)
+            engine = self.loop if self._reach.get(split) == -inf else self.engine
+            scores_K2, kept = self._scores(engine, theta_KP, split, logits)
+            loss_K, error_K = scores_K2.unbind(1)
+            if engine is not self.loop:
+                # What 16 bits may not tell, or what overflowed in them far from any minimum, float32 does.
+                wild = (~(loss_K <= self._trusted_up_to(theta_KP, scores_K2, split))).nonzero().flatten()
+                if len(wild):
+                    again, kept_again = self._scores(self.loop, theta_KP[wild.to(theta_KP.device)], split, logits)
+                    loss_K[wild], error_K[wild] = again.unbind(1)
+                    for k, outputs in zip(wild.tolist(), kept_again, strict=False):
+                        kept[k] = outputs
+        outputs_KNC = (
+            torch.stack(kept) if kept else torch.empty(0, len(self.data.split(split)[1]), self.data.num_classes)
+        )
+        return Evaluation(loss_K, error_K, outputs_KNC if logits else None)
 
-    def _trusted(self, theta_KP: Tensor, split: str) -> Loop | Graph:
-        """The engine, or the plain loop where at the first point of a split the two have been seen to differ."""
-        engine = self.engine
-        if engine is self.loop or not len(theta_KP) or self._agrees.get(split) is not None:
-            return engine if self._agrees.get(split, True) else self.loop
+    def _trusted_up_to(self, theta_KP: Tensor, scores_K2: Tensor, split: str) -> float:
+        """The highest loss that is reported as 16 bits give it.
+
+        The highest of the first points is compared with the plain loop, and that of later ones wherever it is twice
+        as high as any before, until the two differ.
+        """
+        reach = self._reach.get(split, -inf)
+        loss_K = scores_K2[:, 0].nan_to_num(-inf, -inf, -inf)
+        if split in self._differs or not (loss_K > reach).any():
+            return reach
+        k = int(loss_K.argmax())
+        known = self._statistics
         try:
-            (slow,) = self._scores(self.loop, theta_KP[:1], split, False)[0].tolist()
+            ((loss, error),) = self._scores(self.loop, theta_KP[k : k + 1], split, False)[0].tolist()
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             log.warning("engine: evaluation could not be checked against float32, which does not fit the memory")
-            self._agrees[split] = True
-            return engine
-        (fast,) = self._scores(engine, theta_KP[:1], split, False)[0].tolist()
-        if not isfinite(slow[0]) or not isfinite(fast[0]):
-            return engine
-        error = ERROR_AGREEMENT + 1 / len(self.data.split(split)[1])
-        loss = LOSS_AGREEMENT * max(1.0, abs(slow[0]))
-        self._agrees[split] = abs(fast[0] - slow[0]) <= loss and abs(fast[1] - slow[1]) <= error
-        if not self._agrees[split]:
+            self._reach[split] = inf
+            return inf
+        self._statistics = known
+        fast_loss, fast_error = scores_K2[k].tolist()
+        loss_close = abs(fast_loss - loss) <= LOSS_AGREEMENT * max(1.0, abs(loss))
+        error_close = abs(fast_error - error) <= ERROR_AGREEMENT + 1 / len(self.data.split(split)[1])
+        self._reach[split] = 2 * fast_loss if loss_close and error_close else reach
+        if self._reach[split] == reach:
+            self._differs.add(split)
             log.warning(
-                "engine: %s evaluates in float32 on the plain loop: its loss and error on the %s split are %.4g, %.4g "
-                "there and %.4g, %.4g in 16 bits",
+                "engine: %s evaluates%s in float32 on the plain loop: its loss and error on the %s split are %.4g, "
+                "%.4g there and %.4g, %.4g in 16 bits",
                 type(self.loop.module).__name__,
+                f" losses above {reach:.3g}" if reach > -inf else "",
                 split,
-                *slow,
-                *fast,
+                loss,
+                error,
+                fast_loss,
+                fast_error,
             )
-            return self.loop
-        return engine
+        return self._reach[split]
 
     def _scores(self, engine: Loop | Graph, theta_KP: Tensor, split: str, logits: bool) -> tuple[Tensor, list[Tensor]]:
-        """Loss and error (K, 2) on the device, and the outputs (N, C) of each point on the CPU if asked for."""
+        """Loss and error (K, 2), and the outputs (N, C) of each point if asked for, on the CPU."""
         x_N, y_N = self.data.split(split)
         scores_K2 = torch.empty(len(theta_KP), 2, dtype=torch.float64, device=y_N.device)
         kept = []
@@ -167,16 +187,21 @@ class NetworkLandscape:
             scores_K2[k, 1] = (wide.argmax(1) != y_N).double().mean()
             if logits:
                 kept.append(outputs.float().cpu())
-        return scores_K2, kept
+        return scores_K2.cpu(), kept  # the one wait for the device
 
-    def _statistics_at(self, engine: Loop | Graph, theta_KP: Tensor) -> list[tuple[Buffers, Tensor | None]]:
+    def _statistics_at(self, engine: Loop | Graph, theta_KP: Tensor) -> Iterator[tuple[Buffers, Tensor | None]]:
         known = self._statistics
-        if known is None or known[0] is not engine or not torch.equal(known[1], theta_KP):
-            whole = self.evaluation_batch >= len(self.data.y_train)
-            parts = None if whole else self._chunks(self._statistics_order_N)
-            found = [engine.statistics(theta_P, self.data.x_train, parts) for theta_P in theta_KP]
-            self._statistics = known = engine, theta_KP.clone(), found
-        return known[2]
+        if known is not None and known[0] is engine and torch.equal(known[1], theta_KP):
+            yield from known[2]
+            return
+        whole = self.evaluation_batch >= len(self.data.y_train)
+        parts = None if whole else self._chunks(self._statistics_order_N)
+        found: list[tuple[Buffers, Tensor | None]] = []
+        for theta_P in theta_KP:
+            buffers, outputs = engine.statistics(theta_P, self.data.x_train, parts)
+            found.append((buffers, outputs if len(theta_KP) <= OUTPUTS_KEPT else None))
+            yield buffers, outputs
+        self._statistics = engine, theta_KP.clone(), found
 
     def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
         if size == 1 and self.loop.batch_norms:
@@ -195,15 +220,17 @@ class NetworkLandscape:
         """A module at this point, its BatchNorm statistics recomputed, in evaluation mode, on the CPU."""
         (theta_P,) = self._points(theta_P[None])
         with self.loop.exact():
-            ((buffers, _),) = self._statistics_at(self.loop, theta_P[None])
+            ((buffers, _),) = list(self._statistics_at(self.loop, theta_P[None]))
         module = copy.deepcopy(self.loop.module)
         module.load_state_dict({**self.layout.views(theta_P), **buffers}, strict=False)
         return module.cpu().eval()
 
     def to(self, device: torch.device) -> NetworkLandscape:
+        device = torch.empty(0, device=device).device  # with its index, where that is left open
         if device != self.data.y_train.device:
             self._engine = self._statistics = None
-            self._agrees.clear()
+            self._reach.clear()
+            self._differs.clear()
             self.loop.module.to(device)
             self.data.to(device=device)
         return self
@@ -225,8 +252,10 @@ class NetworkLandscape:
         """The engine in use and its precisions, for a result's provenance."""
         engine, exact = self.engine, self.layout.dtype
         if isinstance(engine, Graph) and engine.usable:
-            evaluation = engine.evaluation_dtype if all(self._agrees.values()) else exact
-            text = f"graph, steps in {engine.step_dtype}, evaluation in {evaluation}"
+            text = f"graph, steps in {engine.step_dtype}, evaluation in {engine.evaluation_dtype}"
+            text += "".join(
+                f", of {split} losses above {self._reach[split]:.3g} in {exact}" for split in sorted(self._differs)
+            )
         else:
             text = f"loop, steps in {self.loop.step_dtype or exact}, evaluation in {exact}"
         return text.replace("torch.", "")
@@ -255,7 +284,7 @@ class NetworkLandscape:
 
     def _chunks(self, x_N: Tensor) -> tuple[Tensor, ...]:
         # Near-equal chunks: a last chunk of one sample would have no variance, and would weigh like a full one.
-        return x_N.tensor_split(-(-len(x_N) // self.evaluation_batch))
+        return x_N.tensor_split(max(1, min(-(-len(x_N) // self.evaluation_batch), len(x_N) // 2)))
 
     def _points(self, theta_KP: Tensor) -> Tensor:
         if theta_KP.dim() != 2 or theta_KP.shape[1] != self.dim:

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lowloss.errors import LowlossError
 from lowloss.files import load_tensors, save_tensors
 from lowloss.landscape.base import Landscape
 from lowloss.progress import Advance, bar
@@ -108,7 +109,12 @@ def evaluate_points(
 
     Returns:
         Float64 columns (count,), two for each split. Values that are not finite are kept as they are.
+
+    Raises:
+        LowlossError: there is no point.
     """
+    if count < 1:
+        raise LowlossError(f"there is no point to evaluate: count is {count}")
     with bar(title, count) as advance, quiet():
         labels_N = None if labels_N is None else labels_N.cpu()
         module = EvaluationModule(
