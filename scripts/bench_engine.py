@@ -8,8 +8,9 @@ workers. The engine is measured through the API, the Lightning loop, augmentatio
 random images of CIFAR-10's size. Writes bench.csv, growth.csv and bench.png to --out.
 
 floor: seconds that the work's operations and activations need at the rates of a large matrix product and a large copy
-measured in the same run; each convolution or linear layer reads its input and writes its output once (twice more for
-each of the two gradients) and all else is free. Fraction: floor / measured.
+measured in the same run; each convolution or linear layer reads its input and writes its output once (once more for
+each of its two gradients, the first layer having one) and all else is free. Fraction: floor / measured. A work is
+measured several times, and the fastest counts; compilation, and what happens once a run, are left out.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from torchvision import transforms
 from lowloss import NEB, BezierCurve, Data, Grid, NetworkLandscape, evaluate_points, find_path, scan, train_minima
 from lowloss.data import CropFlip
 from lowloss.landscape import Engine
+from lowloss.landscape.engine import KINDS
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
 
 MODELS = {
@@ -78,20 +80,29 @@ def ceilings() -> tuple[float, float]:
     return 2 * side**3 / seconds(lambda: a @ b, 10), 2 * count / seconds(lambda: target.copy_(source), 10)
 
 
-def cost(module: nn.Module) -> tuple[float, float]:
-    """Operations and activation bytes (16 bits) of one sample's forward pass."""
-    moved = 0
+def cost(module: nn.Module, bytes_each: int) -> dict[bool, tuple[float, float]]:
+    """Operations and activation bytes of one sample: of its forward pass (False), and of that and gradients (True)."""
+    moved: list[int] = []
 
     def count(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal moved
-        moved += 2 * (inputs[0].numel() + output.numel())
+        moved.append(bytes_each * (inputs[0].numel() + output.numel()))
 
     hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        module.eval()(torch.randn(1, *INPUT))
+    found = {}
+    for gradients in (False, True):
+        with FlopCounterMode(display=False) as flops, torch.set_grad_enabled(gradients):
+            outputs = module.eval()(torch.randn(1, *INPUT))
+            if gradients:
+                outputs.sum().backward()
+        found[gradients] = float(flops.get_total_flops()), float(sum(moved) * (3 if gradients else 1))
+        # The image needs no gradient.
+        first, *_ = moved
+        found[gradients] = found[gradients][0], found[gradients][1] - (first if gradients else 0)
+        moved.clear()
     for hook in hooks:
         hook.remove()
-    return float(flops.get_total_flops()), float(moved)
+    module.zero_grad()
+    return found
 
 
 class Plain:
@@ -193,8 +204,10 @@ def engine_rows(
         run(1)  # compiles
         if not getattr(landscape.engine, "usable", True):
             raise SystemExit(f"{name}: {work} runs on the plain loop: see the line above")
-        short = min(seconds(lambda: run(1)) for _ in range(3))
-        whole = min(seconds(lambda: run(1 + count)) for _ in range(2))
+        short = min(seconds(partial(run, 1)) for _ in range(3))
+        while (whole := seconds(partial(run, 1 + count))) < 2 * short + 0.5:
+            count *= 4  # what happens once a run would drown the steps
+        whole = min(whole, seconds(partial(run, 1 + count)))
         peak = torch.cuda.max_memory_allocated() / 2**30 if CUDA else float("nan")
         # The difference leaves out what happens once a run.
         found[work] = (whole - short) / count, peak
@@ -209,7 +222,14 @@ def engine_rows(
                 work, lambda n, f=finders[work]: find_path(landscape, minima[0], minima[-1] * 1.1, f(steps=n)), steps
             )
         elif work == "evaluate":
-            measure(work, lambda n: evaluate_points(landscape, lambda i: minima[i % points], n, ["train"]), 4 * points)
+            # No two alike, whose statistics would be known.
+            measure(
+                work,
+                lambda n: evaluate_points(
+                    landscape, lambda i: minima[i % points] * (1 + 1e-4 * i[:, None]), n, ["train"]
+                ),
+                4 * points,
+            )
         elif work == "scan":
             axis = torch.linspace(-1, 1, resolution, dtype=torch.float64)
             grid = Grid(origin_P, directions_2P, (axis, axis), torch.zeros(1, 2), ("o",))
@@ -234,8 +254,11 @@ def bench(args: argparse.Namespace, flops: float, bandwidth: float) -> pd.DataFr
             factory, data, evaluation_batch=args.images if CUDA else 128, engine=Engine(args.engine)
         )
         module = landscape.module(landscape.initial(0))
-        operations, moved = cost(module)
+        costs = cost(module, 2 if CUDA else 4)
+        # On a GPU the whole split goes through once; in chunks, once for the statistics and once for the loss.
+        sweeps = 1 if CUDA else 2
         measured = engine_rows(name, landscape, args.works, args.points, args.steps, args.scan)
+        print(f"{name}: {landscape.arithmetic}", flush=True)
         plain = Plain(module, data, args.workers)
         images = {
             "train": 128 * args.points,
@@ -257,14 +280,13 @@ def bench(args: argparse.Namespace, flops: float, bandwidth: float) -> pd.DataFr
             slow["evaluate"] = slow["scan"] = plain.evaluate()
         for work, (fast, peak) in measured.items():
             steps = work in ("train", "train one", "band", "curve")
-            # A training step runs forward once and takes two gradients; evaluation here is one forward sweep.
-            floor = images[work] * max(
-                (3 if steps else 1) * operations / flops, (3 if steps else 1) * moved / bandwidth
-            )
+            operations, moved = costs[steps]
+            floor = images[work] * (1 if steps else sweeps) * max(operations / flops, moved / bandwidth)
             rows.append(
                 {
                     "model": name,
                     "work": work,
+                    "engine": landscape.arithmetic,
                     "plain ms": slow[work] * 1e3,
                     "engine ms": fast * 1e3,
                     "ratio": slow[work] / fast,
@@ -331,7 +353,7 @@ def main() -> None:
         "--models", nargs="+", choices=MODELS, default=["resnet20"] if CUDA else ["cnn_12x1", "resnet8"]
     )
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--engine", choices=KINDS, default="auto")
     parser.add_argument("--images", type=int, default=50000 if CUDA else 1024, help="training images")
     parser.add_argument("--points", type=int, default=10 if CUDA else 3, help="minima and pivots at once")
     parser.add_argument("--steps", type=int, default=200 if CUDA else 3)
@@ -341,13 +363,15 @@ def main() -> None:
     parser.add_argument("--growth-depth", type=int, default=20 if CUDA else 8, help="0 leaves the growth out")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
     args = parser.parse_args()
+    if args.images < 512:
+        parser.error("--images: a band's minibatch is 512")
     args.out.mkdir(parents=True, exist_ok=True)
     flops, bandwidth = ceilings()
     device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device}: {flops / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s, torch {torch.__version__}", flush=True)
     table = bench(args, flops, bandwidth)
     table.to_csv(args.out / "bench.csv", index=False)
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"), flush=True)
+    print(table.drop(columns="engine").to_string(index=False, float_format=lambda value: f"{value:.3g}"), flush=True)
     grown = growth(args) if args.growth_depth else pd.DataFrame({"grows": [], "value": [], "ms": []})
     grown.to_csv(args.out / "growth.csv", index=False)
     draw(table, grown, args.out / "bench.png")
