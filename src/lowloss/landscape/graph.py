@@ -111,6 +111,8 @@ class Graph:
                 rows = _rows(batch, first, first + len(part_KP))
                 parts.append(self._step(part_KP, rows, gradients))
                 self._check_first(part_KP[:1], rows, *parts[-1])
+            if len(parts) == 1:
+                return parts[0]
             losses_K = torch.cat([losses for losses, _ in parts])
             return losses_K, torch.cat([found for _, found in parts if found is not None]) if gradients else None
 
