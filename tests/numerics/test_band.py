@@ -1,12 +1,14 @@
 """The parts of a nudged elastic band by hand, and whole searches against an implementation in numpy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowloss import NEB, AutoNEB, LowlossError, MullerBrown, find_path
+from lowloss import NEB, AutoNEB, BezierCurve, LowlossError, MullerBrown, PolygonalChain, find_path
 from lowloss.finder import Polyline
 from lowloss.finder.neb import redistribute, stretch, tangents
 
@@ -52,6 +54,30 @@ def test_each_pivot_has_its_own_tangent(rule: str) -> None:
 def test_unknown_tangent_is_named() -> None:
     with pytest.raises(LowlossError, match="higher, improved"):
         NEB(tangent="central")
+
+
+@pytest.mark.parametrize("constant", [0.0, -1.0, np.inf, np.nan])
+def test_a_spring_that_does_not_pull_is_refused(constant: float) -> None:
+    with pytest.raises(LowlossError, match="spring_constant must be null or positive"):
+        NEB(spring_constant=constant)
+
+
+@pytest.mark.parametrize("finder", [NEB, AutoNEB, BezierCurve, PolygonalChain])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"momentum": -0.1}, {"momentum": 1.0}, {"momentum": np.nan}, {"weight_decay": -1e-4}, {"weight_decay": np.inf},
+     {"weight_decay": np.nan}, {"batch_size": 0}],
+)  # fmt: skip
+def test_settings_with_which_sgd_cannot_descend_are_refused(finder: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(LowlossError, match=rf"{next(iter(wrong))} must be at least"):
+        finder(**wrong)
+
+
+@pytest.mark.parametrize("finder", [NEB, BezierCurve, PolygonalChain])
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"lr": np.nan}, {"lr": np.inf}, {"steps": 0}])
+def test_searches_without_a_step_are_refused(finder: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(LowlossError, match="at least one step and a positive lr"):
+        finder(**wrong)
 
 
 KNOTS = {"equal": (0, 0.25, 0.5, 0.75, 1), "unequal": (0, 0.1, 0.5, 0.9, 1)}

@@ -9,12 +9,14 @@ Shapes: N pivots (ends included), M = N - 2 inner pivots, S = N - 1 segments, P 
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
-from lowloss.finder.base import Finder, Phase, l2
+from lowloss.finder.base import Finder, Phase, check_sgd, l2
 from lowloss.finder.path import Path, Polyline
 from lowloss.landscape.base import Landscape
 
@@ -39,6 +41,9 @@ class NEB(Finder):
             a spring force (the string method, the paper's choice).
         tangent: "higher" points to the neighbour of higher loss (sec. 3.1), "improved" weights both segments at
             an extremum (Henkelman & Jónsson, eq. 8 to 11).
+
+    Raises:
+        LowlossError: a setting makes no sense, say momentum outside of [0, 1) or a spring that pushes.
     """
 
     def __init__(
@@ -56,6 +61,9 @@ class NEB(Finder):
             raise LowlossError(f"tangent must be one of {', '.join(TANGENTS)}, got {tangent!r}")
         if pivots < 1:
             raise LowlossError(f"a band needs at least one inner pivot, got pivots={pivots}")
+        if spring_constant is not None and not 0 < spring_constant < inf:
+            raise LowlossError(f"spring_constant must be null or positive, got {spring_constant}")
+        check_sgd(momentum, weight_decay, batch_size)
         self.pivots, self.momentum, self.weight_decay, self.batch_size = (
             pivots,
             momentum,
