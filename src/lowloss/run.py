@@ -94,11 +94,10 @@ class Run:
     @cached_property
     def landscape(self) -> NetworkLandscape:
         from lowloss.landscape import NetworkLandscape
-        from lowloss.training.loop import check_optimizer, check_trainer
+        from lowloss.training.loop import check_trainer
 
         # Whoever needs the landscape is about to work long: find a wrong value of any stage first.
-        _ = self.finders, self.planes, self.build("ensemble"), self.build("schedule")
-        check_optimizer(self.build("optimizer", partial=True))
+        self.check_settings()
         check_trainer(self.trainer)
         engine = self.build("engine")
         data = self.build("data")
@@ -169,6 +168,13 @@ class Run:
     @cached_property
     def planes(self) -> dict[str, Plane]:
         return {name: self.build(f"scan.{name}") for name in self.config["scan"]}
+
+    def check_settings(self) -> None:
+        """Raise LowlossError for a setting that its finder, scan, ensemble, schedule or optimizer refuses."""
+        from lowloss.training.loop import check_optimizer
+
+        _ = self.finders, self.planes, self.build("ensemble"), self.build("schedule")
+        check_optimizer(self.build("optimizer", partial=True))
 
     def minimum(self, k: int) -> Artifact:
         return self.study.artifact("minima", f"{k:04d}")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lowloss import claims, files
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, OtherConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,7 +169,7 @@ def begin_work(work: Path, config: Config) -> Path:
 
 
 def check_config(folder: Path, config: Config) -> None:
-    """Raise LowlossError if what lies in the folder was made with another configuration."""
+    """Raise OtherConfigError if what lies in the folder was made with another configuration."""
     try:
         made = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         assert isinstance(made, dict)
@@ -181,7 +181,7 @@ def check_config(folder: Path, config: Config) -> None:
         absent = "nothing"
         differences = "; ".join(f"{k}={before.get(k, absent)}, now {k}={now.get(k, absent)}" for k in keys[:3])
         more = f" (and {len(keys) - 3} more keys)" if len(keys) > 3 else ""
-        raise LowlossError(
+        raise OtherConfigError(
             f"{folder} was made with {differences}{more}: "
             "choose another folder with study=NAME, or delete this one to make it anew"
         )

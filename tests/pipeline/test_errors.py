@@ -190,6 +190,27 @@ def test_a_study_is_not_mixed_with_another_configuration(lowloss, whole, change,
     assert state(whole.root) == untouched
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("finder.autoneb.tangent=foo", "finder.autoneb: tangent must be one of higher, improved"),
+        ("finder.autoneb.momentum=2", "finder.autoneb: momentum must be"),
+        ("ensemble.lr_min=1", "ensemble: ensemble needs 0 < lr_min < lr_max"),
+        ("optimizer.lr=abc", "optimizer: "),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_told_as_such_beside_results(lowloss, whole, change, told):
+    untouched = state(whole.root)
+    assert told in lowloss.tiny(whole.outputs, change).message
+    assert state(whole.root) == untouched
+
+
+def test_finders_are_checked_before_minima_are_trained(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "minima/0001")
+    assert "momentum must be" in lowloss.tiny(tmp_path, "finder.autoneb.momentum=2").message
+    assert not (root / "minima" / "0001").exists()
+
+
 def test_what_changes_no_result_may_change(lowloss, whole):
     untouched = state(whole.root)
     again = lowloss.tiny(whole.outputs, "stages=[minima]", "path.points=99", "logger=csv", "trainer=auto")
