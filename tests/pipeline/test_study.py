@@ -114,6 +114,25 @@ def test_settings_of_a_finder_that_is_not_chosen_are_left_out(lowloss, whole):
     assert "path: all 4 are complete" in again.err
 
 
+def test_each_pair_is_connected_once_in_whatever_order_it_is_named(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "paths/0000-0001-bezier", "paths/0000-0002-bezier", "scans")
+    turned = ("stages=[path,scan]", "path.pairs=[[1,0],[0,1],[1,0]]", "scan.plane.start=1", "scan.plane.end=0")
+    made = lowloss.tiny(tmp_path, *turned, "finder=[autoneb,bezier]")
+    assert made.status == 0, made.err
+    names = ["0000-0001-autoneb", "0000-0001-bezier", "0000-0001-line", "0000-0002-autoneb", "0000-0002-line"]
+    assert sorted(path.name for path in (root / "paths").iterdir()) == names
+    (name,) = [name for name in lowloss.results(root) if name.endswith("0000-0001-bezier/result.safetensors")]
+    assert lowloss.results(root)[name] == lowloss.results(whole.root)[name]
+
+
+def test_a_path_that_an_earlier_version_turned_is_kept(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "paths/0000-0002-bezier")
+    (root / "paths" / "0000-0001-bezier").rename(root / "paths" / "0001-0000-bezier")
+    made = lowloss.tiny(tmp_path, "stages=[path]", "finder=[autoneb,bezier]", "path.pairs=[[0,1]]")
+    assert "path: all 2 are complete" in made.err
+    assert not (root / "paths" / "0000-0001-bezier").exists()
+
+
 def test_a_papers_row_without_numbers_is_refused(lowloss, tmp_path):
     assert "paper must be null or have a source and a row" in lowloss.tiny(tmp_path, "+paper.source=Someone").message
 

@@ -98,7 +98,7 @@ def _slice(study: Study, artifact: Artifact, folder: Path) -> Picture:
     """Fig. 1 of Draxler et al. 2018: the slice on the left, the loss along the two ways on the right."""
     grid, notes = _grid(artifact)
     settings = notes["settings"]
-    start, end = settings["start"], settings["end"]
+    start, end = sorted((settings["start"], settings["end"]))  # as paths lead
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     _contours(figure, left, grid, grid["train_loss"], "train loss (nats)", logarithmic=True)
