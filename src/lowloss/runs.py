@@ -9,6 +9,7 @@ renamed into place. Unfinished work lies in `.<name>.work` beside it, and `.<nam
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import platform
 import shutil
@@ -111,6 +112,22 @@ class Artifact:
     def notes(self) -> dict[str, Any]:
         """The notes alone, without torch. Raises LowlossError if the file is damaged."""
         return files.load_notes(self.folder / RESULT)
+
+    def table(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
+        """Columns of numbers of a CSV table. Raises LowlossError if the file is damaged or has no row."""
+        import pandas as pd
+
+        file = self.folder / name
+        try:
+            text = file.read_text(encoding="utf-8")
+            if not text.endswith("\n"):
+                raise ValueError("it is cut off")
+            table = pd.read_csv(io.StringIO(text), usecols=list(columns), dtype=float)
+            if table.empty:
+                raise ValueError("it has no row")
+        except (OSError, ValueError) as error:
+            raise files.unreadable(file, error) from error
+        return table
 
     def stamp(self) -> list[int]:
         """Changes when the artifact is made anew."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from html.parser import HTMLParser
 from itertools import product
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lowloss import LowlossError
+from lowloss.files import load_tensors, save_tensors
 from lowloss.report.architectures import draw_architectures, overview
 from lowloss.runs import Study
 
@@ -245,6 +247,36 @@ def test_own_arrays_and_csv_logger(lowloss, tmp_path):
     rows, columns = table(log)
     assert "minima/loss" in columns
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+
+
+def cut(text):
+    return text[: len(text) // 2].rstrip("\n")
+
+
+@pytest.mark.parametrize("name", ["paths/0000-0002-autoneb/along.csv", "minima/0001/metrics.csv"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: "", cut, lambda text: text.splitlines()[0] + "\n", lambda text: "a,b\n1,2\n",
+     lambda text: text.replace("0.", "x.")],
+    ids=["empty", "cut", "no-row", "other-columns", "no-numbers"],
+)  # fmt: skip
+def test_a_damaged_table_is_named_with_the_remedy(lowloss, whole, tmp_path, name, damage):
+    root = whole.copy(tmp_path, "report")
+    file = root / name
+    file.write_text(damage(file.read_text()))
+    message = lowloss.tiny(tmp_path, "stages=[report]").message
+    assert re.search(rf"{file} is unreadable \(.+\): delete {file.parent} and run the same command again", message)
+
+
+def test_a_search_that_took_no_step_is_reported(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "report")
+    folder = root / "paths" / "0000-0001-autoneb"
+    tensors, notes = load_tensors(folder / "result.safetensors")
+    save_tensors(folder / "result.safetensors", tensors, {**notes, "gradient_evaluations": 0})
+    (folder / "metrics.csv").write_text("phase,step,lr,mean_loss,max_loss\n")
+    made = lowloss.tiny(tmp_path, "stages=[report]")
+    assert made.status == 0, made.err
+    assert not list((root / "report" / "figures").glob("snapshots-*"))
 
 
 def test_what_is_gone_from_a_report_is_made_again(lowloss, whole, tmp_path):
