@@ -135,6 +135,21 @@ def test_a_path_that_an_earlier_version_turned_is_kept(lowloss, whole, tmp_path)
     assert not (root / "paths" / "0000-0001-bezier").exists()
 
 
+def test_an_epoch_that_there_is_not_is_a_dash_on_the_page(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "report")
+    for file in root.glob("minima/*/metrics.csv"):
+        # A learning curve that ends above every saddle.
+        head, *rows = file.read_text().splitlines()
+        file.write_text("\n".join([head, *(row.rpartition(",")[0] + ",99" for row in rows), ""]))
+    made = lowloss.tiny(tmp_path, "stages=[report]")
+    assert made.status == 0, made.err
+    rows, _ = table(root / "report" / "table_b1.csv")
+    assert {(row["epoch"], row["epoch_first"]) for row in rows} == {("", "")}
+    page = (root / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<td>–</td><td>–</td>") == len(rows)
+    assert "<td>nan</td>" not in page
+
+
 def test_a_papers_row_without_numbers_is_refused(lowloss, tmp_path):
     assert "paper must be null or have a source and a row" in lowloss.tiny(tmp_path, "+paper.source=Someone").message
 
