@@ -18,7 +18,7 @@ from lowloss.run import Run
 
 
 def explore(run: Run, finder: str, make: Callable[[int, int], None]) -> None:
-    """Make paths by a finder until every pair is known or the budget is spent.
+    """Make paths by a finder until every pair is known, none of the others can be lower, or the budget is spent.
 
     After each path `bounds-<finder>.csv` holds every pair's saddle, where known, and its upper bound.
 
@@ -48,7 +48,7 @@ def _choose(run: Run, finder: str, seconds: float) -> tuple[Pair | None, Claim |
     pending = {pair for pair in combinations(range(count), 2) if living(run.path(*pair, finder).claim)}
     saddles = _saddles(run, finder)
     _write_bounds(run, finder, saddles)
-    pair = next_pair(count, saddles, pending)
+    pair = next_pair(count, saddles, pending, _losses(run))
     spent = _spent(run, finder, len({*saddles, *pending}), seconds)
     if pair is not None and not spent:
         return pair, take(run.path(*pair, finder).claim), True
@@ -56,10 +56,21 @@ def _choose(run: Run, finder: str, seconds: float) -> tuple[Pair | None, Claim |
     if not waits:
         tree = spanning_tree(count, saddles)
         highest = f", highest saddle of the spanning tree {saddles[tree[0]]:.4g}" if tree else ""
+        apart = sum(bound == inf for pair, bound in upper_bounds(count, saddles).items() if 0 in pair)
+        if tree and apart:
+            highest += f" (incomplete: {apart} of {count} minima are not connected with minimum 0)"
         why = f", path.budget.{spent} is spent" if spent and pair is not None else ""
         total = count * (count - 1) // 2
+        if pair is None and not pending and len(saddles) < total:
+            why = ", no other path could lower the tree"
         progress.say(f"path: {finder} explored {len(saddles)} of {total} pairs{highest}{why}")
     return None, None, waits
+
+
+def _losses(run: Run) -> list[float]:
+    """The minima's train losses; without a minimum, whoever needs it tells, and nothing is left out for it."""
+    minima = [run.minimum(k) for k in range(run.config["minima"]["count"])]
+    return [minimum.notes()["train_loss"] if minimum.complete else -inf for minimum in minima]
 
 
 def _saddles(run: Run, finder: str) -> dict[Pair, float]:
