@@ -16,7 +16,9 @@ def markdown(table: pd.DataFrame) -> str:
     """A Markdown table with four significant digits."""
 
     def cell(value: object) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
+        if not isinstance(value, float):
+            return str(value)
+        return "–" if pd.isna(value) else f"{value:.4g}"
 
     rows = [list(table.columns), ["---"] * len(table.columns)]
     rows += [[cell(value) for value in row] for row in table.itertuples(index=False)]

@@ -3,7 +3,8 @@
 python scripts/saddle_excess.py [LANDSCAPES [CSV]]
 
 For each seed: AutoNEB between the two deepest minima of a mixture of Gaussian wells, against the least highest energy
-of any path between them by Dijkstra on a fine grid. Prints the distribution of the excess, and writes a row a seed.
+of any path between them by Dijkstra on a fine grid. Prints the distribution of the excess, and writes a row a seed,
+by default of 100 landscapes to outputs/saddle_excess.csv.
 
 Shapes: X × Y nodes of a grid, K points along a path, P = 2 coordinates.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import heapq
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lowloss import AutoNEB, GaussianMixture, find_path
-from lowloss.finder import Path
+from lowloss.finder import Path as WeightPath
 from lowloss.landscape import AnalyticSurface
 
 SPACING, SIDE = 0.01, 261
@@ -82,7 +84,7 @@ def sampling_error(surface: AnalyticSurface, saddle_P: Tensor, spacing: float) -
     return float(0.5 * torch.linalg.eigvalsh(hessian).abs().max() * spacing**2 / 2)
 
 
-def peak(surface: AnalyticSurface, path: Path) -> Peak:
+def peak(surface: AnalyticSurface, path: WeightPath) -> Peak:
     """The highest point along a path."""
     theta_KP = path.points(torch.linspace(0, 1, 4001, dtype=torch.float64)).requires_grad_()
     energy_K = surface.energy(theta_KP)
@@ -106,10 +108,14 @@ def compare(seeds: range) -> Iterator[Comparison]:
         yield Comparison(seed, top, minimax(energy_XY, a, b), error, found.status, found.gradient_evaluations)
 
 
-def main(landscapes: int = 100, file: str = "saddle_excess.csv") -> None:
+def main(landscapes: str = "100", file: str = "outputs/saddle_excess.csv") -> None:
+    if not landscapes.isdecimal() or int(landscapes) < 1:
+        sys.exit(f"saddle_excess: LANDSCAPES must be a whole number of at least 1, got {landscapes!r}")
+    # Before the work, so that a wrong place is told at once.
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     rows = [
         [c.seed, c.peak.energy, c.minimax, c.excess, c.error, c.peak.slope, c.status, c.gradient_evaluations]
-        for c in compare(range(landscapes))
+        for c in compare(range(int(landscapes)))
     ]
     columns = ["seed", "saddle", "minimax", "excess", "sampling_error", "slope", "status", "gradient_evaluations"]
     table = pd.DataFrame(rows, columns=columns)
@@ -120,7 +126,6 @@ def main(landscapes: int = 100, file: str = "saddle_excess.csv") -> None:
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if len(arguments) > 2 or (arguments and not (arguments[0].isdigit() and int(arguments[0]) > 0)):
+    if len(sys.argv) > 3 or {"-h", "--help"} & {*sys.argv}:
         sys.exit(__doc__)
-    main(*[convert(argument) for convert, argument in zip((int, str), arguments, strict=False)])
+    main(*sys.argv[1:])

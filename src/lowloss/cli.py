@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -168,8 +169,8 @@ class _Builder:
 
 
 def _check_types(key: str, node: dict[str, Any]) -> None:
-    """Raise LowlossError for a value that is no number, flag or text where our constructors or torch's optimizers ask
-    for one."""
+    """Raise LowlossError for a key that our own constructors or torch's optimizers do not know, or a value that is no
+    number, flag or text where they ask for one."""
     from hydra.utils import get_object
 
     if not str(node.get("_target_")).startswith(("lowloss.", "torch.optim.")):
@@ -178,6 +179,11 @@ def _check_types(key: str, node: dict[str, Any]) -> None:
         target = get_object(node["_target_"])
     except (ImportError, AttributeError, ValueError):  # told by whoever builds it
         return
+    known = inspect.signature(target).parameters
+    given = [name for name in node if not name.startswith("_")]
+    unknown = [name for name in given if name not in known]
+    if unknown and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known.values()):
+        raise LowlossError(f"{key} has no {', '.join(unknown)}; it has {', '.join(known) or 'no keys'}")
     hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
     for name, value in node.items():
         hint = hints.get(name)

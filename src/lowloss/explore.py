@@ -15,11 +15,10 @@ from lowloss import files, progress
 from lowloss.claims import Claim, Patience, living, take, wait_for
 from lowloss.finder.exploration import Pair, next_pair, spanning_tree, upper_bounds
 from lowloss.run import Run
-from lowloss.runs import Artifact
 
 
 def explore(run: Run, finder: str, make: Callable[[int, int], None]) -> None:
-    """Make paths by a finder until every pair is known or the budget is spent.
+    """Make paths by a finder until every pair is known, none of the others can be lower, or the budget is spent.
 
     After each path `bounds-<finder>.csv` holds every pair's saddle, where known, and its upper bound.
 
@@ -46,34 +45,39 @@ def _choose(run: Run, finder: str, seconds: float) -> tuple[Pair | None, Claim |
     """The next pair and its claim; else whether to wait for what others are at. Tells where it ends."""
     count = run.config["minima"]["count"]
     # In this order: a path that is completed in between is seen at least once.
-    pending = {pair for pair in combinations(range(count), 2) if living(_artifact(run, finder, pair).claim)}
+    pending = {pair for pair in combinations(range(count), 2) if living(run.path(*pair, finder).claim)}
     saddles = _saddles(run, finder)
     _write_bounds(run, finder, saddles)
-    pair = next_pair(count, saddles, pending)
+    pair = next_pair(count, saddles, pending, _losses(run))
     spent = _spent(run, finder, len({*saddles, *pending}), seconds)
     if pair is not None and not spent:
-        return pair, take(_artifact(run, finder, pair).claim), True
+        return pair, take(run.path(*pair, finder).claim), True
     waits = bool(pending) and spent != "hours"
     if not waits:
         tree = spanning_tree(count, saddles)
         highest = f", highest saddle of the spanning tree {saddles[tree[0]]:.4g}" if tree else ""
+        apart = sum(bound == inf for pair, bound in upper_bounds(count, saddles).items() if 0 in pair)
+        if tree and apart:
+            highest += f" (incomplete: {apart} of {count} minima are not connected with minimum 0)"
         why = f", path.budget.{spent} is spent" if spent and pair is not None else ""
         total = count * (count - 1) // 2
+        if pair is None and not pending and len(saddles) < total:
+            why = ", no other path could lower the tree"
         progress.say(f"path: {finder} explored {len(saddles)} of {total} pairs{highest}{why}")
     return None, None, waits
 
 
-def _artifact(run: Run, finder: str, pair: Pair) -> Artifact:
-    """The path between a pair; a list may have asked for it from the larger index to the smaller."""
-    turned = run.path(pair[1], pair[0], finder)
-    return turned if turned.complete else run.path(*pair, finder)
+def _losses(run: Run) -> list[float]:
+    """The minima's train losses; without a minimum, whoever needs it tells, and nothing is left out for it."""
+    minima = [run.minimum(k) for k in range(run.config["minima"]["count"])]
+    return [minimum.notes()["train_loss"] if minimum.complete else -inf for minimum in minima]
 
 
 def _saddles(run: Run, finder: str) -> dict[Pair, float]:
     """The highest train loss of every complete path; infinite where it is not finite."""
     config, saddles = run.path_config(finder), {}
     for pair in combinations(range(run.config["minima"]["count"]), 2):
-        artifact = _artifact(run, finder, pair)
+        artifact = run.path(*pair, finder)
         if artifact.matches(config):
             loss = artifact.notes()["saddle_train_loss"]
             saddles[pair] = loss if isfinite(loss) else inf

@@ -84,6 +84,11 @@ def unwritable(file: Path, error: Exception) -> LowlossError:
     return LowlossError(f"{file} cannot be written ({reason}): {REMEDIES[errno.ENOSPC]}")
 
 
+def unreadable(file: Path, error: Exception) -> LowlossError:
+    """The error for a damaged file of a result."""
+    return LowlossError(f"{file} is unreadable ({error}): delete {file.parent} and run the same command again")
+
+
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and notes of a safetensors file. Raises LowlossError if it is damaged."""
     with _opened(file, "pt") as archive:
@@ -115,6 +120,4 @@ def _opened(file: Path, framework: str) -> Iterator[Any]:
         with safe_open(file, framework=framework) as archive:
             yield archive
     except (SafetensorError, OSError, ValueError) as error:
-        raise LowlossError(
-            f"{file} is unreadable ({error}): delete {file.parent} and run the same command again"
-        ) from error
+        raise unreadable(file, error) from error

@@ -94,11 +94,10 @@ class Run:
     @cached_property
     def landscape(self) -> NetworkLandscape:
         from lowloss.landscape import NetworkLandscape
-        from lowloss.training.loop import check_optimizer, check_trainer
+        from lowloss.training.loop import check_trainer
 
         # Whoever needs the landscape is about to work long: find a wrong value of any stage first.
-        _ = self.finders, self.planes, self.build("ensemble"), self.build("schedule")
-        check_optimizer(self.build("optimizer", partial=True))
+        self.check_settings()
         check_trainer(self.trainer)
         engine = self.build("engine")
         data = self.build("data")
@@ -170,11 +169,22 @@ class Run:
     def planes(self) -> dict[str, Plane]:
         return {name: self.build(f"scan.{name}") for name in self.config["scan"]}
 
+    def check_settings(self) -> None:
+        """Raise LowlossError for a setting that its finder, scan, ensemble, schedule or optimizer refuses."""
+        from lowloss.training.loop import check_optimizer
+
+        _ = self.finders, self.planes, self.build("ensemble"), self.build("schedule")
+        check_optimizer(self.build("optimizer", partial=True))
+
     def minimum(self, k: int) -> Artifact:
         return self.study.artifact("minima", f"{k:04d}")
 
     def path(self, start: int, end: int, finder: str) -> Artifact:
-        return self.study.artifact("paths", f"{start:04d}-{end:04d}-{finder}")
+        """The path between two minima, in whichever order: it leads from the smaller index to the larger."""
+        low, high = sorted((start, end))
+        # An earlier version went the other way where a list of pairs said so.
+        turned = self.study.artifact("paths", f"{high:04d}-{low:04d}-{finder}")
+        return turned if turned.complete else self.study.artifact("paths", f"{low:04d}-{high:04d}-{finder}")
 
     def require(self, artifact: Artifact, config: Config, stage: str) -> None:
         """Raise LowlossError if a needed artifact is missing or was made with another configuration."""
@@ -212,7 +222,10 @@ class Run:
         return bool(self._wanted_pairs(finder)[1] == "explore")
 
     def pairs(self, finder: str) -> list[tuple[int, int]]:
-        """The pairs of minima that a finder connects for certain. Raises LowlossError if they do not exist."""
+        """The pairs of minima that a finder connects for certain, each once and the smaller index first.
+
+        Raises LowlossError if they do not exist.
+        """
         count = self.config["minima"]["count"]
         key, wanted = self._wanted_pairs(finder)
         if wanted in ("star", "explore"):
@@ -228,7 +241,7 @@ class Run:
                 raise LowlossError(f"{key} names [{i},{j}], which joins a minimum to itself: name two minima")
             if not (0 <= i < count and 0 <= j < count):
                 raise LowlossError(f"{key} names [{i},{j}], but the minima are 0 … {count - 1}: raise minima.count")
-        return [(i, j) for i, j in wanted]
+        return list(dict.fromkeys((min(pair), max(pair)) for pair in wanted))
 
     def check(self, stages: Collection[str]) -> None:
         """Raise LowlossError for a value that none of these stages could use; needs nothing heavy."""
@@ -292,7 +305,8 @@ class Run:
         if node["path"] not in finders:
             raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
         start, end = node["start"], node["end"]
-        if (start, end) not in self.pairs(node["path"]) and not self.path(start, end, node["path"]).complete:
+        wanted = (min(start, end), max(start, end)) in self.pairs(node["path"])
+        if not wanted and not self.path(start, end, node["path"]).complete:
             raise LowlossError(
                 f"{key} needs the path [{start},{end}] by {node['path']}, which path.pairs leaves out: "
                 f"add it there, or change {key}.start and {key}.end"

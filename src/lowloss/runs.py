@@ -9,6 +9,7 @@ renamed into place. Unfinished work lies in `.<name>.work` beside it, and `.<nam
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import platform
 import shutil
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lowloss import claims, files
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, OtherConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +113,22 @@ class Artifact:
         """The notes alone, without torch. Raises LowlossError if the file is damaged."""
         return files.load_notes(self.folder / RESULT)
 
+    def table(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
+        """Columns of numbers of a CSV table. Raises LowlossError if the file is damaged or has no row."""
+        import pandas as pd
+
+        file = self.folder / name
+        try:
+            text = file.read_text(encoding="utf-8")
+            if not text.endswith("\n"):
+                raise ValueError("it is cut off")
+            table = pd.read_csv(io.StringIO(text), usecols=list(columns), dtype=float)
+            if table.empty:
+                raise ValueError("it has no row")
+        except (OSError, ValueError) as error:
+            raise files.unreadable(file, error) from error
+        return table
+
     def stamp(self) -> list[int]:
         """Changes when the artifact is made anew."""
         status = (self.folder / RESULT).stat()
@@ -169,7 +186,7 @@ def begin_work(work: Path, config: Config) -> Path:
 
 
 def check_config(folder: Path, config: Config) -> None:
-    """Raise LowlossError if what lies in the folder was made with another configuration."""
+    """Raise OtherConfigError if what lies in the folder was made with another configuration."""
     try:
         made = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         assert isinstance(made, dict)
@@ -181,7 +198,7 @@ def check_config(folder: Path, config: Config) -> None:
         absent = "nothing"
         differences = "; ".join(f"{k}={before.get(k, absent)}, now {k}={now.get(k, absent)}" for k in keys[:3])
         more = f" (and {len(keys) - 3} more keys)" if len(keys) > 3 else ""
-        raise LowlossError(
+        raise OtherConfigError(
             f"{folder} was made with {differences}{more}: "
             "choose another folder with study=NAME, or delete this one to make it anew"
         )

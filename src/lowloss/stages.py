@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lowloss import files, progress
 from lowloss.claims import Patience, take, wait_for
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, OtherConfigError
 from lowloss.run import Run
 from lowloss.runs import Artifact, Config, begin_work, make_missing
 from lowloss.seeding import derive
@@ -414,7 +414,12 @@ def run_stages(run: Run) -> float | None:
     for name, make in STAGES.items():
         if name in run.config["stages"]:
             with run.making(name):
-                make(run)
+                try:
+                    make(run)
+                except OtherConfigError:
+                    # A value that makes no sense also differs from what was made: tell that of it first.
+                    run.check_settings()
+                    raise
     if wanted is None:
         return None
     from lowloss.report.gather import objective

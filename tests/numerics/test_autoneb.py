@@ -1,5 +1,7 @@
 """Where AutoNEB inserts pivots, and what it costs."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -107,9 +109,9 @@ class Counting(MullerBrown):
 def test_cost_is_steps_times_pivots_of_every_cycle() -> None:
     surface = Counting()
     a_P, b_P = (torch.tensor(minimum[:2], dtype=torch.float64) for minimum in surface.minima[:2])
-    # Below any residuum: two pivots are inserted after each cycle but the last.
+    # The straight band crosses a ridge in many segments: two pivots are inserted after each cycle but the last.
     cycles = [{"steps": 10, "lr": 1e-5, "repeat": 2}, {"steps": 7, "lr": 1e-6}]
-    finder = AutoNEB(cycles, pivots=3, threshold=-1e9, max_insertions=2, momentum=0.0)
+    finder = AutoNEB(cycles, pivots=3, threshold=0, max_insertions=2, momentum=0.0)
     found = find_path(surface, a_P, b_P, finder)
     assert found.gradient_evaluations == 10 * 3 + 10 * 5 + 7 * 7
     assert surface.gradients == found.gradient_evaluations
@@ -132,7 +134,32 @@ def test_cycles_with_wrong_keys_are_refused(cycle: dict[str, float]) -> None:
         AutoNEB([cycle])
 
 
-@pytest.mark.parametrize("cycle", [{"steps": 0, "lr": 0.1}, {"steps": 10, "lr": 0.0}, {"steps": -1, "lr": 0.1}])
+@pytest.mark.parametrize(
+    "cycles", ["foo", None, 3, [], (), {"steps": 3, "lr": 0.1}, ["foo"], [[3, 0.1]], [{"steps": 3, "lr": 0.1}, None]]
+)
+def test_cycles_that_are_no_list_of_cycles_are_refused(cycles: Any) -> None:
+    with pytest.raises(LowlossError, match=r"cycles must be a list of \{steps: NUMBER, lr: RATE, repeat: TIMES\}"):
+        AutoNEB(cycles)
+
+
+@pytest.mark.parametrize(
+    "change", [{"repeat": 0}, {"repeat": -1}, {"repeat": 1.5}, {"steps": 2.5}, {"steps": "many"}, {"lr": "high"}]
+)
+def test_cycles_of_other_kinds_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(LowlossError, match="steps and repeat must be whole numbers of at least 1 and its lr a number"):
+        AutoNEB([{"steps": 3, "lr": 0.1, **change}])
+
+
+@pytest.mark.parametrize("threshold", [-0.1, float("nan")])
+def test_a_threshold_that_a_line_exceeds_is_refused(threshold: float) -> None:
+    with pytest.raises(LowlossError, match="threshold must be at least 0"):
+        AutoNEB(threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    "cycle",
+    [{"steps": 0, "lr": 0.1}, {"steps": 10, "lr": 0.0}, {"steps": -1, "lr": 0.1}, {"steps": 3, "lr": float("inf")}],
+)
 def test_cycles_that_take_no_step_are_refused(cycle: dict[str, float]) -> None:
     with pytest.raises(LowlossError, match="at least one step"):
         AutoNEB([cycle])

@@ -1,12 +1,15 @@
 """The parts of a nudged elastic band by hand, and whole searches against an implementation in numpy."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowloss import NEB, AutoNEB, LowlossError, MullerBrown, find_path
+from lowloss import NEB, AutoNEB, BezierCurve, LowlossError, MullerBrown, PolygonalChain, find_path
 from lowloss.finder import Polyline
 from lowloss.finder.neb import redistribute, stretch, tangents
 
@@ -52,6 +55,36 @@ def test_each_pivot_has_its_own_tangent(rule: str) -> None:
 def test_unknown_tangent_is_named() -> None:
     with pytest.raises(LowlossError, match="higher, improved"):
         NEB(tangent="central")
+
+
+@pytest.mark.parametrize("constant", [0.0, -1.0, np.inf, np.nan])
+def test_a_spring_that_does_not_pull_is_refused(constant: float) -> None:
+    with pytest.raises(LowlossError, match="spring_constant must be null or positive"):
+        NEB(spring_constant=constant)
+
+
+@pytest.mark.parametrize("spacing", [(1, 2), (1, 2, 3, 4), (1, 0, 2), (1, -1, 2), (1, np.nan, 2), "foo", 3])
+def test_a_spacing_that_is_none_of_this_band_is_refused(spacing: Any) -> None:
+    with pytest.raises(LowlossError, match=r"spacing must be null or a list of 3 positive numbers, pivots \+ 1"):
+        NEB(pivots=2, spacing=spacing)
+
+
+@pytest.mark.parametrize("finder", [NEB, AutoNEB, BezierCurve, PolygonalChain])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"momentum": -0.1}, {"momentum": 1.0}, {"momentum": np.nan}, {"weight_decay": -1e-4}, {"weight_decay": np.inf},
+     {"weight_decay": np.nan}, {"batch_size": 0}],
+)  # fmt: skip
+def test_settings_with_which_sgd_cannot_descend_are_refused(finder: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(LowlossError, match=rf"{next(iter(wrong))} must be at least"):
+        finder(**wrong)
+
+
+@pytest.mark.parametrize("finder", [NEB, BezierCurve, PolygonalChain])
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"lr": np.nan}, {"lr": np.inf}, {"steps": 0}])
+def test_searches_without_a_step_are_refused(finder: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(LowlossError, match="at least one step and a positive lr"):
+        finder(**wrong)
 
 
 KNOTS = {"equal": (0, 0.25, 0.5, 0.75, 1), "unequal": (0, 0.1, 0.5, 0.9, 1)}
@@ -146,9 +179,20 @@ def energy_and_gradient(pivots_NP: Array) -> tuple[Array, Array]:
     return losses_N.detach().numpy(), torch.autograd.grad(losses_N.sum(), theta_NP)[0].numpy()
 
 
-def band_by_hand(phases: int, steps: int, lr: float, momentum: float, decay: float, spring: float | None) -> Array:
+SPACING = (1.0, 2.0, 0.5, 0.5, 2.0, 1.0)
+
+
+def band_by_hand(
+    phases: int,
+    steps: int,
+    lr: float,
+    momentum: float,
+    decay: float,
+    spring: float | None,
+    spacing: Sequence[float] = (1.0,) * 6,
+) -> Array:
     """Algorithm 1 of Draxler et al. 2018 with momentum, decay and perhaps springs (eq. 3), for five pivots."""
-    knots_N = np.linspace(0, 1, 7)
+    knots_N = np.cumsum([0.0, *spacing]) / sum(spacing)
     band_NP = START + knots_N[:, None] * (END - START)
     for _ in range(phases):
         velocity_NP = np.zeros_like(band_NP)
@@ -164,18 +208,23 @@ def band_by_hand(phases: int, steps: int, lr: float, momentum: float, decay: flo
                 force_P = -(gradient_NP[i] + decay * band_NP[i])
                 force_P = force_P - (force_P @ tangent_P) * tangent_P
                 if spring is not None:
-                    force_P -= spring * (np.linalg.norm(backward_P) - np.linalg.norm(forward_P)) * tangent_P
+                    target_S = np.diff(knots_N) * np.linalg.norm(np.diff(band_NP, axis=0), axis=1).sum()
+                    behind = np.linalg.norm(backward_P) - target_S[i - 1]
+                    force_P -= spring * (behind - (np.linalg.norm(forward_P) - target_S[i])) * tangent_P
                 velocity_NP[i] = momentum * velocity_NP[i] + force_P
                 after_NP[i] = band_NP[i] + lr * velocity_NP[i]
             band_NP = after_NP
     return band_NP
 
 
+@pytest.mark.parametrize("spacing", [None, SPACING])
 @pytest.mark.parametrize("spring", [None, 200.0])
-def test_search_equals_algorithm_1(spring: float | None) -> None:
-    finder = NEB(pivots=5, steps=20, lr=1e-4, momentum=0.5, weight_decay=3.0, spring_constant=spring)
+def test_search_equals_algorithm_1(spring: float | None, spacing: Sequence[float] | None) -> None:
+    settings = {"momentum": 0.5, "weight_decay": 3.0, "spring_constant": spring, "spacing": spacing}
+    finder = NEB(pivots=5, steps=20, lr=1e-4, **settings)  # type: ignore[arg-type]
     found = find_path(MullerBrown(), torch.tensor(START), torch.tensor(END), finder)
-    expected = band_by_hand(phases=1, steps=20, lr=1e-4, momentum=0.5, decay=3.0, spring=spring)
+    given = spacing or (1.0,) * 6
+    expected = band_by_hand(phases=1, steps=20, lr=1e-4, momentum=0.5, decay=3.0, spring=spring, spacing=given)
     np.testing.assert_allclose(found.path.bends_BP.numpy(), expected, rtol=0, atol=1e-10)
     assert found.status == "steps_done"
     assert found.gradient_evaluations == 20 * 5

@@ -113,6 +113,45 @@ def test_several_workers_search_each_pair_once(seed: int) -> None:
     assert next_pair(count, known) is None
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pairs_that_cannot_be_lower_are_left_out_and_change_nothing(seed: int) -> None:
+    random = Random(1000 + seed)
+    count, saddles = table(seed)
+    losses = [random.random() for _ in range(count)]
+    # A path is as high as its higher end at least; many are exactly that high, but for rounding.
+    saddles = {(i, j): max(losses[i], losses[j]) * (1 + 1e-7) + max(0, s - 0.6) for (i, j), s in saddles.items()}
+    known: dict[Pair, float] = {}
+    while (pair := next_pair(count, known, losses=losses)) is not None:
+        if len(known) >= count - 1:
+            around = [edge for edge in spanning_tree(count, known) if crosses(count, known, edge, pair)]
+            assert max(losses[k] for k in pair) < max(known[edge] for edge in around)
+        known[pair] = saddles[pair]
+    assert weight(count, known) == pytest.approx(weight(count, saddles), rel=1e-6)
+    assert upper_bounds(count, known) == pytest.approx(minimax(count, saddles), rel=1e-6)
+
+
+def test_half_of_the_pairs_are_left_out_where_most_paths_are_as_low_as_their_ends() -> None:
+    searched = total = 0
+    for seed in SEEDS:
+        count, saddles = table(seed)
+        losses = [Random(seed + k).random() for k in range(count)]
+        saddles = {(i, j): max(losses[i], losses[j]) + max(0, s - 0.9) for (i, j), s in saddles.items()}
+        known: dict[Pair, float] = {}
+        while (pair := next_pair(count, known, losses=losses)) is not None:
+            known[pair] = saddles[pair]
+        searched, total = searched + len(known), total + len(saddles)
+    assert searched < total / 2
+
+
+def test_only_pairs_below_the_edge_are_left_in() -> None:
+    known = {(0, 1): 1.0, (0, 2): 2.0, (0, 3): 9.0}
+    # Minimum 3 is as high as its path, minimum 2 is not.
+    assert next_pair(4, known, losses=[0.1, 0.1, 0.1, 9.0]) == (1, 2)
+    assert next_pair(4, known, losses=[0.1, 0.1, 2.0, 9.0]) is None
+    # A part that nothing connects is searched, however high.
+    assert next_pair(3, {(0, 1): 1.0, (0, 2): inf}, losses=[0.1, 0.1, 99.0]) == (1, 2)
+
+
 def test_a_path_without_a_finite_loss_connects_nothing() -> None:
     known = {(0, 1): 1.0, (0, 2): inf}
     assert spanning_tree(3, known) == [(0, 1)]

@@ -77,6 +77,25 @@ def test_muller_brown(finder: str, pair: tuple[int, int], muller_brown_minimax: 
         assert found.status == "converged"
 
 
+@pytest.mark.parametrize("landscapes", ["0", "-3", "1.5", "many", ""])
+def test_the_script_refuses_no_number_of_landscapes(landscapes: str) -> None:
+    with pytest.raises(SystemExit) as refused:
+        excess.main(landscapes)
+    told = f"saddle_excess: LANDSCAPES must be a whole number of at least 1, got {landscapes!r}"
+    assert refused.value.code == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"), [((), "outputs/saddle_excess.csv"), (("else/where.csv",), "else/where.csv")]
+)
+def test_the_script_writes_below_outputs_or_where_it_is_told(
+    arguments: tuple[str, ...], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    excess.main("1", *arguments)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file]
+
+
 MIXTURES = range(8)
 
 

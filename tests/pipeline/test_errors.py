@@ -25,6 +25,13 @@ WRONG = {
     "rates": ("ensemble.lr_min=1", "ensemble", "lr_min < lr_max", r"\b1\b"),
     "milestones": ("schedule.milestones=[2]", "schedule.milestones", r"\[2\]"),
     "cycles": ("finder.autoneb.cycles=[{steps:10}]", "finder.autoneb", "steps, lr"),
+    "cycles-of-words": ("finder.autoneb.cycles=foo", "finder.autoneb", "steps: NUMBER, lr: RATE, repeat: TIMES", "foo"),
+    "no-cycles": ("finder.autoneb.cycles=[]", "finder.autoneb", "at least one"),
+    "no-repeats": ("finder.autoneb.cycles=[{steps:10,lr:0.1,repeat:0}]", "finder.autoneb", "repeat", r"\b0\b"),
+    "momentum": ("finder.autoneb.momentum=1.5", "finder.autoneb", "momentum", "1.5"),
+    "threshold": ("finder.autoneb.threshold=-1", "finder.autoneb", "threshold", "-1"),
+    "unknown-key": ("+finder.autoneb.treshold=1", "finder.autoneb", "treshold", r"\bthreshold\b", r"\bpivots\b"),
+    "unknown-key-of-a-line": ("finder=[autoneb,line] +finder.line.steps=1", "finder.line has no steps; it has no keys"),
     "no-evaluations": ("finder.autoneb.evaluations=0", "evaluations"),
     "normalization": ("scan.random_plane.normalization=foo", "scan.random_plane", "foo", "filter, layer, none"),
     "resolution": ("scan.plane.resolution=[3]", r"scan\.plane", "resolution"),
@@ -183,6 +190,27 @@ def test_a_study_is_not_mixed_with_another_configuration(lowloss, whole, change,
     assert str(whole.root) in message
     assert "study=" in message
     assert state(whole.root) == untouched
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("finder.autoneb.tangent=foo", "finder.autoneb: tangent must be one of higher, improved"),
+        ("finder.autoneb.momentum=2", "finder.autoneb: momentum must be"),
+        ("ensemble.lr_min=1", "ensemble: ensemble needs 0 < lr_min < lr_max"),
+        ("optimizer.lr=abc", "optimizer: "),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_told_as_such_beside_results(lowloss, whole, change, told):
+    untouched = state(whole.root)
+    assert told in lowloss.tiny(whole.outputs, change).message
+    assert state(whole.root) == untouched
+
+
+def test_finders_are_checked_before_minima_are_trained(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "minima/0001")
+    assert "momentum must be" in lowloss.tiny(tmp_path, "finder.autoneb.momentum=2").message
+    assert not (root / "minima" / "0001").exists()
 
 
 def test_what_changes_no_result_may_change(lowloss, whole):

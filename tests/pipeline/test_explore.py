@@ -109,6 +109,17 @@ def test_no_path_begins_after_the_hours_are_over(lowloss, outputs):
     assert re.search(r"explored 0 of 15 pairs, path\.budget\.hours is spent", stopped.err)
 
 
+def test_an_incomplete_tree_is_told_as_such(lowloss, outputs):
+    stopped = explore(lowloss, outputs, "path.budget.steps=105")
+    assert stopped.status == 0, stopped.err
+    told = (
+        r"explored 3 of 15 pairs, highest saddle of the spanning tree \S+ \(incomplete: 2 of 6 minima are not connected"
+    )
+    assert re.search(told, stopped.err)
+    more = explore(lowloss, outputs, "path.budget.steps=175")
+    assert re.search(r"explored 5 of 15 pairs, highest saddle of the spanning tree \S+, path", more.err)
+
+
 def test_killed_ten_times_it_ends_the_same(lowloss, outputs, undisturbed):
     random, kills, names = Random(0), 0, []
     while True:

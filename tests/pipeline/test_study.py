@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from html.parser import HTMLParser
 from itertools import product
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lowloss import LowlossError
+from lowloss.files import load_tensors, save_tensors
 from lowloss.report.architectures import draw_architectures, overview
 from lowloss.runs import Study
 
@@ -112,6 +114,40 @@ def test_settings_of_a_finder_that_is_not_chosen_are_left_out(lowloss, whole):
     again = lowloss.tiny(whole.outputs, "stages=[path]", "finder=[autoneb,bezier]", "+finder.neb.steps=3")
     assert again.status == 0, again.err
     assert "path: all 4 are complete" in again.err
+
+
+def test_each_pair_is_connected_once_in_whatever_order_it_is_named(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "paths/0000-0001-bezier", "paths/0000-0002-bezier", "scans")
+    turned = ("stages=[path,scan]", "path.pairs=[[1,0],[0,1],[1,0]]", "scan.plane.start=1", "scan.plane.end=0")
+    made = lowloss.tiny(tmp_path, *turned, "finder=[autoneb,bezier]")
+    assert made.status == 0, made.err
+    names = ["0000-0001-autoneb", "0000-0001-bezier", "0000-0001-line", "0000-0002-autoneb", "0000-0002-line"]
+    assert sorted(path.name for path in (root / "paths").iterdir()) == names
+    (name,) = [name for name in lowloss.results(root) if name.endswith("0000-0001-bezier/result.safetensors")]
+    assert lowloss.results(root)[name] == lowloss.results(whole.root)[name]
+
+
+def test_a_path_that_an_earlier_version_turned_is_kept(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "paths/0000-0002-bezier")
+    (root / "paths" / "0000-0001-bezier").rename(root / "paths" / "0001-0000-bezier")
+    made = lowloss.tiny(tmp_path, "stages=[path]", "finder=[autoneb,bezier]", "path.pairs=[[0,1]]")
+    assert "path: all 2 are complete" in made.err
+    assert not (root / "paths" / "0000-0001-bezier").exists()
+
+
+def test_an_epoch_that_there_is_not_is_a_dash_on_the_page(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "report")
+    for file in root.glob("minima/*/metrics.csv"):
+        # A learning curve that ends above every saddle.
+        head, *rows = file.read_text().splitlines()
+        file.write_text("\n".join([head, *(row.rpartition(",")[0] + ",99" for row in rows), ""]))
+    made = lowloss.tiny(tmp_path, "stages=[report]")
+    assert made.status == 0, made.err
+    rows, _ = table(root / "report" / "table_b1.csv")
+    assert {(row["epoch"], row["epoch_first"]) for row in rows} == {("", "")}
+    page = (root / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<td>–</td><td>–</td>") == len(rows)
+    assert "<td>nan</td>" not in page
 
 
 def test_a_papers_row_without_numbers_is_refused(lowloss, tmp_path):
@@ -226,6 +262,36 @@ def test_own_arrays_and_csv_logger(lowloss, tmp_path):
     rows, columns = table(log)
     assert "minima/loss" in columns
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+
+
+def cut(text):
+    return text[: len(text) // 2].rstrip("\n")
+
+
+@pytest.mark.parametrize("name", ["paths/0000-0002-autoneb/along.csv", "minima/0001/metrics.csv"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: "", cut, lambda text: text.splitlines()[0] + "\n", lambda text: "a,b\n1,2\n",
+     lambda text: text.replace("0.", "x.")],
+    ids=["empty", "cut", "no-row", "other-columns", "no-numbers"],
+)  # fmt: skip
+def test_a_damaged_table_is_named_with_the_remedy(lowloss, whole, tmp_path, name, damage):
+    root = whole.copy(tmp_path, "report")
+    file = root / name
+    file.write_text(damage(file.read_text()))
+    message = lowloss.tiny(tmp_path, "stages=[report]").message
+    assert re.search(rf"{file} is unreadable \(.+\): delete {file.parent} and run the same command again", message)
+
+
+def test_a_search_that_took_no_step_is_reported(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "report")
+    folder = root / "paths" / "0000-0001-autoneb"
+    tensors, notes = load_tensors(folder / "result.safetensors")
+    save_tensors(folder / "result.safetensors", tensors, {**notes, "gradient_evaluations": 0})
+    (folder / "metrics.csv").write_text("phase,step,lr,mean_loss,max_loss\n")
+    made = lowloss.tiny(tmp_path, "stages=[report]")
+    assert made.status == 0, made.err
+    assert not list((root / "report" / "figures").glob("snapshots-*"))
 
 
 def test_what_is_gone_from_a_report_is_made_again(lowloss, whole, tmp_path):

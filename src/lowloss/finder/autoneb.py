@@ -36,6 +36,9 @@ class AutoNEB(NEB):
         threshold: insert where the residuum, normalised by the range of the pivots' losses, exceeds this.
         max_insertions: pivots inserted after one cycle at most, those of highest residuum first.
         momentum, weight_decay, batch_size, spring_constant, tangent: see NEB.
+
+    Raises:
+        LowlossError: a setting makes no sense, say no cycle or a negative threshold.
     """
 
     def __init__(
@@ -63,8 +66,10 @@ class AutoNEB(NEB):
             raise LowlossError(
                 f"evaluations must be at least 1 and max_insertions 0, got {evaluations}, {max_insertions}"
             )
+        if not threshold >= 0:
+            raise LowlossError(f"threshold must be at least 0, got {threshold}")
         self.evaluations, self.threshold, self.max_insertions = evaluations, threshold, max_insertions
-        self.phases = [phase for cycle in cycles for phase in _phases(cycle)]
+        self.phases = _phases(cycles)
 
     def refine(self, path: Path, profile: Profile) -> Path:
         assert isinstance(path, Polyline)
@@ -108,10 +113,23 @@ def _between(knots_N: Tensor, segment: int, alpha: float) -> float:
     return float(torch.lerp(knots_N[segment], knots_N[segment + 1], alpha))
 
 
-def _phases(cycle: Phase | Mapping[str, Any]) -> list[Phase]:
-    if isinstance(cycle, Phase):
-        return [cycle]
-    unknown = set(cycle) - {"steps", "lr", "repeat"}
-    if unknown or not {"steps", "lr"} <= set(cycle):
-        raise LowlossError(f"a cycle has the keys steps, lr and optionally repeat, got {dict(cycle)}")
-    return [Phase(int(cycle["steps"]), float(cycle["lr"]))] * int(cycle.get("repeat", 1))
+def _phases(cycles: Sequence[Phase | Mapping[str, Any]]) -> list[Phase]:
+    listed = isinstance(cycles, (list, tuple)) and all(isinstance(cycle, (Phase, Mapping)) for cycle in cycles)
+    if not listed or not cycles:
+        raise LowlossError(
+            f"cycles must be a list of {{steps: NUMBER, lr: RATE, repeat: TIMES}}, of at least one, got {cycles!r}"
+        )
+    phases = []
+    for cycle in cycles:
+        if isinstance(cycle, Phase):
+            phases.append(cycle)
+            continue
+        if not {"steps", "lr"} <= set(cycle) <= {"steps", "lr", "repeat"}:
+            raise LowlossError(f"a cycle has the keys steps, lr and optionally repeat, got {dict(cycle)}")
+        steps, lr, repeat = cycle["steps"], cycle["lr"], cycle.get("repeat", 1)
+        if type(steps) is not int or type(repeat) is not int or repeat < 1 or not isinstance(lr, (int, float)):
+            raise LowlossError(
+                f"a cycle's steps and repeat must be whole numbers of at least 1 and its lr a number, got {dict(cycle)}"
+            )
+        phases += [Phase(steps, float(lr))] * repeat
+    return phases

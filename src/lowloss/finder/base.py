@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from torch import Tensor
 
@@ -28,13 +29,13 @@ Profile = Callable[[Path, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Phase:
-    """A number of gradient steps at a learning rate. Raises LowlossError unless both are positive."""
+    """A number of gradient steps at a learning rate. Raises LowlossError unless both are positive and finite."""
 
     steps: int
     lr: float
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.lr > 0:
+        if self.steps < 1 or not 0 < self.lr < inf:
             raise LowlossError(f"a finder needs at least one step and a positive lr, got {self.steps} and {self.lr}")
 
 
@@ -96,6 +97,16 @@ class Finder(ABC):
     def status(self, path: Path, profile: Profile) -> str:
         """How the search ended; see Outcome."""
         return "steps_done"
+
+
+def check_sgd(momentum: float, weight_decay: float, batch_size: int) -> None:
+    """Raise LowlossError for settings with which SGD cannot descend."""
+    if not 0 <= momentum < 1:
+        raise LowlossError(f"momentum must be at least 0 and less than 1, got {momentum}")
+    if not 0 <= weight_decay < inf:
+        raise LowlossError(f"weight_decay must be at least 0, got {weight_decay}")
+    if batch_size < 1:
+        raise LowlossError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def l2(weight_decay: float, theta_KP: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
-from lowloss.finder.base import Finder, Phase, l2
+from lowloss.finder.base import Finder, Phase, check_sgd, l2
 from lowloss.finder.path import Bezier, Path, Polyline
 from lowloss.landscape.base import Landscape
 from lowloss.schedule import Plateau
@@ -49,6 +49,9 @@ class TrainedCurve(Finder):
         weight_decay: lambda of lambda/2 |theta(t)|²; the bends themselves are not decayed.
         batch_size: samples a minibatch.
         samples: values of t drawn each step, sharing the minibatch (1 in the paper).
+
+    Raises:
+        LowlossError: a setting makes no sense, say momentum outside of [0, 1).
     """
 
     family: Callable[[Tensor], Path]
@@ -66,6 +69,7 @@ class TrainedCurve(Finder):
     ) -> None:
         if bends < 1 or samples < 1:
             raise LowlossError(f"a curve needs at least one bend and one sample, got {bends} and {samples}")
+        check_sgd(momentum, weight_decay, batch_size)
         self.bends, self.momentum, self.weight_decay = bends, momentum, weight_decay
         self.batch_size, self.samples = batch_size, samples
         self.phases = [Phase(steps, lr)]

@@ -8,14 +8,17 @@ through its minimum spanning tree bounds the saddle between two minima from abov
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations, product
-from math import inf
+from math import inf, isclose
 
 import networkx as nx
 
 Pair = tuple[int, int]
 """Two minima, the smaller index first."""
+
+ROUNDING = 1e-4
+"""Relative difference of two losses that are taken as equal: an engine may round a point differently beside others."""
 
 
 def saddle_graph(count: int, saddles: Mapping[Pair, float]) -> nx.Graph[int]:
@@ -32,16 +35,24 @@ def spanning_tree(count: int, saddles: Mapping[Pair, float]) -> list[Pair]:
     return sorted((_pair(i, j) for i, j in tree.edges), key=lambda edge: (-saddles[edge], edge))
 
 
-def next_pair(count: int, saddles: Mapping[Pair, float], pending: Collection[Pair] = ()) -> Pair | None:
+def next_pair(
+    count: int,
+    saddles: Mapping[Pair, float],
+    pending: Collection[Pair] = (),
+    losses: Sequence[float] | None = None,
+) -> Pair | None:
     """The pair to search next, or None if none is left (or none before a pending one is known).
 
     First the star around minimum 0; then a pair between the two trees that the highest edge of the spanning tree
-    holds together, so that a lower path would replace it; of the next edge where all such pairs are known.
+    holds together, so that a lower path would replace it; of the next edge where all such pairs are known. A path is
+    never below its ends, so with the minima's losses a pair is left out where the higher one is at the edge's saddle,
+    within rounding: neither tree nor bounds could improve.
 
     Args:
         count: number of minima.
         saddles: the known paths' highest losses.
         pending: pairs that others are searching at the moment; their paths are not known yet.
+        losses: the minima's own, of the same split as the saddles; None leaves out no pair.
     """
     tested = {*saddles, *pending}
     for k in range(1, count):
@@ -50,21 +61,29 @@ def next_pair(count: int, saddles: Mapping[Pair, float], pending: Collection[Pai
     tree: nx.Graph[int] = nx.Graph(spanning_tree(count, saddles))
     tree.add_nodes_from(range(count))
     # Minima that no finite path reaches come before any edge: there the bound is infinite.
-    for one, other in _gaps(count, saddles, tree):
+    for saddle, one, other in _gaps(count, saddles, tree):
         candidates = {_pair(i, j) for i, j in product(one, other)} - tested
+        if losses is not None:
+            candidates = {pair for pair in candidates if _may_be_lower(pair, saddle, losses)}
         if candidates:
             return min(candidates, key=lambda pair: (_promise(pair, saddles), pair))
     return None
 
 
-def _gaps(count: int, saddles: Mapping[Pair, float], tree: nx.Graph[int]) -> Iterator[tuple[set[int], set[int]]]:
-    """Two parts of the minima that are not connected, or only by the highest edges of the tree, in their order."""
+def _may_be_lower(pair: Pair, saddle: float, losses: Sequence[float]) -> bool:
+    floor = max(losses[k] for k in pair)
+    return floor < saddle and not isclose(floor, saddle, rel_tol=ROUNDING)
+
+
+def _gaps(count: int, saddles: Mapping[Pair, float], tree: nx.Graph[int]) -> Iterator[tuple[float, set[int], set[int]]]:
+    """Two parts of the minima that are not connected, or only by the highest edges of the tree, in their order; and
+    the saddle between them, infinite where there is none."""
     for part in list(nx.connected_components(tree)):
         if len(part) < count:
-            yield part, set(tree) - part
+            yield inf, part, set(tree) - part
     for i, j in spanning_tree(count, saddles):
         tree.remove_edge(i, j)
-        yield set(nx.node_connected_component(tree, i)), set(nx.node_connected_component(tree, j))
+        yield saddles[i, j], set(nx.node_connected_component(tree, i)), set(nx.node_connected_component(tree, j))
         tree.add_edge(i, j)
 
 

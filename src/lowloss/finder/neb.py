@@ -9,12 +9,15 @@ Shapes: N pivots (ends included), M = N - 2 inner pivots, S = N - 1 segments, P 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import inf
+
 import torch
 from torch import Tensor
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
-from lowloss.finder.base import Finder, Phase, l2
+from lowloss.finder.base import Finder, Phase, check_sgd, l2
 from lowloss.finder.path import Path, Polyline
 from lowloss.landscape.base import Landscape
 
@@ -29,7 +32,7 @@ class NEB(Finder):
     fraction of a segment each step; their momentum stays with their index.
 
     Args:
-        pivots: inner pivots of the initial straight band, equally spaced.
+        pivots: inner pivots of the initial straight band.
         steps: gradient steps.
         lr: learning rate of SGD.
         momentum: of SGD.
@@ -37,8 +40,13 @@ class NEB(Finder):
         batch_size: samples a minibatch.
         spring_constant: stiffness k of eq. (3); None redistributes the pivots before each step instead, without
             a spring force (the string method, the paper's choice).
+        spacing: target distances of neighbouring pivots relative to each other, pivots + 1 numbers from the first end
+            on; None spaces them equally. Redistribution and springs keep to it.
         tangent: "higher" points to the neighbour of higher loss (sec. 3.1), "improved" weights both segments at
             an extremum (Henkelman & Jónsson, eq. 8 to 11).
+
+    Raises:
+        LowlossError: a setting makes no sense, say momentum outside of [0, 1) or a spring that pushes.
     """
 
     def __init__(
@@ -51,22 +59,33 @@ class NEB(Finder):
         batch_size: int = 512,
         spring_constant: float | None = None,
         tangent: str = "higher",
+        spacing: Sequence[float] | None = None,
     ) -> None:
         if tangent not in TANGENTS:
             raise LowlossError(f"tangent must be one of {', '.join(TANGENTS)}, got {tangent!r}")
         if pivots < 1:
             raise LowlossError(f"a band needs at least one inner pivot, got pivots={pivots}")
+        if spring_constant is not None and not 0 < spring_constant < inf:
+            raise LowlossError(f"spring_constant must be null or positive, got {spring_constant}")
+        if spacing is not None and not _spaces(spacing, pivots + 1):
+            raise LowlossError(
+                f"spacing must be null or a list of {pivots + 1} positive numbers, pivots + 1, got {spacing!r}"
+            )
+        check_sgd(momentum, weight_decay, batch_size)
         self.pivots, self.momentum, self.weight_decay, self.batch_size = (
             pivots,
             momentum,
             weight_decay,
             batch_size,
         )
-        self.spring_constant, self.tangent = spring_constant, tangent
+        self.spring_constant, self.tangent, self.spacing = spring_constant, tangent, spacing
         self.phases = [Phase(steps, lr)]
 
     def start(self, a_P: Tensor, b_P: Tensor) -> Polyline:
         knots_N = torch.linspace(0, 1, self.pivots + 2, dtype=torch.float64)
+        if self.spacing is not None:
+            arc_N = torch.tensor([0.0, *self.spacing], dtype=torch.float64).cumsum(0)
+            knots_N = arc_N / arc_N[-1]
         return Polyline(Polyline(torch.stack([a_P, b_P])).points(knots_N), knots_N)
 
     def prepare(self, path: Path) -> Path:
@@ -94,6 +113,13 @@ class NEB(Finder):
         if self.spring_constant is None:
             return across_MP
         return across_MP - self.spring_constant * stretch(path)[:, None] * tangent_MP
+
+
+def _spaces(spacing: object, segments: int) -> bool:
+    """Whether these are as many positive numbers as there are segments."""
+    if not isinstance(spacing, (list, tuple)) or len(spacing) != segments:
+        return False
+    return all(isinstance(space, (int, float)) and 0 < space < inf for space in spacing)
 
 
 def tangents(pivots_NP: Tensor, losses_N: Tensor, rule: str) -> Tensor:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -45,8 +44,9 @@ def draw_figures(study: Study, folder: Path) -> list[Picture]:
 
 
 def _paths(artifacts: list[Artifact], folder: Path) -> Picture:
-    loaded = [(artifact.load()[1], pd.read_csv(artifact.folder / "along.csv")) for artifact in artifacts]
     columns = [("train_loss", "train loss (nats)", 1.0), ("test_error", "test error (%)", 100.0)]
+    needed = ["arc", *(name for name, _, _ in columns)]
+    loaded = [(artifact.load()[1], artifact.table("along.csv", needed)) for artifact in artifacts]
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     labelled = set()
@@ -98,16 +98,16 @@ def _slice(study: Study, artifact: Artifact, folder: Path) -> Picture:
     """Fig. 1 of Draxler et al. 2018: the slice on the left, the loss along the two ways on the right."""
     grid, notes = _grid(artifact)
     settings = notes["settings"]
-    start, end = settings["start"], settings["end"]
+    start, end = sorted((settings["start"], settings["end"]))  # as paths lead
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     _contours(figure, left, grid, grid["train_loss"], "train loss (nats)", logarithmic=True)
     _mark(left, grid, notes)
     left.set(xticks=[], yticks=[], title="Slice through the train loss")
     for finder, style in ((settings["path"], "-"), ("line", "--")):
-        along = study.artifact("paths", f"{start:04d}-{end:04d}-{finder}").folder / "along.csv"
-        if along.exists():
-            table = pd.read_csv(along)
+        path = study.artifact("paths", f"{start:04d}-{end:04d}-{finder}")
+        if path.complete:
+            table = path.table("along.csv", ["arc", "train_loss"])
             colour = COLOURS["line"] if finder == "line" else "#d1495b"
             right.plot(table["arc"], table["train_loss"], style, color=colour, label=finder)
     right.set(xlabel="fraction of the length", ylabel="train loss (nats)", xlim=(0, 1), title="Loss along")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def build_report(study: Study, paper: dict[str, Any] | None = None) -> list[Path
         note = (
             "As table B.1 of Draxler et al. 2018: means over the minima and over the saddles of the minimum spanning "
             "tree of each finder's paths; factor is the ratio of the two train losses; the learning curve falls below "
-            "the saddle loss at epoch for the last, and at epoch (first) for the first time."
+            "the saddle loss at epoch for the last, and at epoch (first) for the first time (–: it ends above)."
         )
         title = "Minima and saddles, beside the paper's" if compared is not None else "Minima and saddles"
         sections.append(_section(title, _table(overview if compared is None else compared) + _note(note)))
@@ -138,7 +139,9 @@ def _table(frame: pd.DataFrame) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return "–" if isnan(value) else f"{value:.4g}"  # an empty cell of the CSV tables
 
 
 def _configuration(study: Study) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
@@ -32,7 +31,9 @@ def draw_searches(study: Study, folder: Path) -> list[Picture]:
     for finder, artifact in examples.items():
         tensors, notes = artifact.load()
         title = f"{finder} {notes['start']}–{notes['end']}"
-        if any(tensor.numel() for name, tensor in tensors.items() if name.startswith("snapshot-")):
+        # A search without a step, which an earlier version allowed, has no cycles to show.
+        stepped = notes["gradient_evaluations"] > 0
+        if stepped and any(tensor.numel() for name, tensor in tensors.items() if name.startswith("snapshot-")):
             pictures.append(_snapshots(artifact, tensors, title, folder))
         pictures.append(_coordinates(artifact, tensors, notes, title, folder))
         if "test_class_error" in tensors:  # not made by an older version
@@ -47,7 +48,7 @@ def _snapshots(artifact: Artifact, tensors: dict[str, Any], title: str, folder: 
     snapshots = [tensors[name].numpy() for name in sorted(tensors) if name.startswith("snapshot-")]
     settings = yaml.safe_load((artifact.folder / "config.yaml").read_text(encoding="utf-8"))["finder"]
     (between,) = (finder.get("evaluations") for finder in settings.values())
-    rates = pd.read_csv(artifact.folder / "metrics.csv").groupby("phase")["lr"].first()
+    rates = artifact.table("metrics.csv", ["phase", "lr"]).astype({"phase": int}).groupby("phase")["lr"].first()
     last_of_rate = [i for i in rates.index if i + 1 not in rates.index or rates[i + 1] != rates[i]]
     chosen = sorted({0, *last_of_rate})[-6:]
     figure = Figure(figsize=(3 * len(chosen), 2.8), layout="constrained")

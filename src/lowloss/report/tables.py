@@ -103,7 +103,7 @@ def learning_curve(study: Study, minima: list[int]) -> pd.Series[float]:
     """The mean minibatch train loss of these minima in each epoch, as it was in training; the index is the epoch."""
     curves = []
     for k in minima:
-        history = pd.read_csv(study.artifact("minima", f"{k:04d}").folder / "metrics.csv")
+        history = study.artifact("minima", f"{k:04d}").table("metrics.csv", ["step", "train_loss"])
         curves.append(history.set_index(history["step"] / history["step"].iloc[0])["train_loss"])
     return pd.concat(curves, axis=1).mean(axis=1) if curves else pd.Series(dtype=float)
 
