@@ -87,16 +87,13 @@ class _Launcher(Launcher):
 OPTIONAL = ("parallel", "gpus_per_node", "mem_gb")
 
 
-def _check_numbers(settings: dict[str, Any], least: dict[str, int], fractions: bool = False) -> None:
+def _check_numbers(settings: dict[str, Any], least: dict[str, int], kind: type = int) -> None:
     """Raises LowlossError for a value that is no number, or too small."""
-    from lowloss.errors import LowlossError
+    from lowloss.errors import check_number
 
     for name, smallest in least.items():
-        value = settings[name]
-        right = isinstance(value, (int, float) if fractions else int) and not isinstance(value, bool)
-        if not (right and value >= smallest) and not (value is None and name in OPTIONAL):
-            what = "a number" if fractions else "a whole number"
-            raise LowlossError(f"hydra.launcher.{name} must be {what} from {smallest} on, got {value!r}")
+        if settings[name] is not None or name not in OPTIONAL:
+            check_number(f"hydra.launcher.{name}", settings[name], kind, smallest)
 
 
 def _is_list(value: Any) -> bool:
@@ -181,7 +178,7 @@ class SlurmLauncher(_Launcher):
         ones = ("cpus_per_task", "timeout_min", "array_parallelism")
         zeros = ("gpus_per_node", "requeues", "signal_delay_s")
         _check_numbers(self.settings, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0))
-        _check_numbers(self.settings, {"mem_gb": 0, "check_s": 0}, fractions=True)
+        _check_numbers(self.settings, {"mem_gb": 0, "check_s": 0}, float)
         lines, rounds = self.settings["setup"], self.pipeline
         if lines is not None and not (_is_list(lines) and all(isinstance(line, str) for line in lines)):
             raise LowlossError(f"hydra.launcher.setup must be a list of lines of shell, got {lines!r}")

@@ -11,3 +11,11 @@ class OtherConfigError(LowlossError):
 
 class NonFiniteLossError(LowlossError):
     """A loss became NaN or infinite during training."""
+
+
+def check_number(key: str, value: object, kind: type, least: float) -> None:
+    """Raise LowlossError unless the value of a setting is a number of this kind, int or float, and large enough."""
+    allowed = (int, float) if kind is float else int
+    if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:
+        noun = "a number" if kind is float else "a whole number"
+        raise LowlossError(f"{key} must be {noun} of at least {least:g}, got {value!r}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lowloss import files
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, check_number
 from lowloss.runs import MACHINE, Artifact, Config, Study, lookup
 
 T = TypeVar("T")
@@ -246,14 +246,10 @@ class Run:
     def check(self, stages: Collection[str]) -> None:
         """Raise LowlossError for a value that none of these stages could use; needs nothing heavy."""
         for key, (kind, least) in NUMBERS.items():
-            value = lookup(self.config, key)
-            allowed = (int, float) if kind is float else (int,)
-            if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:
-                noun = "a number" if kind is float else "a whole number"
-                raise LowlossError(f"{key} must be {noun} of at least {least:g}, got {value!r}")
+            check_number(key, lookup(self.config, key), kind, least)
         together = self.config["minima"]["together"]
-        if together is not None and (type(together) is not int or together < 1):
-            raise LowlossError(f"minima.together must be null or a whole number of at least 1, got {together!r}")
+        if together is not None:
+            check_number("minima.together", together, int, 1)
         wanted = self.config["stages"]
         if not isinstance(wanted, list):
             raise LowlossError(f"stages must be a list: stages=[{wanted}]")

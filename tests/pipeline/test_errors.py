@@ -198,7 +198,7 @@ def test_a_study_is_not_mixed_with_another_configuration(lowloss, whole, change,
         ("finder.autoneb.tangent=foo", "finder.autoneb: tangent must be one of higher, improved"),
         ("finder.autoneb.momentum=2", "finder.autoneb: momentum must be"),
         ("ensemble.lr_min=1", "ensemble: ensemble needs 0 < lr_min < lr_max"),
-        ("optimizer.lr=abc", "optimizer: "),
+        ("optimizer.lr=abc", "optimizer.lr must be float"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_told_as_such_beside_results(lowloss, whole, change, told):

@@ -280,11 +280,11 @@ def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):
 @pytest.mark.parametrize(
     ("launcher", "value", "reason"),
     [
-        ("local", "parallel=-1", "must be a whole number from 1 on, got -1"),
-        ("local", "processes=0", "must be a whole number from 1 on, got 0"),
-        ("local", "gpus=2.5", "must be a whole number from 0 on, got 2.5"),
-        ("slurm", "requeues=x", "must be a whole number from 0 on, got 'x'"),
-        ("slurm", "check_s=-1", "must be a number from 0 on, got -1"),
+        ("local", "parallel=-1", "must be a whole number of at least 1, got -1"),
+        ("local", "processes=0", "must be a whole number of at least 1, got 0"),
+        ("local", "gpus=2.5", "must be a whole number of at least 0, got 2.5"),
+        ("slurm", "requeues=x", "must be a whole number of at least 0, got 'x'"),
+        ("slurm", "check_s=-1", "must be a number of at least 0, got -1"),
         ("slurm", "setup=5", "must be a list of lines of shell, got 5"),
         ("slurm", "pipeline=[minima]", "must be a list of lists of stages like [[minima],[path]], got ['minima']"),
         ("slurm", "pipeline=[[minima],[nope]]", "has 'nope', but the stages are minima, path"),

@@ -22,7 +22,7 @@ from lowloss.runs import MACHINE, RESULT, Artifact, Config, Study, flat
 
 KINDS = ("minima", "paths", "ensembles", "scans")
 METRICS = ("train_loss", "test_loss", "test_error")
-ALONG = ("arc", "train_loss", "test_loss", "test_error")
+ALONG = ("arc", *METRICS)
 
 Options = Mapping[str, Mapping[str, Config]]
 """For `model` and `data`: the options of the configuration group by name, to call a node by its option's name."""
