@@ -29,7 +29,7 @@ def convolution(
 
         return kernels.forward(_last(x), weight, stride[0], padding[0])
     parts = [
-        conv2d(x_B, weight_k.contiguous(), None, stride, padding, dilation, groups)
+        conv2d(x_B, _aligned(weight_k), None, stride, padding, dilation, groups)
         for x_B, weight_k in zip(x.chunk(len(weight)), weight, strict=True)
     ]
     return _last(torch.cat(parts))
@@ -92,7 +92,7 @@ def convolution_backward(
     for k, (gradient_B, x_B) in enumerate(zip(gradient.chunk(points), x.chunk(points), strict=True)):
         mask = [input_too, True, False]
         found = torch.ops.aten.convolution_backward(
-            gradient_B, x_B, weight[k].contiguous(), None, stride, padding, dilation, False, [0, 0], groups, mask
+            gradient_B, x_B, _aligned(weight[k]), None, stride, padding, dilation, False, [0, 0], groups, mask
         )
         if input_too:
             to_x.chunk(points)[k].copy_(found[0])
@@ -126,6 +126,11 @@ def _narrow(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], di
     square = square and weight.shape[3] == weight.shape[4]
     small = weight.shape[1] <= NARROW and weight.shape[2] <= NARROW
     return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and square and small
+
+
+def _aligned(weight: Tensor) -> Tensor:
+    """For the library's kernels, which fault on a view that starts anywhere."""
+    return weight.clone() if weight.data_ptr() % 16 else weight.contiguous()
 
 
 def _last(x: Tensor) -> Tensor:

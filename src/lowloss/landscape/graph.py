@@ -138,10 +138,11 @@ class Graph:
         buffers = dict(self.module.named_buffers())
 
         def run() -> tuple[Buffers, Tensor | None]:
-            zeros = torch.zeros(1, sum(buffers[name].numel() for name in self._running), device=self.device)
-            given = dict(
-                zip(self._running, zeros.split([buffers[name].numel() for name in self._running], 1), strict=True)
-            )
+            # One allocation for all, each starting where compiled code expects tensors to start.
+            sizes = [buffers[name].numel() for name in self._running]
+            zeros = torch.zeros(1, sum(-(-size // 4) * 4 for size in sizes), device=self.device)
+            parts_1C = zeros.split([-(-size // 4) * 4 for size in sizes], 1)
+            given = {name: part[:, :size] for name, part, size in zip(self._running, parts_1C, sizes, strict=True)}
             for norm in self._norms:
                 norm.whole = parts is None
             if parts is None:
