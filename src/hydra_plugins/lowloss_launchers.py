@@ -78,7 +78,8 @@ class _Launcher(Launcher):
                 chosen = [f"stages=[{','.join(stages)}]"] if stages else []
                 arguments = (*config_flags(), *overrides, *chosen, f"study={quoted(name)}")
                 log = (self.folder / f"{number:03d}{label}.log").absolute()
-                jobs.append(Job(name, arguments, log, self.environment()))
+                shown = f"{name} [{label[1:]}]" if label else name
+                jobs.append(Job(shown, arguments, log, self.environment()))
         finally:
             Singleton.set_state(before)
         return jobs
@@ -179,6 +180,11 @@ class SlurmLauncher(_Launcher):
         zeros = ("gpus_per_node", "requeues", "signal_delay_s")
         _check_numbers(self.settings, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0))
         _check_numbers(self.settings, {"mem_gb": 0, "check_s": 0}, float)
+        if self.settings["signal_delay_s"] >= 60 * self.settings["timeout_min"]:
+            raise LowlossError(
+                "hydra.launcher.signal_delay_s must be less than 60 times timeout_min, "
+                f"got {self.settings['signal_delay_s']} at timeout_min={self.settings['timeout_min']}"
+            )
         lines, rounds = self.settings["setup"], self.pipeline
         if lines is not None and not (_is_list(lines) and all(isinstance(line, str) for line in lines)):
             raise LowlossError(f"hydra.launcher.setup must be a list of lines of shell, got {lines!r}")

@@ -40,6 +40,8 @@ def run_config(config: Any) -> float | None:
     try:
         if sweep:
             config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
+        elif any(re.match("hydra/launcher=(?!basic$)", override) for override in hydra.overrides.hydra):
+            raise LowlossError("without -m this process does the work itself, not hydra/launcher: lowloss -m …")
         value = _run_job(config, hydra.overrides)
     except Exception as error:
         _hold_back(error)
@@ -68,7 +70,9 @@ def _run_job(config: Any, overrides: Any) -> float | None:
     if count > 1 and place is None:
         return _run_group(overrides, plain["study"], count)
     if place is not None and place[1] != count:
-        raise LowlossError(f"trainer.devices={count}, but there are {place[1]} processes: set it to {place[1]}")
+        raise LowlossError(
+            f"trainer.devices={count}, but there are {place[1]} processes: set trainer=ddp trainer.devices={place[1]}"
+        )
     progress.shown = place is None or place[0] == 0
     kept = [o for o in overrides.task if not o.startswith(("stages=", "study="))]
     command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])

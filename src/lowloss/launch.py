@@ -138,6 +138,9 @@ class SlurmTask:
             if name.startswith(("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_NAME")):
                 del os.environ[name]
         status = self.job.start().wait()
+        if status in (128 + signal.SIGTERM, -signal.SIGTERM):
+            # SLURM stops it, to queue it again or for good: how it ends is SLURM's to tell.
+            raise RuntimeError("stopped by SIGTERM")
         end = self.job.finish(status)
         if end.status:
             # SLURM has to see the failure too: what depends on this task must not start.

@@ -91,7 +91,7 @@ def test_local_launcher_loses_one_job_to_a_kill_and_one_to_an_error(lowloss, loc
     assert done.returncode == 1
     failed = table(done.stderr)
     assert "Error executing job" not in done.stderr
-    assert failed.keys() == {"model.hidden=[4]", "model.hidden=[-6]"}
+    assert failed.keys() == {f"model.hidden=[{n}] [{stage}]" for n in (4, -6) for stage in ("minima", "path")}
     assert failed["model.hidden=[4]"] == "killed by SIGKILL"
     assert "negative dimension" in failed["model.hidden=[-6]"]
     assert done.stderr.splitlines()[-1] == "lowloss: 2 of 3 jobs failed; the same command runs them again"
@@ -198,7 +198,7 @@ def test_slurm_pipeline_tells_what_failed_and_keeps_the_others(lowloss, cluster,
     assert done.returncode == 1
     # What failed takes the stage behind it along, and no more.
     failed = table(done.stderr)
-    assert failed.keys() == {"model.hidden=[4]", "model.hidden=[-6]"}
+    assert failed.keys() == {f"model.hidden=[{n}] [{stage}]" for n in (4, -6) for stage in ("minima", "path")}
     assert done.stderr.splitlines()[-1] == "lowloss: 4 of 6 jobs failed; the same command runs them again"
     for reason in ("negative dimension", "cancelled", "dependencyneversatisfied"):
         assert reason in done.stderr.lower()
@@ -234,6 +234,28 @@ def test_slurm_requeues_what_runs_out_of_time(lowloss, cluster, local, tmp_path)
     assert "lowloss: interrupted; the same command continues" in text
     # What was complete was not made again.
     assert text.count("minima 1 ×") == 2
+
+
+def test_slurm_waits_for_what_it_queues_again(lowloss, cluster, local, tmp_path):
+    root = tmp_path / "outputs" / "digits-mlp" / "0"
+    job = ("stages=[minima]", "minima.together=1", "model.hidden=[4]", "seed=1")
+    with claims.take(root / "minima" / ".0001.claim"):
+        process = start(tmp_path, *FAST, *job, environment=cluster)
+        slurm.until(lambda: (root / "minima" / "0000").is_dir(), "the first minimum is there", 180)
+        number = slurm.ask(cluster, "squeue", "-h", "-o", "%i")
+        slurm.ask(cluster, "scontrol", "requeue", number)  # as preemption does: SIGTERM, then the queue again
+        shown = ("scontrol", "-o", "show", "job", number)
+        slurm.until(lambda: "Restarts=1" in slurm.ask(cluster, *shown), "the job is queued again", 120)
+    done = finish(process)
+    assert done.returncode == 0, done.stderr
+    assert "FAILED" not in done.stderr
+    assert len(list(root.glob("minima/*/result.safetensors"))) == 2
+
+
+def test_a_launcher_without_a_sweep_is_refused(lowloss, tmp_path):
+    made = lowloss(tmp_path, "hydra/launcher=local", "experiment=quickstart")
+    assert made.status == 1
+    assert "lowloss -m" in made.message
 
 
 def test_what_slurm_refuses_is_told_in_one_line(cluster, tmp_path):
@@ -284,6 +306,7 @@ def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):
         ("local", "processes=0", "must be a whole number of at least 1, got 0"),
         ("local", "gpus=2.5", "must be a whole number of at least 0, got 2.5"),
         ("slurm", "requeues=x", "must be a whole number of at least 0, got 'x'"),
+        ("slurm", "signal_delay_s=14400", "must be less than 60 times timeout_min, got 14400"),
         ("slurm", "check_s=-1", "must be a number of at least 0, got -1"),
         ("slurm", "setup=5", "must be a list of lines of shell, got 5"),
         ("slurm", "pipeline=[minima]", "must be a list of lists of stages like [[minima],[path]], got ['minima']"),
