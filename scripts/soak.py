@@ -234,7 +234,7 @@ def interrupt(*_: object) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=300, help="of which a ninth is for the undisturbed study")
+    parser.add_argument("--seconds", type=float, default=300, help="importing and the undisturbed study included")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=8)
     given = parser.parse_args()
