@@ -90,15 +90,13 @@ def cost(module: nn.Module, bytes_each: int) -> dict[bool, tuple[float, float]]:
     hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     found = {}
     for gradients in (False, True):
+        moved.clear()
         with FlopCounterMode(display=False) as flops, torch.set_grad_enabled(gradients):
             outputs = module.eval()(torch.randn(1, *INPUT))
             if gradients:
                 outputs.sum().backward()
-        found[gradients] = float(flops.get_total_flops()), float(sum(moved) * (3 if gradients else 1))
-        # The image needs no gradient.
-        first, *_ = moved
-        found[gradients] = found[gradients][0], found[gradients][1] - (first if gradients else 0)
-        moved.clear()
+        # Two gradients a layer, but the image needs none.
+        found[gradients] = float(flops.get_total_flops()), float(3 * sum(moved) - moved[0] if gradients else sum(moved))
     for hook in hooks:
         hook.remove()
     module.zero_grad()

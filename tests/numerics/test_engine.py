@@ -189,7 +189,7 @@ def test_kernels(kernels, points, samples, inputs, outputs, size, taps, stride, 
 def test_statistics_of_many_tiles(kernels, monkeypatch, samples, size):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     monkeypatch.setattr(kernels, "GROUP", 4)
-    monkeypatch.setattr(kernels, "_tile", lambda *settings: kernels._Tile(0, 1, 64, 4, 2))
+    monkeypatch.setattr(kernels, "_tile", lambda *settings: kernels._Tile(0, 1, 64, 2))
     x = torch.randn(2 * samples, 16, size, size, device=device).half().contiguous(memory_format=torch.channels_last)
     weight = torch.randn(2, 16, 16, 1, 1, device=device).half()
     y, mean, var = kernels.forward_with_statistics(x + 30, weight, 1, 0)

@@ -271,7 +271,6 @@ class _Tile(NamedTuple):
     tall: int
     """Pixels of the stack that a row is."""
     rows: int
-    warps: int
     stages: int
     """Loads in flight."""
 
@@ -280,10 +279,10 @@ def _tile(weight: Tensor, size: tuple[int, int], up: int, down: int) -> _Tile:
     _, high, wide, inputs, outputs = weight.shape
     products, width = high * wide * inputs, max(_width(inputs), _width(outputs))
     if products <= AT_ONCE and down == 1:
-        return _Tile(max(32, triton.next_power_of_2(products)), 1, 256 if products <= 32 else 128, 4, 2)
+        return _Tile(max(32, triton.next_power_of_2(products)), 1, 256 if products <= 32 else 128, 2)
     if high > 1 and up == down == 1 and width <= 32 and size[0] % 2 == 0:
-        return _Tile(0, 2, 256, 4, {16: 4, 32: 3}[width])
-    return _Tile(0, 1, {16: 512, 32: 256, 64: 128}[width], 4, 3)
+        return _Tile(0, 2, 256, {16: 4, 32: 3}[width])
+    return _Tile(0, 1, {16: 512, 32: 256, 64: 128}[width], 3)
 
 
 def _width(channels: int) -> int:
@@ -334,7 +333,7 @@ def _gather(
         _width(outputs),
         _width(inputs),
         tile.columns,
-        num_warps=tile.warps,
+        num_warps=4,
         num_stages=tile.stages,
     )
     return y, sums_KT2O, tile_pixels

@@ -129,10 +129,10 @@ class NetworkLandscape:
                     loss_K[wild], error_K[wild] = again.unbind(1)
                     for k, outputs in zip(wild.tolist(), kept_again, strict=False):
                         kept[k] = outputs
-        outputs_KNC = (
-            torch.stack(kept) if kept else torch.empty(0, len(self.data.split(split)[1]), self.data.num_classes)
-        )
-        return Evaluation(loss_K, error_K, outputs_KNC if logits else None)
+        if not logits:
+            return Evaluation(loss_K, error_K, None)
+        none = torch.empty(0, len(self.data.split(split)[1]), self.data.num_classes)
+        return Evaluation(loss_K, error_K, torch.stack(kept) if kept else none)
 
     def _trusted_up_to(self, theta_KP: Tensor, scores_K2: Tensor, split: str) -> float:
         """The highest loss that is reported as 16 bits give it.
