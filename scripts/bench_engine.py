@@ -293,7 +293,12 @@ def bench(args: argparse.Namespace, flops: float, bandwidth: float) -> pd.DataFr
                     "peak GiB": peak,
                 }
             )
-    return pd.DataFrame(rows)
+        # Each model when it is done: a bench of many takes long.
+        table = pd.DataFrame(rows)
+        table.to_csv(args.out / "bench.csv", index=False)
+        lines = table[table["model"] == name].drop(columns="engine")
+        print(lines.to_string(index=False, float_format=lambda value: f"{value:.3g}"), flush=True)
+    return table
 
 
 def random_data(images: int) -> Data:
@@ -368,8 +373,6 @@ def main() -> None:
     device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device}: {flops / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s, torch {torch.__version__}", flush=True)
     table = bench(args, flops, bandwidth)
-    table.to_csv(args.out / "bench.csv", index=False)
-    print(table.drop(columns="engine").to_string(index=False, float_format=lambda value: f"{value:.3g}"), flush=True)
     grown = growth(args) if args.growth_depth else pd.DataFrame({"grows": [], "value": [], "ms": []})
     grown.to_csv(args.out / "growth.csv", index=False)
     draw(table, grown, args.out / "bench.png")

@@ -1,49 +1,48 @@
 """Importing Lightning in less time, where the process is ours.
 
-Lightning imports torchmetrics, which imports whatever of its optional packages it finds, for plots and metrics of
-images and sound: all of matplotlib, torchvision and much of SciPy, which no step of ours needs.
+Lightning imports torchmetrics, which imports whatever it finds of its optional packages, for plots and metrics of
+images, sound and text: all of matplotlib, torchvision and transformers and much of SciPy, which no step of ours needs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
-from collections.abc import Iterable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError
-
-OPTIONAL = {"matplotlib", "scipy", "torchvision"}
+from collections.abc import Iterator
+from unittest.mock import patch
 
 light = False
 """Whether torchmetrics does without them. The command line says so; a program of a user's may want its plots."""
 
 
-class _Hiding(MetaPathFinder):
-    """As if the optional packages were not installed, to who asks for the module and to who asks for the version."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        if name in OPTIONAL:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return None
-
-    def find_distributions(self, context: DistributionFinder.Context) -> Iterable[Distribution]:
-        if context.name in OPTIONAL:
-            raise PackageNotFoundError(context.name)
-        return []
-
-
 def import_lightning() -> None:
-    """Import Lightning, and when `light` without the optional packages of torchmetrics."""
-    if not light or "torchmetrics" in sys.modules:
-        return
-    from lightning_utilities.core.imports import module_available, package_available
+    """Import Lightning's torchmetrics, when `light` without its optional packages."""
+    if light and "torchmetrics" not in sys.modules:
+        with _optional_unasked():
+            import torchmetrics  # noqa: F401
 
-    hiding = _Hiding()
-    sys.meta_path.insert(0, hiding)
-    try:
-        import lightning  # noqa: F401
-    finally:
-        sys.meta_path.remove(hiding)
-        # They are to be found again by whoever asks from now on.
-        package_available.cache_clear()
-        module_available.cache_clear()
+
+@contextlib.contextmanager
+def _optional_unasked() -> Iterator[None]:
+    """Where torchmetrics asks whether a package is installed, the answer is no, but for torch.
+
+    The questions alone are answered otherwise: nothing is hidden from other packages, and later answers are true.
+    """
+    from lightning_utilities.core import imports
+
+    required, available, asked = imports.RequirementCache.__bool__, imports.package_available, True
+
+    def required_now(cache: imports.RequirementCache) -> bool:
+        return re.match(r"torch\b", cache.requirement or "") is not None and required(cache)
+
+    def available_now(name: str) -> bool:
+        # torchmetrics keeps this function.
+        return not asked and available(name)
+
+    with (
+        patch.object(imports.RequirementCache, "__bool__", required_now),
+        patch.object(imports, "package_available", available_now),
+    ):
+        yield
+    asked = False

@@ -102,7 +102,8 @@ def users(*packages):
 def test_frameworks_stay_in_their_places():
     assert users("hydra", "omegaconf") == {"lowloss.cli"}
     lightning = users("lightning", "lightning_fabric", "pytorch_lightning")
-    assert {part_of(module) for module in lightning} == {"imports", "training", "logger"}
+    assert {part_of(module) for module in lightning} == {"training", "logger"}
+    assert users("torchmetrics", "lightning_utilities") == {"lowloss.imports"}
     assert users("wandb") == {"lowloss.logger"}
 
 
@@ -133,16 +134,29 @@ def optimizer(parameters, **settings):
     return torch.optim.SGD(parameters, **settings)
 """
 
+# As the real one does when it is imported, it asks what else is installed, and remembers the answer.
+TRANSFORMERS = """
+import importlib.util
+vision = importlib.util.find_spec("torchvision") is not None
+print("transformers")
+"""
+
 
 def test_training_starts_without_what_only_reports_and_other_data_need(tmp_path):
-    """And whatever is hidden from torchmetrics meanwhile is there again for others."""
+    """And whatever torchmetrics was told, others find every package."""
     (tmp_path / "probe.py").write_text(PROBE)
+    (tmp_path / "transformers.py").write_text(TRANSFORMERS)
+    (tmp_path / "transformers-4.50.0.dist-info").mkdir()
+    (tmp_path / "transformers-4.50.0.dist-info" / "METADATA").write_text("Name: transformers\nVersion: 4.50.0\n")
     program = (
         "import sys, lowloss.cli; lowloss.cli.main(); "
         "from importlib.metadata import version; version('matplotlib'); "
         "from lightning_utilities.core.imports import RequirementCache, package_available; "
         "assert all(package_available(name) for name in ('matplotlib', 'scipy', 'torchvision')); "
-        "assert RequirementCache('torchvision')"
+        "from torchmetrics.utilities.imports import _TORCHVISION_AVAILABLE, _TRANSFORMERS_GREATER_EQUAL_4_4; "
+        "assert _TORCHVISION_AVAILABLE and _TRANSFORMERS_GREATER_EQUAL_4_4; "
+        "import torchmetrics; assert torchmetrics.package_available('scipy'); "
+        "import transformers; assert transformers.vision"
     )
     command = ["model=mlp", "trainer=cpu", "minima.count=1", "minima.epochs=1", "stages=[minima]"]
     done = subprocess.run(
@@ -151,7 +165,7 @@ def test_training_starts_without_what_only_reports_and_other_data_need(tmp_path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     # It is made once to look at its settings, and once to train.
-    assert done.stdout.splitlines() == ["imported:"] * 2
+    assert done.stdout.splitlines() == ["imported:"] * 2 + ["transformers"]
 
 
 def test_only_the_command_line_hides_packages():

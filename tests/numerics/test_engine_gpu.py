@@ -59,16 +59,11 @@ def test_agrees_with_the_loop_in_float32(family, data, capsys):
     slow = NetworkLandscape(land.model, data, len(data.y_train), Engine("loop")).to(CUDA).evaluate(points, "train")
     loss, error = (fast.loss_K - slow.loss_K).abs(), (fast.error_K - slow.error_K).abs()
     batch = land.batches(512, [3], shared=True)[0]
-    for part in land.engine.training.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-    for part in land.loop.module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-    land.engine._steps.clear()
-    losses, gradients = land.engine.losses(points, batch, True)
-    with land.loop.exact():
-        exact_losses, exact = land.loop.losses(points, batch, True)
+    with graph._without_dropout(land.engine.training), graph._without_dropout(land.loop.module):
+        land.engine._steps.clear()
+        losses, gradients = land.engine.losses(points, batch, True)
+        with land.loop.exact():
+            exact_losses, exact = land.loop.losses(points, batch, True)
     relative = (gradients - exact).norm(dim=1) / exact.norm(dim=1)
     with capsys.disabled():
         print(
