@@ -23,14 +23,14 @@ NARROW = 128
 def convolution(
     x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
-    """x (K·B, C, H, W) with weight (K, O, C / groups, R, S) gives (K·B, O, H', W'), channels last."""
+    """x (K·B, C, H, W) with weight (K, O, C / groups, R, S) gives (K·B, O, H', W'), channels last, in x's precision."""
     if _narrow(x, weight, stride, padding, dilation, groups):
         from lowloss.landscape import kernels
 
         return kernels.forward(_last(x), weight, stride[0], padding[0])
     parts = [
         conv2d(x_B, _aligned(weight_k), None, stride, padding, dilation, groups)
-        for x_B, weight_k in zip(x.chunk(len(weight)), weight, strict=True)
+        for x_B, weight_k in zip(x.chunk(len(weight)), weight.to(x.dtype), strict=True)
     ]
     return _last(torch.cat(parts))
 
@@ -88,7 +88,7 @@ def convolution_backward(
         return to_x, to_weight
     to_x = torch.empty_like(_last(x)) if input_too else x.new_empty(0)
     to_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
-    points = len(weight)
+    points, weight = len(weight), weight.to(x.dtype)
     for k, (gradient_B, x_B) in enumerate(zip(gradient.chunk(points), x.chunk(points), strict=True)):
         mask = [input_too, True, False]
         found = torch.ops.aten.convolution_backward(

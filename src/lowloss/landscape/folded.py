@@ -51,6 +51,38 @@ def record(folded: nn.Module) -> list[FoldedBatchNorm]:
     return norms
 
 
+@torch.library.custom_op("lowloss::separate", mutates_args=())
+def separate(theta_KP: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Each parameter (K, size) in memory of its own.
+
+    A compiler that sees where each begins writes a kernel for every layer, and weighs all pairs of kernels for the
+    theta that they share; so like layers share a kernel, and compilation takes time in proportion to their number.
+    """
+    parts = [theta_KP.new_empty(len(theta_KP), size) for size in sizes]
+    rows = [row for part in parts for row in part]
+    torch._foreach_copy_(rows, [row for part in theta_KP.split(sizes, 1) for row in part])
+    return parts
+
+
+@separate.register_fake
+def _(theta_KP: Tensor, sizes: list[int]) -> list[Tensor]:
+    return [theta_KP.new_empty(theta_KP.shape[0], size) for size in sizes]
+
+
+@torch.library.custom_op("lowloss::join", mutates_args=())
+def join(parts: list[Tensor]) -> Tensor:
+    """Of parameters (K, size) the points (K, P)."""
+    return torch.cat(parts, 1)
+
+
+@join.register_fake
+def _(parts: list[Tensor]) -> Tensor:
+    return parts[0].new_empty(parts[0].shape[0], sum(part.shape[1] for part in parts))
+
+
+separate.register_autograd(lambda _, gradients: (join(gradients), None))
+
+
 def _unfold(x: Tensor, points: int) -> Tensor:
     return x.unflatten(0, (points, -1))
 
@@ -87,10 +119,9 @@ class _Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Any:
         settings = list(self.stride), list(self.padding), list(self.dilation), self.groups
-        weight = self.weight.to(x.dtype)
         if self.statistics:
-            return convolution_with_statistics(x, weight, *settings)
-        out = convolution(x, weight, *settings)
+            return convolution_with_statistics(x, self.weight, *settings)
+        out = convolution(x, self.weight, *settings)
         if self.bias is None:
             return out
         return (_unfold(out, len(self.bias)) + self.bias.to(x.dtype)[:, None, :, None, None]).flatten(0, 1)

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine import Buffers, Loop, chosen, places
-from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record
+from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate
 from lowloss.seeding import derive
 
 AGREEMENT = 1e-3
@@ -226,7 +226,7 @@ class Graph:
 
     def _outputs(self, folded: nn.Module, theta_KP: Tensor, x: Tensor, given: Buffers) -> Tensor:
         points = len(theta_KP)
-        layout = zip(self.layout.names, theta_KP.split(self.layout.sizes, 1), self.layout.shapes, strict=True)
+        layout = zip(self.layout.names, separate(theta_KP, self.layout.sizes), self.layout.shapes, strict=True)
         named = {name: part.view(points, *shape) for name, part, shape in layout}
         named |= {name: parameter.expand(points, *parameter.shape) for name, parameter in self._frozen.items()}
         named |= given
