@@ -6,6 +6,7 @@ Shapes: K points, P parameters, T points of a chunk, N samples, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,16 @@ def predictions(logits_KNC: Tensor, y_N: Tensor) -> Table:
 
 
 class EvaluationModule(L.LightningModule):
-    """predict_step evaluates the points of one chunk on all splits; with a folder, a finished chunk is kept."""
+    """predict_step evaluates the points of one chunk on all splits; with a folder, a finished chunk is kept.
+
+    A helper makes the next chunk's points and keeps the last one's table, while the device computes this one.
+    """
 
     def __init__(
         self,
         landscape: Landscape,
         points: Callable[[Tensor], Tensor],
-        count: int,
-        chunk: int,
+        chunks: Sequence[range],
         splits: Sequence[str],
         labels_N: Tensor | None,
         advance: Advance,
@@ -61,30 +64,64 @@ class EvaluationModule(L.LightningModule):
         super().__init__()
         self.labels_N = labels_N
         self.landscape, self.points, self.splits = landscape, points, tuple(splits)
-        self.count, self.chunk = count, chunk
-        self.advance, self.folder = advance, folder
+        self.chunks, self.advance, self.folder = chunks, advance, folder
 
     def on_predict_start(self) -> None:
         self.landscape.to(self.device)
+        self.helper = ThreadPoolExecutor(1)
+        self.made = self._make(0)
+        self.keeping: list[Future[None]] = []
 
-    def predict_step(self, first: int, batch_index: int) -> Table:
-        end = min(first + self.chunk, self.count)
-        file = self.folder / f"points-{first:06d}.safetensors" if self.folder else None
-        table: Table = {}
-        if file and file.exists():
+    def predict_step(self, index: int, batch_index: int) -> Table:
+        file = self._file(index)
+        theta_TP, self.made = self.made.result(), self._make(index + 1)
+        if theta_TP is None:
+            assert file is not None
             table, _ = load_tensors(file)
         else:
-            theta_TP = self.points(torch.arange(first, end))
-            for split in self.splits:
-                asked = self.labels_N is not None and split == "test"
-                result = self.landscape.evaluate(theta_TP, split, logits=asked)
-                table[f"{split}_loss"], table[f"{split}_error"] = result.loss_K.cpu(), result.error_K.cpu()
-                if self.labels_N is not None and result.logits_KNC is not None:
-                    table |= predictions(result.logits_KNC.cpu(), self.labels_N)
+            table = self._evaluate(theta_TP)
+            self._keep_last()
             if file:
-                save_tensors(file, table, {})
-        self.advance(end, "")
+                self.keeping.append(self.helper.submit(save_tensors, file, table, {}))
+        self.advance(self.chunks[index].stop, "")
         return table
+
+    def on_predict_end(self) -> None:
+        self._keep_last()
+        self.helper.shutdown()
+
+    def _keep_last(self) -> None:
+        """Wait for the last table, and raise what went wrong with it."""
+        while self.keeping:
+            self.keeping.pop().result()
+
+    def _evaluate(self, theta_TP: Tensor) -> Table:
+        table: Table = {}
+        for split in self.splits:
+            asked = self.labels_N is not None and split == "test"
+            result = self.landscape.evaluate(theta_TP, split, logits=asked)
+            table[f"{split}_loss"], table[f"{split}_error"] = result.loss_K.cpu(), result.error_K.cpu()
+            if self.labels_N is not None and result.logits_KNC is not None:
+                table |= predictions(result.logits_KNC.cpu(), self.labels_N)
+        return table
+
+    def _file(self, index: int) -> Path | None:
+        return self.folder / f"points-{self.chunks[index].start:06d}.safetensors" if self.folder else None
+
+    def _make(self, index: int) -> Future[Tensor | None]:
+        """The points of a chunk that is not kept, in memory that the device reads without waiting."""
+
+        @torch.no_grad()
+        def make() -> Tensor | None:
+            if index >= len(self.chunks):
+                return None
+            file = self._file(index)
+            if file and file.exists():
+                return None
+            theta_TP = self.points(torch.tensor(self.chunks[index]))
+            return theta_TP.pin_memory() if self.device.type == "cuda" else theta_TP
+
+        return self.helper.submit(make)
 
 
 def evaluate_points(
@@ -117,15 +154,13 @@ def evaluate_points(
         raise LowlossError(f"there is no point to evaluate: count is {count}")
     with bar(title, count) as advance, quiet():
         labels_N = None if labels_N is None else labels_N.cpu()
-        module = EvaluationModule(
-            landscape, points, count, chunk, splits or landscape.splits, labels_N, advance, folder
-        )
-        firsts = range(0, count, chunk)[rank() :: world()]
+        chunks = [range(first, min(first + chunk, count)) for first in range(0, count, chunk)][rank() :: world()]
+        module = EvaluationModule(landscape, points, chunks, splits or landscape.splits, labels_N, advance, folder)
         mine: Any = []
-        if firsts:
+        if chunks:
             mine = alone(trainer)(
                 logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-            ).predict(module, firsts)
+            ).predict(module, range(len(chunks)))
         gathered = gather(mine)
         advance(count, "")
         # The processes took the chunks in turn.
