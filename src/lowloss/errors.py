@@ -1,5 +1,9 @@
 """Errors that a user can mend: one line that names the cause and the remedy."""
 
+from __future__ import annotations
+
+from math import inf
+
 
 class LowlossError(Exception):
     """Something the user can mend; the message is one line that says how."""
@@ -19,3 +23,13 @@ def check_number(key: str, value: object, kind: type, least: float) -> None:
     if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:
         noun = "a number" if kind is float else "a whole number"
         raise LowlossError(f"{key} must be {noun} of at least {least:g}, got {value!r}")
+
+
+def check_sgd(momentum: float, weight_decay: float, batch_size: int) -> None:
+    """Raise LowlossError for settings with which SGD cannot descend."""
+    if not 0 <= momentum < 1:
+        raise LowlossError(f"momentum must be at least 0 and less than 1, got {momentum}")
+    if not 0 <= weight_decay < inf:
+        raise LowlossError(f"weight_decay must be at least 0, got {weight_decay}")
+    if batch_size < 1:
+        raise LowlossError(f"batch_size must be at least 1, got {batch_size}")

@@ -5,7 +5,9 @@ Reference: Garipov et al. 2018, sec. 5 and Algorithm 1.
 
 from __future__ import annotations
 
-from lowloss.errors import LowlossError
+from math import inf
+
+from lowloss.errors import LowlossError, check_sgd
 
 
 class FGE:
@@ -21,7 +23,7 @@ class FGE:
         batch_size: samples a minibatch.
 
     Raises:
-        LowlossError: the rates are not 0 < lr_min < lr_max, or there is no member to collect.
+        LowlossError: the rates are not 0 < lr_min < lr_max, there is no member to collect, or SGD cannot descend.
     """
 
     def __init__(
@@ -35,10 +37,13 @@ class FGE:
         weight_decay: float = 3e-4,
         batch_size: int = 128,
     ) -> None:
-        if not 0 < lr_min < lr_max:
+        if not 0 < lr_min < lr_max < inf:
             raise LowlossError(f"ensemble needs 0 < lr_min < lr_max, got {lr_min} and {lr_max}")
         if members < 1:
-            raise LowlossError(f"ensemble.members must be at least 1, got {members}")
+            raise LowlossError(f"members must be at least 1, got {members}")
+        if not 0 < cycle_epochs < inf:
+            raise LowlossError(f"cycle_epochs must be more than 0, got {cycle_epochs}")
+        check_sgd(momentum, weight_decay, batch_size)
         self.minimum = minimum
         self.members, self.cycle_epochs, self.lr_max, self.lr_min = members, cycle_epochs, lr_max, lr_min
         self.momentum, self.weight_decay, self.batch_size = momentum, weight_decay, batch_size

@@ -99,16 +99,6 @@ class Finder(ABC):
         return "steps_done"
 
 
-def check_sgd(momentum: float, weight_decay: float, batch_size: int) -> None:
-    """Raise LowlossError for settings with which SGD cannot descend."""
-    if not 0 <= momentum < 1:
-        raise LowlossError(f"momentum must be at least 0 and less than 1, got {momentum}")
-    if not 0 <= weight_decay < inf:
-        raise LowlossError(f"weight_decay must be at least 0, got {weight_decay}")
-    if batch_size < 1:
-        raise LowlossError(f"batch_size must be at least 1, got {batch_size}")
-
-
 def l2(weight_decay: float, theta_KP: Tensor) -> Tensor:
     """0.5 * weight_decay * |theta|², a point each: (K,)."""
     return 0.5 * weight_decay * theta_KP.square().sum(1)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lowloss.data.base import Batch
-from lowloss.errors import LowlossError
-from lowloss.finder.base import Finder, Phase, check_sgd, l2
+from lowloss.errors import LowlossError, check_sgd
+from lowloss.finder.base import Finder, Phase, l2
 from lowloss.finder.path import Path, Polyline
 from lowloss.landscape.base import Landscape
 
