@@ -38,9 +38,20 @@ def test_cycles_are_even(epochs: float, steps_per_epoch: int, cycle: int) -> Non
         assert found == 2 or abs(found - epochs * steps) <= 1
 
 
-@pytest.mark.parametrize("wrong", [{"lr_min": 0.1, "lr_max": 0.1}, {"lr_min": 0.0}, {"members": 0}])
-def test_recipes_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(LowlossError, match="ensemble"):
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"lr_min": 0.1, "lr_max": 0.1}, "0 < lr_min < lr_max"),
+        ({"lr_min": 0.0}, "0 < lr_min < lr_max"),
+        ({"members": 0}, "members must be at least 1"),
+        ({"cycle_epochs": 0.0}, "cycle_epochs must be more than 0"),
+        ({"momentum": 1.0}, "momentum must be at least 0 and less than 1"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(wrong: dict[str, float], told: str) -> None:
+    with pytest.raises(LowlossError, match=told):
         FGE(**wrong)
 
 

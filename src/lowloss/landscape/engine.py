@@ -147,7 +147,7 @@ class Loop:
             losses_K[k] = loss.detach()
             if gradients_KP is not None:
                 found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-                torch.cat([gradient.reshape(-1) for gradient in found], out=gradients_KP[k])
+                torch.cat([gradient.detach().reshape(-1) for gradient in found], out=gradients_KP[k])
         return losses_K, gradients_KP
 
     @torch.no_grad()
