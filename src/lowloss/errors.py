@@ -30,6 +30,5 @@ def check_sgd(momentum: float, weight_decay: float, batch_size: int) -> None:
     if not 0 <= momentum < 1:
         raise LowlossError(f"momentum must be at least 0 and less than 1, got {momentum}")
     if not 0 <= weight_decay < inf:
-        raise LowlossError(f"weight_decay must be at least 0, got {weight_decay}")
-    if batch_size < 1:
-        raise LowlossError(f"batch_size must be at least 1, got {batch_size}")
+        raise LowlossError(f"weight_decay must be at least 0 and finite, got {weight_decay}")
+    check_number("batch_size", batch_size, int, 1)

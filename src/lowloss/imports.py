@@ -10,7 +10,6 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
-from unittest.mock import patch
 
 light = False
 """Whether torchmetrics does without them. The command line says so; a program of a user's may want its plots."""
@@ -27,22 +26,22 @@ def import_lightning() -> None:
 def _optional_unasked() -> Iterator[None]:
     """Where torchmetrics asks whether a package is installed, the answer is no, but for torch.
 
-    The questions alone are answered otherwise: nothing is hidden from other packages, and later answers are true.
+    It stays no for what was asked, since what then was not imported is missing. Nothing is hidden from others.
     """
+    from unittest.mock import patch
+
     from lightning_utilities.core import imports
 
-    required, available, asked = imports.RequirementCache.__bool__, imports.package_available, True
+    required = imports.RequirementCache.__bool__
 
     def required_now(cache: imports.RequirementCache) -> bool:
-        return re.match(r"torch\b", cache.requirement or "") is not None and required(cache)
-
-    def available_now(name: str) -> bool:
-        # torchmetrics keeps this function.
-        return not asked and available(name)
+        if re.match(r"torch\b", cache.requirement or ""):
+            return required(cache)
+        cache.available, cache.message = False, f"{cache.requirement} is not used by torchmetrics under lowloss"
+        return False
 
     with (
         patch.object(imports.RequirementCache, "__bool__", required_now),
-        patch.object(imports, "package_available", available_now),
+        patch.object(imports, "package_available", lambda _: False),
     ):
         yield
-    asked = False

@@ -43,11 +43,11 @@ def test_cycles_are_even(epochs: float, steps_per_epoch: int, cycle: int) -> Non
     [
         ({"lr_min": 0.1, "lr_max": 0.1}, "0 < lr_min < lr_max"),
         ({"lr_min": 0.0}, "0 < lr_min < lr_max"),
-        ({"members": 0}, "members must be at least 1"),
+        ({"members": 0}, "members must be a whole number of at least 1"),
         ({"cycle_epochs": 0.0}, "cycle_epochs must be more than 0"),
         ({"momentum": 1.0}, "momentum must be at least 0 and less than 1"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(wrong: dict[str, float], told: str) -> None:

@@ -197,9 +197,9 @@ def test_a_study_is_not_mixed_with_another_configuration(lowloss, whole, change,
     [
         ("finder.autoneb.tangent=foo", "finder.autoneb: tangent must be one of higher, improved"),
         ("finder.autoneb.momentum=2", "finder.autoneb: momentum must be"),
-        ("ensemble.lr_min=1", "ensemble: ensemble needs 0 < lr_min < lr_max"),
+        ("ensemble.lr_min=1", "ensemble: the rates must be 0 < lr_min < lr_max"),
         ("ensemble.momentum=2", "ensemble: momentum must be at least 0 and less than 1, got 2"),
-        ("ensemble.cycle_epochs=-1", "ensemble: cycle_epochs must be more than 0, got -1"),
+        ("ensemble.cycle_epochs=-1", "ensemble: cycle_epochs must be more than 0 and finite, got -1"),
         ("optimizer.lr=abc", "optimizer.lr must be float"),
     ],
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import inf
 
-from lowloss.errors import LowlossError, check_sgd
+from lowloss.errors import LowlossError, check_number, check_sgd
 
 
 class FGE:
@@ -38,11 +38,10 @@ class FGE:
         batch_size: int = 128,
     ) -> None:
         if not 0 < lr_min < lr_max < inf:
-            raise LowlossError(f"ensemble needs 0 < lr_min < lr_max, got {lr_min} and {lr_max}")
-        if members < 1:
-            raise LowlossError(f"members must be at least 1, got {members}")
+            raise LowlossError(f"the rates must be 0 < lr_min < lr_max and finite, got {lr_min} and {lr_max}")
+        check_number("members", members, int, 1)
         if not 0 < cycle_epochs < inf:
-            raise LowlossError(f"cycle_epochs must be more than 0, got {cycle_epochs}")
+            raise LowlossError(f"cycle_epochs must be more than 0 and finite, got {cycle_epochs}")
         check_sgd(momentum, weight_decay, batch_size)
         self.minimum = minimum
         self.members, self.cycle_epochs, self.lr_max, self.lr_min = members, cycle_epochs, lr_max, lr_min

@@ -11,10 +11,12 @@ Shapes: K points, P parameters, B samples of a minibatch, C classes.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -143,13 +145,14 @@ class Graph:
             zeros = torch.zeros(1, sum(-(-size // 4) * 4 for size in sizes), device=self.device)
             parts_1C = zeros.split([-(-size // 4) * 4 for size in sizes], 1)
             given = {name: part[:, :size] for name, part, size in zip(self._running, parts_1C, sizes, strict=True)}
+            parameters = separate(theta_P[None], self.layout.sizes)
             for norm in self._norms:
                 norm.whole = parts is None
             if parts is None:
-                outputs = self._evaluated(self.recording, theta_P[None], self._narrowed_whole(x_N), given)
+                outputs = self._evaluated(self.recording, parameters, self._narrowed_whole(x_N), given)
             else:
                 for x in chosen(x_N, parts):
-                    self._evaluated(self.recording, theta_P[None], self._narrowed(x), given)
+                    self._evaluated(self.recording, parameters, self._narrowed(x), given)
                 zeros /= len(parts)
                 outputs = None
             return buffers | {name: total[0] for name, total in given.items()}, outputs
@@ -164,7 +167,8 @@ class Graph:
 
         def run() -> Tensor:
             given = {name: buffers[name][None] for name in self._running}
-            return torch.cat([self._evaluated(self.inference, theta_P[None], self._narrowed(x), given) for x in chunks])
+            parameters = separate(theta_P[None], self.layout.sizes)
+            return torch.cat([self._evaluated(self.inference, parameters, self._narrowed(x), given) for x in chunks])
 
         return self._or_loop(run, lambda: self.loop.logits(theta_P, buffers, chunks))
 
@@ -221,12 +225,13 @@ class Graph:
         # Tells the compiler that these are one size, without which it divides one by the other in every kernel.
         for tensor in (x_KB, y_KB, seeds_K):
             torch._check(tensor.shape[0] == theta_KP.shape[0])
-        outputs = self._outputs(self.training, theta_KP, x_KB.flatten(0, 1), self._dropout_seeds(seeds_K))
+        parameters = separate(theta_KP, self.layout.sizes)
+        outputs = self._outputs(self.training, parameters, x_KB.flatten(0, 1), self._dropout_seeds(seeds_K))
         return cross_entropy(outputs, y_KB.flatten(), reduction="none").view(y_KB.shape).mean(1)
 
-    def _outputs(self, folded: nn.Module, theta_KP: Tensor, x: Tensor, given: Buffers) -> Tensor:
-        points = len(theta_KP)
-        layout = zip(self.layout.names, separate(theta_KP, self.layout.sizes), self.layout.shapes, strict=True)
+    def _outputs(self, folded: nn.Module, parameters: list[Tensor], x: Tensor, given: Buffers) -> Tensor:
+        points = parameters[0].shape[0]
+        layout = zip(self.layout.names, parameters, self.layout.shapes, strict=True)
         named = {name: part.view(points, *shape) for name, part, shape in layout}
         named |= {name: parameter.expand(points, *parameter.shape) for name, parameter in self._frozen.items()}
         named |= given
@@ -268,7 +273,9 @@ class Graph:
         hooks = [part.register_forward_hook(lambda part, *_: calls.update([part])) for part in dropouts]
         with torch.no_grad(), self.loop.exact():
             expected = torch.cat([self.loop.logits(theta_P, buffers, [x]) for theta_P in own_2P])
-            found = self._outputs(self.inference, own_2P, _laid_out(rows[0], x.dtype).flatten(0, 1), given)
+            found = self._outputs(
+                self.inference, separate(own_2P, self.layout.sizes), _laid_out(rows[0], x.dtype).flatten(0, 1), given
+            )
             before = _random_states(self.device)
             self._losses(own_2P, *rows)
             if not all(map(torch.equal, before, _random_states(self.device))):
@@ -346,12 +353,18 @@ def _differentiated(run: Run, theta_KP: Tensor, *inputs: Tensor, gradients: bool
 
 def _compiled(run: Run) -> Run:
     compiled = torch.compile(run, fullgraph=True)
+    # Compiled code is kept on disk by what the compiler saw, and it does not see the gradients of our operators.
+    sources = [Path(__file__).with_name(name).read_bytes() for name in ("convolution.py", "folded.py")]
+    tag = f"{torch.compiler.config.cache_key_tag} lowloss {hashlib.sha256(b''.join(sources)).hexdigest()}"
 
     def call(*arguments: Any) -> Tensor:
         # Code is kept for each pair of shapes and mode, and there are more than the default limit. Sizes that are not
         # marked as dynamic are constants: code for any size is slower, and for a batch of any size does not compile.
-        with torch._dynamo.config.patch(
-            recompile_limit=256, accumulated_recompile_limit=4096, automatic_dynamic_shapes=False
+        with (
+            torch._dynamo.config.patch(
+                recompile_limit=256, accumulated_recompile_limit=4096, automatic_dynamic_shapes=False
+            ),
+            torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
         ):
             outputs: Tensor = compiled(*arguments)
         return outputs

@@ -6,7 +6,7 @@ Shapes: K points, P parameters, T points of a chunk, N samples, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def predictions(logits_KNC: Tensor, y_N: Tensor) -> Table:
 class EvaluationModule(L.LightningModule):
     """predict_step evaluates the points of one chunk on all splits; with a folder, a finished chunk is kept.
 
-    A helper makes the next chunk's points and keeps the last one's table, while the device computes this one.
+    `helper` makes the next chunk's points, while the device computes this one.
     """
 
     def __init__(
@@ -60,68 +60,47 @@ class EvaluationModule(L.LightningModule):
         labels_N: Tensor | None,
         advance: Advance,
         folder: Path | None,
+        helper: Executor,
     ) -> None:
         super().__init__()
         self.labels_N = labels_N
         self.landscape, self.points, self.splits = landscape, points, tuple(splits)
-        self.chunks, self.advance, self.folder = chunks, advance, folder
+        self.chunks, self.advance, self.folder, self.helper = chunks, advance, folder, helper
 
     def on_predict_start(self) -> None:
         self.landscape.to(self.device)
-        self.helper = ThreadPoolExecutor(1)
-        self.made = self._make(0)
-        self.keeping: list[Future[None]] = []
+        self.made = self.helper.submit(self._make, 0)
 
     def predict_step(self, index: int, batch_index: int) -> Table:
+        theta_TP, self.made = self.made.result(), self.helper.submit(self._make, index + 1)
         file = self._file(index)
-        theta_TP, self.made = self.made.result(), self._make(index + 1)
+        table: Table = {}
         if theta_TP is None:
             assert file is not None
             table, _ = load_tensors(file)
         else:
-            table = self._evaluate(theta_TP)
-            self._keep_last()
+            for split in self.splits:
+                asked = self.labels_N is not None and split == "test"
+                result = self.landscape.evaluate(theta_TP, split, logits=asked)
+                table[f"{split}_loss"], table[f"{split}_error"] = result.loss_K.cpu(), result.error_K.cpu()
+                if self.labels_N is not None and result.logits_KNC is not None:
+                    table |= predictions(result.logits_KNC.cpu(), self.labels_N)
             if file:
-                self.keeping.append(self.helper.submit(save_tensors, file, table, {}))
+                save_tensors(file, table, {})
         self.advance(self.chunks[index].stop, "")
-        return table
-
-    def on_predict_end(self) -> None:
-        self._keep_last()
-        self.helper.shutdown()
-
-    def _keep_last(self) -> None:
-        """Wait for the last table, and raise what went wrong with it."""
-        while self.keeping:
-            self.keeping.pop().result()
-
-    def _evaluate(self, theta_TP: Tensor) -> Table:
-        table: Table = {}
-        for split in self.splits:
-            asked = self.labels_N is not None and split == "test"
-            result = self.landscape.evaluate(theta_TP, split, logits=asked)
-            table[f"{split}_loss"], table[f"{split}_error"] = result.loss_K.cpu(), result.error_K.cpu()
-            if self.labels_N is not None and result.logits_KNC is not None:
-                table |= predictions(result.logits_KNC.cpu(), self.labels_N)
         return table
 
     def _file(self, index: int) -> Path | None:
         return self.folder / f"points-{self.chunks[index].start:06d}.safetensors" if self.folder else None
 
-    def _make(self, index: int) -> Future[Tensor | None]:
-        """The points of a chunk that is not kept, in memory that the device reads without waiting."""
-
-        @torch.no_grad()
-        def make() -> Tensor | None:
-            if index >= len(self.chunks):
-                return None
-            file = self._file(index)
-            if file and file.exists():
-                return None
-            theta_TP = self.points(torch.tensor(self.chunks[index]))
-            return theta_TP.pin_memory() if self.device.type == "cuda" else theta_TP
-
-        return self.helper.submit(make)
+    @torch.no_grad()
+    def _make(self, index: int) -> Tensor | None:
+        """The points of a chunk; None for one that is kept, and past the end."""
+        if index == len(self.chunks) or ((file := self._file(index)) and file.exists()):
+            return None
+        theta_TP = self.points(torch.tensor(self.chunks[index]))
+        # Copied to a GPU several times faster from here.
+        return theta_TP.pin_memory() if self.device.type == "cuda" and not theta_TP.is_cuda else theta_TP
 
 
 def evaluate_points(
@@ -138,7 +117,7 @@ def evaluate_points(
     """Loss and error of `count` points over whole splits; several processes, one a device, take chunks in turn.
 
     Args:
-        points: maps indices (T,) to points (T, P), so that no more than a chunk is ever held.
+        points: maps indices (T,) to points (T, P), in a thread of its own, so that no more than two chunks are held.
         splits: by default all that the landscape has.
         folder: where finished chunks are kept, and taken from.
         chunk: points of one call.
@@ -155,18 +134,20 @@ def evaluate_points(
     with bar(title, count) as advance, quiet():
         labels_N = None if labels_N is None else labels_N.cpu()
         chunks = [range(first, min(first + chunk, count)) for first in range(0, count, chunk)][rank() :: world()]
-        module = EvaluationModule(landscape, points, chunks, splits or landscape.splits, labels_N, advance, folder)
+        splits = splits or landscape.splits
         mine: Any = []
         if chunks:
-            mine = alone(trainer)(
-                logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-            ).predict(module, range(len(chunks)))
+            with ThreadPoolExecutor(1) as helper:
+                module = EvaluationModule(landscape, points, chunks, splits, labels_N, advance, folder, helper)
+                mine = alone(trainer)(
+                    logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+                ).predict(module, range(len(chunks)))
         gathered = gather(mine)
         advance(count, "")
         # The processes took the chunks in turn.
         rounds = zip_longest(*gathered)
         parts = [part for turn in rounds for part in turn if part is not None]
     # A chunk that was kept has its columns in another order than one that was not.
-    first = [f"{split}_{metric}" for split in module.splits for metric in ("loss", "error")]
+    first = [f"{split}_{metric}" for split in splits for metric in ("loss", "error")]
     names = [*first, *sorted(set(parts[0]) - set(first))]
     return {name: torch.cat([part[name] for part in parts]) for name in names}
