@@ -15,8 +15,8 @@ light = False
 """Whether torchmetrics does without them. The command line says so; a program of a user's may want its plots."""
 
 
-def import_lightning() -> None:
-    """Import Lightning's torchmetrics, when `light` without its optional packages."""
+def import_torchmetrics() -> None:
+    """When `light`, import torchmetrics without its optional packages, before Lightning imports it with them."""
     if light and "torchmetrics" not in sys.modules:
         with _optional_unasked():
             import torchmetrics  # noqa: F401

@@ -1,6 +1,6 @@
 """The Lightning modules, one a stage, and what runs them."""
 
-from lowloss.imports import import_lightning
+from lowloss.imports import import_torchmetrics
 
 # Before any module here imports Lightning itself.
-import_lightning()
+import_torchmetrics()
