@@ -69,8 +69,8 @@ def test_folded_points_equal_the_loop(family):
             if not name.endswith("tracked"):
                 # A whole split is normalised by the unbiased variance, as evaluation normalises it.
                 assert torch.allclose(buffers[name], buffer, rtol=5e-2 if whole else 1e-3, atol=1e-3)
-        logits = graph.logits(theta_KP[0], buffers, [x])
-        assert torch.allclose(logits, loop.logits(theta_KP[0], buffers, [x]), atol=1e-3)
+        logits = graph.logits(theta_KP[0], buffers, x, 12)
+        assert torch.allclose(logits, loop.logits(theta_KP[0], buffers, x, 12), atol=1e-3)
         if whole and loop.batch_norms:
             assert torch.allclose(outputs, logits, atol=1e-4)
 
@@ -188,7 +188,7 @@ def test_kernels(kernels, points, samples, inputs, outputs, size, taps, stride, 
 @pytest.mark.parametrize(("samples", "size"), [(150, 8), (37, 9)])
 def test_statistics_of_many_tiles(kernels, monkeypatch, samples, size):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    monkeypatch.setattr(kernels, "GROUP", 4)
+    monkeypatch.setattr(kernels, "COMBINED", 64)
     monkeypatch.setattr(kernels, "_tile", lambda *settings: kernels._Tile(0, 1, 64, 2))
     x = torch.randn(2 * samples, 16, size, size, device=device).half().contiguous(memory_format=torch.channels_last)
     weight = torch.randn(2, 16, 16, 1, 1, device=device).half()
@@ -380,6 +380,76 @@ def test_statistics_that_fail_halfway_are_the_loops(monkeypatch, caplog):
     assert "runs on the plain loop" in caplog.text
 
 
+@pytest.mark.parametrize(("at_once", "calls"), [(0, [1] * 7), (12, [2, 1, 2, 2]), (1 << 30, [2, 5])])
+def test_parts_that_fit_together_have_each_its_statistics(at_once, calls, monkeypatch):
+    loop, graph = engines(FAMILIES["resnet"](input_shape=IMAGE, num_classes=10))
+    (theta_P,), x, parts = points(loop, 1), torch.randn(37, *IMAGE), torch.randperm(37).tensor_split(7)
+    graph._samples_at_once, evaluated, made = at_once, graph._evaluated, []
+
+    def noting(folded, parameters, x_KB, given):
+        made.append(len(x_KB))
+        return evaluated(folded, parameters, x_KB, given)
+
+    monkeypatch.setattr(graph, "_evaluated", noting)
+    found, outputs = graph.statistics(theta_P, x, parts)
+    assert made == calls
+    assert outputs is None
+    expected, _ = loop.statistics(theta_P, x, parts)
+    for name in graph._running:
+        assert torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_evaluation_serves_any_number_of_parts(monkeypatch):
+    loop, graph = engines(FAMILIES["resnet"](input_shape=IMAGE, num_classes=10))
+    (theta_P,), x = points(loop, 1), torch.randn(60, *IMAGE)
+    graph._samples_at_once = 1 << 30
+    made = torch._dynamo.utils.counters["stats"]
+    monkeypatch.setattr(graph, "_evaluated", _compiled(graph._outputs))
+    found = []
+    for count in (10, 5, 15):
+        parts = torch.randperm(60)[: 4 * count].split(4)
+        buffers, _ = graph.statistics(theta_P, x, parts)
+        expected, _ = loop.statistics(theta_P, x, parts)
+        for name in graph._running:
+            assert torch.allclose(buffers[name], expected[name], rtol=1e-3, atol=1e-3)
+        found.append(made["unique_graphs"])
+    assert found[0] == found[2]
+    for size in (60, 50):
+        logits = graph.logits(theta_P, buffers, x[:size], 20)
+        assert torch.allclose(logits, loop.logits(theta_P, buffers, x[:size], 20), atol=1e-3)
+        found.append(made["unique_graphs"])
+    assert found[3] == found[4] == found[0] + 1
+    assert graph.usable
+
+
+def test_samples_that_do_not_fit_together_are_evaluated_in_parts(monkeypatch):
+    loop, graph = engines(FAMILIES["resnet"](input_shape=IMAGE, num_classes=10))
+    (theta_P,), x = points(loop, 1), torch.randn(40, *IMAGE)
+    parts = torch.randperm(40).split(5)
+    graph._samples_at_once, evaluated, room = 1 << 10, graph._evaluated, 17
+
+    def small(folded, parameters, x_KB, given):
+        if x_KB.shape[0] * x_KB.shape[1] > room:
+            raise torch.OutOfMemoryError("no room")
+        return evaluated(folded, parameters, x_KB, given)
+
+    monkeypatch.setattr(graph, "_evaluated", small)
+    buffers, _ = graph.statistics(theta_P, x, parts)
+    expected, _ = loop.statistics(theta_P, x, parts)
+    assert all(torch.allclose(buffers[name], expected[name], rtol=1e-4, atol=1e-4) for name in graph._running)
+    graph._samples_at_once = 1 << 10
+    logits = graph.logits(theta_P, buffers, x, 5)
+    assert torch.allclose(logits, loop.logits(theta_P, buffers, x, 5), atol=1e-3)
+    assert graph._samples_at_once == 16
+    room = 4
+    with pytest.raises(torch.OutOfMemoryError):
+        graph.logits(theta_P, buffers, x, 5)
+    with pytest.raises(torch.OutOfMemoryError):
+        graph.statistics(theta_P, x, parts)
+    assert graph.usable
+
+
 def test_too_little_memory_is_one_line(monkeypatch):
     land = small_landscape()
     theta_KP, batch = torch.randn(2, land.dim), land.batches(8, [0], shared=True)[0]
@@ -401,8 +471,8 @@ def test_evaluation_that_differs_from_float32_is_not_reported(caplog):
     expected = land.evaluate(theta_KP)
 
     class Wrong(Loop):
-        def logits(self, theta_P, buffers, chunks):
-            return super().logits(theta_P, buffers, chunks) * 1.1
+        def logits(self, theta_P, buffers, x_N, at_once):
+            return super().logits(theta_P, buffers, x_N, at_once) * 1.1
 
     land._engine = Wrong(land.loop.module, land.layout)
     found = land.evaluate(theta_KP)
@@ -417,8 +487,8 @@ def test_losses_above_those_that_were_seen_to_agree_are_compared_again(caplog):
     expected = land.evaluate(torch.stack([low, high]))
 
     class WrongHighUp(Loop):
-        def logits(self, theta_P, buffers, chunks):
-            return super().logits(theta_P, buffers, chunks) * (1.0001 if theta_P.norm() < 10 else 1.1)
+        def logits(self, theta_P, buffers, x_N, at_once):
+            return super().logits(theta_P, buffers, x_N, at_once) * (1.0001 if theta_P.norm() < 10 else 1.1)
 
     land._engine = WrongHighUp(land.loop.module, land.layout)
     first = land.evaluate(low[None])

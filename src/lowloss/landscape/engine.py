@@ -9,7 +9,7 @@ Shapes: K points, P parameters, B samples of a minibatch, C classes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -177,14 +177,13 @@ class Loop:
         return buffers, None
 
     @torch.no_grad()
-    def logits(self, theta_P: Tensor, buffers: Buffers, chunks: Iterable[Tensor]) -> Tensor:
-        """The outputs (N, C) over all chunks, in evaluation mode."""
+    def logits(self, theta_P: Tensor, buffers: Buffers, x_N: Tensor, at_once: int) -> Tensor:
+        """The outputs (N, C) in evaluation mode, so many samples at once, which changes no result."""
         self.module.eval()
         parameters = self._parameters(theta_P)
-        # Here chunks change no result: on a processor, small ones stay in its caches.
-        size = CACHED if theta_P.device.type == "cpu" else None
-        parts = (part for x in chunks for part in x.split(size or len(x)))
-        return torch.cat([self._call(parameters, buffers, x) for x in parts])
+        # On a processor, small parts stay in its caches.
+        size = min(at_once, CACHED) if theta_P.device.type == "cpu" else at_once
+        return torch.cat([self._call(parameters, buffers, x) for x in x_N.split(size)])
 
     def _parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
         # Copies, since a GPU's convolutions want aligned weights and a view may start at any coordinate.

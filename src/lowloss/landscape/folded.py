@@ -161,8 +161,10 @@ class FoldedBatchNorm(nn.modules.batchnorm._BatchNorm):
             assert self.running_mean is not None
             assert self.running_var is not None
             mean_KC, var_KC = self.running_mean, self.running_var
-        scale_KC = (var_KC + self.eps).rsqrt() * self.weight
-        shift_KC = self.bias - mean_KC * scale_KC
+        reciprocal_KC = (var_KC + self.eps).rsqrt()
+        scale_KC = reciprocal_KC * self.weight
+        # Not mean times scale: Triton 3.6 fails on the kernel that the compiler makes of that.
+        shift_KC = self.bias - mean_KC * reciprocal_KC * self.weight
         return _scaled(x.float(), scale_KC, shift_KC, x.dim() - 2).to(x.dtype)
 
 
@@ -204,7 +206,8 @@ class FoldedDropout(nn.Dropout):
         kept = rows.shape[1:] if self.axes is None else rows.shape[1 : 1 + self.axes]
         count = kept.numel()
         counter = torch.arange(count, device=x.device, dtype=torch.int64)
-        mask = _uniform(self.seed[:, None] + counter * 0x632BE59BD9B4E019) >= self.p
+        # A product of the counter would be taken for an index, of 32 bits, by the compiler.
+        mask = _uniform(self.seed[:, None] * 0x632BE59BD9B4E019 + counter) >= self.p
         mask = mask.view(len(rows), *kept, *[1] * (rows.dim() - 1 - len(kept)))
         return torch.where(mask, rows / (1 - self.p), 0).flatten(0, 1).to(x.dtype)
 

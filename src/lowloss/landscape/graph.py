@@ -16,6 +16,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
-from lowloss.landscape.engine import Buffers, Loop, chosen, places
+from lowloss.landscape.engine import Buffers, Loop, places
 from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate
 from lowloss.seeding import derive
 
@@ -35,6 +36,10 @@ AGREEMENT = 1e-3
 
 LOSS_ROUNDING, GRADIENT_ROUNDING = 0.05, 0.5
 """How far a step in 16 bits may be from the plain loop's: in its loss (relative above 1), and its gradient's cosine."""
+
+EVALUATION_SHARE = 32
+"""What part of a GPU's memory the largest activation of the samples evaluated at once may take: of an eighth of it,
+which leaves room for other processes, a quarter, since a few such tensors live at once."""
 
 KEPT = 16
 """CUDA graphs kept at once."""
@@ -66,7 +71,7 @@ class Graph:
     ) -> None:
         self.loop, self.module, self.layout, self.batch_norms = loop, loop.module, loop.layout, loop.batch_norms
         self.step_dtype, self.evaluation_dtype = step_dtype, evaluation_dtype
-        self.usable, self._strict, self._points_at_once = True, strict, 1 << 30
+        self.usable, self._strict, self._points_at_once, self._samples_at_once = True, strict, 1 << 30, 0
         self._whole: tuple[Tensor, Tensor] | None = None
         self._steps: dict[tuple[Any, ...], _Step] = {}
         self._compared: set[tuple[Any, ...]] = set()
@@ -90,6 +95,8 @@ class Graph:
         self._norms = record(self.recording)
         norms = [name for name, part in self.recording.named_modules() if isinstance(part, FoldedBatchNorm)]
         self._running = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
+        running = dict(self.module.named_buffers())
+        self._widths = [-(-running[name].numel() // 4) * 4 for name in self._running]
         dropouts = [name for name, part in self.training.named_modules() if isinstance(part, FoldedDropout)]
         self._dropouts = {f"{name}.seed": derive(0, "dropout", name) for name in dropouts}
         self._drops = any(part.p for part in self.training.modules() if isinstance(part, FoldedDropout))
@@ -138,39 +145,77 @@ class Graph:
     def statistics(self, theta_P: Tensor, x_N: Tensor, parts: Sequence[Tensor] | None) -> tuple[Buffers, Tensor | None]:
         """As Loop.statistics; all of x at once gives the outputs of evaluation in the same sweep."""
         buffers = dict(self.module.named_buffers())
-
-        def run() -> tuple[Buffers, Tensor | None]:
-            # One allocation for all, each starting where compiled code expects tensors to start.
-            sizes = [buffers[name].numel() for name in self._running]
-            zeros = torch.zeros(1, sum(-(-size // 4) * 4 for size in sizes), device=self.device)
-            parts_1C = zeros.split([-(-size // 4) * 4 for size in sizes], 1)
-            given = {name: part[:, :size] for name, part, size in zip(self._running, parts_1C, sizes, strict=True)}
-            parameters = separate(theta_P[None], self.layout.sizes)
-            for norm in self._norms:
-                norm.whole = parts is None
-            if parts is None:
-                outputs = self._evaluated(self.recording, parameters, self._narrowed_whole(x_N), given)
-            else:
-                for x in chosen(x_N, parts):
-                    self._evaluated(self.recording, parameters, self._narrowed(x), given)
-                zeros /= len(parts)
-                outputs = None
-            return buffers | {name: total[0] for name, total in given.items()}, outputs
-
         if not self.batch_norms:
             return buffers, None
-        return self._or_loop(run, lambda: self.loop.statistics(theta_P, x_N, parts))
+        for norm in self._norms:
+            norm.whole = parts is None
+
+        def run() -> tuple[Buffers, Tensor | None]:
+            if parts is None:
+                means, outputs = self._recorded(theta_P[None], self._narrowed_whole(x_N))
+            else:
+                # A part has statistics of its own, as a point has: several go through as so many points.
+                outputs, means = None, torch.zeros(1, sum(self._widths), device=self.device)
+                for group in self._groups(parts):
+                    x = x_N[torch.cat(group).to(x_N.device)].unflatten(0, (len(group), -1))
+                    means += self._recorded(theta_P.expand(len(group), -1), self._narrowed(x))[0] / len(parts)
+            return buffers | {name: mean[0] for name, mean in self._given(means).items()}, outputs
+
+        least = len(parts[0]) if parts else len(x_N)
+        return self._fitting(run, lambda: self.loop.statistics(theta_P, x_N, parts), least)
 
     @torch.no_grad()
-    def logits(self, theta_P: Tensor, buffers: Buffers, chunks: Sequence[Tensor]) -> Tensor:
-        """As Loop.logits."""
+    def logits(self, theta_P: Tensor, buffers: Buffers, x_N: Tensor, at_once: int) -> Tensor:
+        """As Loop.logits, but as many samples at once as fill the GPU."""
 
         def run() -> Tensor:
             given = {name: buffers[name][None] for name in self._running}
             parameters = separate(theta_P[None], self.layout.sizes)
-            return torch.cat([self._evaluated(self.inference, parameters, self._narrowed(x), given) for x in chunks])
+            chunks = x_N.tensor_split(-(-len(x_N) // max(at_once, self._samples_at_once)))
+            return torch.cat(
+                [self._evaluated(self.inference, parameters, self._narrowed(x[None]), given) for x in chunks]
+            )
 
-        return self._or_loop(run, lambda: self.loop.logits(theta_P, buffers, chunks))
+        return self._fitting(run, lambda: self.loop.logits(theta_P, buffers, x_N, at_once), at_once)
+
+    def _recorded(self, theta_KP: Tensor, x_KB: Tensor) -> tuple[Tensor, Tensor]:
+        """BatchNorm's statistics, added up over the points and side by side (1, ...), and the outputs."""
+        # One allocation for all, each starting where compiled code expects tensors to start.
+        zeros = torch.zeros(len(theta_KP), sum(self._widths), device=self.device)
+        parameters, given = separate(theta_KP, self.layout.sizes), self._given(zeros)
+        if len(theta_KP) > 1:
+            for tensor in (*parameters, *given.values()):
+                torch._dynamo.mark_dynamic(tensor, 0)
+        outputs = self._evaluated(self.recording, parameters, x_KB, given)
+        return zeros.sum(0, keepdim=True), outputs
+
+    def _given(self, side_by_side_KC: Tensor) -> Buffers:
+        parts_KC = side_by_side_KC.split(self._widths, 1)
+        running = dict(self.module.named_buffers())
+        return {
+            name: part_KC[:, : running[name].numel()] for name, part_KC in zip(self._running, parts_KC, strict=True)
+        }
+
+    def _groups(self, parts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Parts of one length that go through together."""
+        for length, alike in groupby(parts, len):
+            found = list(alike)
+            at_once = max(1, self._samples_at_once // length)
+            groups = -(-len(found) // at_once)
+            for group in range(groups):
+                yield found[group * len(found) // groups : (group + 1) * len(found) // groups]
+
+    def _fitting(self, run: Callable[[], T], loop: Callable[[], T], least: int) -> T:
+        """What `run` gives with as many samples at once as fit the memory, `least` at least; or else the loop."""
+        while True:
+            try:
+                return self._or_loop(run, loop)
+            except torch.OutOfMemoryError:
+                if not self.usable or self._samples_at_once <= least:
+                    raise
+            # Not within the except: what has failed would keep its tensors until the end of that.
+            torch.cuda.empty_cache()
+            self._samples_at_once //= 2
 
     def _or_loop(self, run: Callable[[], T], loop: Callable[[], T]) -> T:
         """What `run` gives, or where it cannot the plain loop; too little memory is for the caller."""
@@ -223,20 +268,22 @@ class Graph:
 
     def _losses(self, theta_KP: Tensor, x_KB: Tensor, y_KB: Tensor, seeds_K: Tensor) -> Tensor:
         # Tells the compiler that these are one size, without which it divides one by the other in every kernel.
-        for tensor in (x_KB, y_KB, seeds_K):
+        for tensor in (y_KB, seeds_K):
             torch._check(tensor.shape[0] == theta_KP.shape[0])
         parameters = separate(theta_KP, self.layout.sizes)
-        outputs = self._outputs(self.training, parameters, x_KB.flatten(0, 1), self._dropout_seeds(seeds_K))
+        outputs = self._outputs(self.training, parameters, x_KB, self._dropout_seeds(seeds_K))
         return cross_entropy(outputs, y_KB.flatten(), reduction="none").view(y_KB.shape).mean(1)
 
-    def _outputs(self, folded: nn.Module, parameters: list[Tensor], x: Tensor, given: Buffers) -> Tensor:
+    def _outputs(self, folded: nn.Module, parameters: list[Tensor], x_KB: Tensor, given: Buffers) -> Tensor:
+        """(K·B, C)."""
         points = parameters[0].shape[0]
+        torch._check(x_KB.shape[0] == points)
         layout = zip(self.layout.names, parameters, self.layout.shapes, strict=True)
         named = {name: part.view(points, *shape) for name, part, shape in layout}
         named |= {name: parameter.expand(points, *parameter.shape) for name, parameter in self._frozen.items()}
         named |= given
         tensors = {place: named[name] for place, name in self._places.items() if name in named}
-        outputs: Tensor = functional_call(folded, tensors, (x,), tie_weights=False)
+        outputs: Tensor = functional_call(folded, tensors, (x_KB.flatten(0, 1),), tie_weights=False)
         return outputs.float()
 
     def _dropout_seeds(self, seeds_K: Tensor) -> Buffers:
@@ -245,14 +292,15 @@ class Graph:
     def _narrowed_whole(self, x_N: Tensor) -> Tensor:
         """The same for a whole split, kept for the next point."""
         if self._whole is None or self._whole[0] is not x_N:
-            self._whole = x_N, self._narrowed(x_N)
+            self._whole = x_N, self._narrowed(x_N[None])
         return self._whole[1]
 
-    def _narrowed(self, x: Tensor) -> Tensor:
-        x = _laid_out(x[None], self.evaluation_dtype)[0]
-        if len(x) > 1:
-            torch._dynamo.mark_dynamic(x, 0)
-        return x
+    def _narrowed(self, x_KB: Tensor) -> Tensor:
+        x_KB = _laid_out(x_KB, self.evaluation_dtype)
+        axis = 0 if len(x_KB) > 1 else 1
+        if x_KB.shape[axis] > 1:
+            torch._dynamo.mark_dynamic(x_KB, axis)
+        return x_KB
 
     def _verify(self, sample: Tensor) -> None:
         """Compare with the plain loop at two points on a few samples, in float32, in evaluation and in training.
@@ -271,10 +319,17 @@ class Graph:
         dropouts = [part for part in self.training.modules() if isinstance(part, FoldedDropout)]
         calls: Counter[nn.Module] = Counter()
         hooks = [part.register_forward_hook(lambda part, *_: calls.update([part])) for part in dropouts]
+        activations = [x[0].numel()]
+
+        def note(part: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                activations.append(output.numel() // (2 * len(x)))
+
+        hooks += [part.register_forward_hook(note) for part in self.inference.modules()]
         with torch.no_grad(), self.loop.exact():
-            expected = torch.cat([self.loop.logits(theta_P, buffers, [x]) for theta_P in own_2P])
+            expected = torch.cat([self.loop.logits(theta_P, buffers, x, len(x)) for theta_P in own_2P])
             found = self._outputs(
-                self.inference, separate(own_2P, self.layout.sizes), _laid_out(rows[0], x.dtype).flatten(0, 1), given
+                self.inference, separate(own_2P, self.layout.sizes), _laid_out(rows[0], x.dtype), given
             )
             before = _random_states(self.device)
             self._losses(own_2P, *rows)
@@ -284,6 +339,10 @@ class Graph:
                 hook.remove()
             if any(count > 1 for count in calls.values()):
                 raise LowlossError("a Dropout of it is used at several places, which would get one mask")
+            if x.is_cuda:
+                memory = torch.cuda.get_device_properties(x.device).total_memory
+                width = torch.finfo(self.evaluation_dtype).bits // 8
+                self._samples_at_once = memory // (EVALUATION_SHARE * max(activations) * width)
             with _without_dropout(self.module), _without_dropout(self.training):
                 plain = Loop(self.module, self.layout).losses(own_2P, Batch(x, y, (0,)), True)
                 folded = _differentiated(self._losses, own_2P, *rows, gradients=True)
@@ -298,7 +357,9 @@ class Graph:
         self.usable = False
         self._steps.clear()
         name = type(self.module).__name__
-        line = next((line.strip() for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
+        lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(reason).__name__]
+        # The compiler's processes tell their errors with a traceback, whose last line is the error.
+        line = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
         if self._strict:
             raise LowlossError(
                 f"{name} cannot run with engine=graph: {line} (engine=auto would take the plain loop)"

@@ -18,8 +18,8 @@ from torch import Tensor
 AT_ONCE = 128
 """Products of an output, taps times channels, up to which they fit one tile."""
 
-GROUP = 512
-"""Tiles whose statistics a program combines."""
+COMBINED = 8192
+"""Sums that a program combines, tiles times channels: few, since it waits for them all."""
 
 
 @triton.jit
@@ -139,7 +139,6 @@ def _combine(
     pixels,
     O: tl.constexpr,  # noqa: E741
     BO: tl.constexpr,
-    BT: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """The sums and squared deviations of GROUP tiles as those of one, for each point and group (Chan et al. 1983).
@@ -149,23 +148,17 @@ def _combine(
     group = tl.program_id(0)
     k = tl.program_id(1).to(tl.int64)
     o = tl.arange(0, BO)
-    sums += k * tiles * (2 * O)
-    total = tl.zeros((BO,), tl.float32)
-    for first in range(0, GROUP, BT):
-        t = group * GROUP + first + tl.arange(0, BT)
-        inside = (t < tiles)[:, None] & (o < O)[None, :]
-        total += tl.sum(tl.load(sums + t[:, None] * (2 * O) + o[None, :], mask=inside, other=0.0), 0)
+    t = group * GROUP + tl.arange(0, GROUP)
+    inside = (t < tiles)[:, None] & (o < O)[None, :]
+    row = sums + k * tiles * (2 * O) + t[:, None] * (2 * O) + o[None, :]
+    totals = tl.load(row, mask=inside, other=0.0)
+    within = tl.load(row + O, mask=inside, other=0.0)
+    total = tl.sum(totals, 0)
     begin = group.to(tl.int64) * GROUP * tile
     mean = total / tl.minimum(pixels - begin, tile.to(tl.int64) * GROUP).to(tl.float32)
-    squared = tl.zeros((BO,), tl.float32)
-    for first in range(0, GROUP, BT):
-        t = group * GROUP + first + tl.arange(0, BT)
-        inside = (t < tiles)[:, None] & (o < O)[None, :]
-        count = tl.maximum(tl.minimum(pixels - t.to(tl.int64) * tile, tile), 1).to(tl.float32)[:, None]
-        row = sums + t[:, None] * (2 * O) + o[None, :]
-        off = tl.load(row, mask=inside, other=0.0) / count - mean[None, :]
-        within = tl.load(row + O, mask=inside, other=0.0)
-        squared += tl.sum(tl.where(inside, within + count * off * off, 0.0), 0)
+    count = tl.maximum(tl.minimum(pixels - t.to(tl.int64) * tile, tile), 1).to(tl.float32)[:, None]
+    off = totals / count - mean[None, :]
+    squared = tl.sum(tl.where(inside, within + count * off * off, 0.0), 0)
     combined += (k * tl.num_programs(0) + group) * (2 * O)
     tl.store(combined + o, total, mask=o < O)
     tl.store(combined + O + o, squared, mask=o < O)
@@ -235,20 +228,19 @@ def forward_with_statistics(x: Tensor, weight: Tensor, stride: int, padding: int
     y, sums_KT2O, tile = _gather(x, weight.permute(0, 3, 4, 2, 1), size, stride, 1, padding, statistics=True)
     pixels = len(x) // len(weight) * size[0] * size[1]
     while sums_KT2O.shape[1] > 1:
-        sums_KT2O, tile = _combined(sums_KT2O, tile, pixels), tile * GROUP
+        sums_KT2O, tile = _combined(sums_KT2O, tile, pixels)
     total_K1O, squares_K1O = sums_KT2O.unbind(2)
     return y, total_K1O[:, 0] / pixels, squares_K1O[:, 0] / pixels
 
 
-def _combined(sums_KT2O: Tensor, tile: int, pixels: int) -> Tensor:
+def _combined(sums_KT2O: Tensor, tile: int, pixels: int) -> tuple[Tensor, int]:
+    """The sums of fewer, larger tiles, and their pixels."""
     points, tiles, _, outputs = sums_KT2O.shape
-    groups = triton.cdiv(tiles, GROUP)
-    combined = sums_KT2O.new_empty(points, groups, 2, outputs)
     width = max(16, triton.next_power_of_2(outputs))
-    _combine[(groups, points)](
-        sums_KT2O, combined, tiles, tile, pixels, outputs, width, min(GROUP, 2048 // width), GROUP
-    )
-    return combined
+    group = COMBINED // width
+    combined = sums_KT2O.new_empty(points, triton.cdiv(tiles, group), 2, outputs)
+    _combine[combined.shape[1], points](sums_KT2O, combined, tiles, tile, pixels, outputs, width, group, num_warps=8)
+    return combined, tile * group
 
 
 def to_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

@@ -60,8 +60,9 @@ class NetworkLandscape:
         model: a module, or a function that builds one. A function draws every initial point by its own
             initialisation; a module draws them by `reset_parameters` of its layers. The module is copied.
         data: the data set.
-        evaluation_batch: samples a forward pass in `evaluate`; BatchNorm's statistics are the mean of theirs over
-            these chunks. As many as there are training samples: exact statistics, and on a GPU one sweep, not two.
+        evaluation_batch: BatchNorm's statistics are the mean of theirs over chunks of so many samples. As many as
+            there are training samples: exact statistics, and on a GPU one sweep, not two. The plain loop evaluates
+            so many at once; the graph engine takes as many as fill the GPU.
         engine: how K points run on the device.
 
     Raises:
@@ -181,7 +182,7 @@ class NetworkLandscape:
         for k, (buffers, train_outputs) in enumerate(self._statistics_at(engine, theta_KP)):
             outputs = train_outputs if split == "train" else None
             if outputs is None:
-                outputs = engine.logits(theta_KP[k], buffers, self._chunks(x_N))
+                outputs = engine.logits(theta_KP[k], buffers, x_N, self.evaluation_batch)
             wide = outputs.double()
             scores_K2[k, 0] = cross_entropy(wide, y_N)
             scores_K2[k, 1] = (wide.argmax(1) != y_N).double().mean()
@@ -297,7 +298,7 @@ class NetworkLandscape:
         x = self.data.x_train[:2]
         theta_P = self.point(self.loop.module)
         try:
-            shape = tuple(self.loop.logits(theta_P, self.loop.fresh_buffers(), [x]).shape)
+            shape = tuple(self.loop.logits(theta_P, self.loop.fresh_buffers(), x, len(x)).shape)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise LowlossError(f"{name} rejects inputs of shape {tuple(x.shape[1:])}: {reason}") from error
