@@ -226,7 +226,7 @@ def engine_rows(
                 lambda n: evaluate_points(
                     landscape, lambda i: minima[i % points] * (1 + 1e-4 * i[:, None]), n, ["train"]
                 ),
-                4 * points,
+                16 * points if CUDA else 4 * points,
             )
         elif work == "scan":
             axis = torch.linspace(-1, 1, resolution, dtype=torch.float64)

@@ -86,15 +86,22 @@ def _gather_product(
         t = tl.load(weight, mask=(j < R * S * C)[:, None] & (o < O)[None, :], other=0.0)
         acc = tl.dot(a, t, acc)
     else:
+        top = ho * UP - PAD
+        left = wo * UP - PAD
+        if DOWN == 1:
+            top = tl.where(live, top, -H - R - TALL)  # where no tap is inside
+            corner = x + ((b * H + top) * W + left).to(tl.int64) * C
         for position in range((R + TALL - 1) * S):
-            h = ho * UP + (position // S - PAD)
-            v = wo * UP + (position % S - PAD)
-            inside = live & (h >= 0) & (h < H * DOWN) & (v >= 0) & (v < W * DOWN)
-            if DOWN > 1:
+            h = top + position // S
+            v = left + position % S
+            if DOWN == 1:
+                # Each tap lies a constant away from the first: less to compute than from h and v.
+                inside = (h >= 0) & (h < H) & (v >= 0) & (v < W)
+                start = corner + (position // S * W + position % S) * C
+            else:
+                inside = live & (h >= 0) & (h < H * DOWN) & (v >= 0) & (v < W * DOWN)
                 inside = inside & (h % DOWN == 0) & (v % DOWN == 0)
-                h = h // DOWN
-                v = v // DOWN
-            start = ((b * H + h) * W + v).to(tl.int64) * C
+                start = x + ((b * H + h // DOWN) * W + v // DOWN).to(tl.int64) * C
             if TALL == 1:
                 tap = position
                 used = o < O
@@ -106,44 +113,45 @@ def _gather_product(
             for c0 in tl.static_range(0, C, BC):
                 c = c0 + tl.arange(0, BC)
                 if C % BC == 0:
-                    a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None], other=0.0)
+                    a = tl.load(start[:, None] + c[None, :], mask=inside[:, None], other=0.0)
                     t = tl.load(w + c[:, None] * O + column[None, :], mask=used[None, :], other=0.0)
                 else:
-                    a = tl.load(x + start[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
+                    a = tl.load(start[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
                     t = tl.load(w + c[:, None] * O + column[None, :], mask=(c < C)[:, None] & used[None, :], other=0.0)
                 acc = tl.dot(a, t, acc)
-    out = acc.to(y.dtype.element_ty)
-    corner = ((b * HO + ho) * WO + wo).to(tl.int64)
-    place = down * WO * O + o
-    tl.store(y + corner[:, None] * O + place[None, :], out, mask=live[:, None] & (o < O)[None, :])
     if STATISTICS:
-        # Of what was stored, rounded: rows past the end are zero and drop out of the sum.
-        wide = out.to(tl.float32)
-        total = tl.sum(tl.reshape(tl.sum(wide, 0), (TALL, BO)), 0)
+        # Rows past the end are zero: they add nothing to the sum, and a known amount to the squares.
+        total = tl.sum(tl.reshape(tl.sum(acc, 0), (TALL, BO)), 0)
         count = (tl.minimum(stacks - tl.program_id(0) * BM, BM) * TALL).to(tl.float32)
-        mean = tl.reshape(tl.broadcast_to((total / count)[None, :], (TALL, BO)), (BN,))
-        off = tl.where(live[:, None], wide - mean[None, :], 0.0)
-        squared = tl.sum(tl.reshape(tl.sum(off * off, 0), (TALL, BO)), 0)
+        mean = total / count
+        off = acc - tl.reshape(tl.broadcast_to(mean[None, :], (TALL, BO)), (BN,))[None, :]
+        squared = tl.sum(tl.reshape(tl.sum(off * off, 0), (TALL, BO)), 0) - (BM * TALL - count) * mean * mean
         sums += (k * tl.num_programs(0) + tl.program_id(0)) * (2 * O)
         n = tl.program_id(1) * BO + tl.arange(0, BO)
         tl.store(sums + n, total, mask=n < O)
         tl.store(sums + O + n, squared, mask=n < O)
+    out = acc.to(y.dtype.element_ty)
+    first = ((b * HO + ho) * WO + wo).to(tl.int64)
+    place = down * WO * O + o
+    tl.store(y + first[:, None] * O + place[None, :], out, mask=live[:, None] & (o < O)[None, :])
 
 
 @triton.jit
 def _combine(
     sums,
-    combined,
+    first,
+    second,
     tiles,
     tile,
     pixels,
     O: tl.constexpr,  # noqa: E741
     BO: tl.constexpr,
     GROUP: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     """The sums and squared deviations of GROUP tiles as those of one, for each point and group (Chan et al. 1983).
 
-    Deviations are within the tiles, and of the tiles' means from the group's.
+    Deviations are within the tiles, and of the tiles' means from the group's. LAST: one group, as mean and variance.
     """
     group = tl.program_id(0)
     k = tl.program_id(1).to(tl.int64)
@@ -155,13 +163,17 @@ def _combine(
     within = tl.load(row + O, mask=inside, other=0.0)
     total = tl.sum(totals, 0)
     begin = group.to(tl.int64) * GROUP * tile
-    mean = total / tl.minimum(pixels - begin, tile.to(tl.int64) * GROUP).to(tl.float32)
+    here = tl.minimum(pixels - begin, tile.to(tl.int64) * GROUP).to(tl.float32)
     count = tl.maximum(tl.minimum(pixels - t.to(tl.int64) * tile, tile), 1).to(tl.float32)[:, None]
-    off = totals / count - mean[None, :]
+    off = totals / count - (total / here)[None, :]
     squared = tl.sum(tl.where(inside, within + count * off * off, 0.0), 0)
-    combined += (k * tl.num_programs(0) + group) * (2 * O)
-    tl.store(combined + o, total, mask=o < O)
-    tl.store(combined + O + o, squared, mask=o < O)
+    if LAST:
+        tl.store(first + k * O + o, total / here, mask=o < O)
+        tl.store(second + k * O + o, squared / here, mask=o < O)
+    else:
+        place = (k * tl.num_programs(0) + group) * (2 * O) + o
+        tl.store(first + place, total, mask=o < O)
+        tl.store(first + place + O, squared, mask=o < O)
 
 
 @triton.jit
@@ -226,21 +238,20 @@ def forward_with_statistics(x: Tensor, weight: Tensor, stride: int, padding: int
     """As forward, with the mean and the biased variance (K, O) of each output channel."""
     size = _size(x, weight, stride, padding)
     y, sums_KT2O, tile = _gather(x, weight.permute(0, 3, 4, 2, 1), size, stride, 1, padding, statistics=True)
-    pixels = len(x) // len(weight) * size[0] * size[1]
-    while sums_KT2O.shape[1] > 1:
-        sums_KT2O, tile = _combined(sums_KT2O, tile, pixels)
-    total_K1O, squares_K1O = sums_KT2O.unbind(2)
-    return y, total_K1O[:, 0] / pixels, squares_K1O[:, 0] / pixels
+    return y, *_moments(sums_KT2O, tile, len(x) // len(weight) * size[0] * size[1])
 
 
-def _combined(sums_KT2O: Tensor, tile: int, pixels: int) -> tuple[Tensor, int]:
-    """The sums of fewer, larger tiles, and their pixels."""
+def _moments(sums_KT2O: Tensor, tile: int, pixels: int) -> tuple[Tensor, Tensor]:
+    """The mean and the biased variance (K, O) of all pixels, from the sums of tiles of so many."""
     points, tiles, _, outputs = sums_KT2O.shape
     width = max(16, triton.next_power_of_2(outputs))
     group = COMBINED // width
-    combined = sums_KT2O.new_empty(points, triton.cdiv(tiles, group), 2, outputs)
-    _combine[combined.shape[1], points](sums_KT2O, combined, tiles, tile, pixels, outputs, width, group, num_warps=8)
-    return combined, tile * group
+    groups = triton.cdiv(tiles, group)
+    last = groups == 1
+    shape = (points, outputs) if last else (points, groups, 2, outputs)
+    first, second = (sums_KT2O.new_empty(shape) for _ in range(2)) if last else (sums_KT2O.new_empty(shape),) * 2
+    _combine[groups, points](sums_KT2O, first, second, tiles, tile, pixels, outputs, width, group, last, num_warps=8)
+    return (first, second) if last else _moments(first, tile * group, pixels)
 
 
 def to_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -265,16 +276,18 @@ class _Tile(NamedTuple):
     rows: int
     stages: int
     """Loads in flight."""
+    registers: int | None = None
+    """Of a thread at most, so that one more program fits a multiprocessor."""
 
 
 def _tile(weight: Tensor, size: tuple[int, int], up: int, down: int) -> _Tile:
     _, high, wide, inputs, outputs = weight.shape
     products, width = high * wide * inputs, max(_width(inputs), _width(outputs))
     if products <= AT_ONCE and down == 1:
-        return _Tile(max(32, triton.next_power_of_2(products)), 1, 256 if products <= 32 else 128, 2)
+        return _Tile(max(32, triton.next_power_of_2(products)), 1, 512 if products <= 32 else 128, 2)
     if high > 1 and up == down == 1 and width <= 32 and size[0] % 2 == 0:
-        return _Tile(0, 2, 256, {16: 4, 32: 3}[width])
-    return _Tile(0, 1, {16: 512, 32: 256, 64: 128}[width], 3)
+        return {16: _Tile(0, 2, 256, 4), 32: _Tile(0, 2, 256, 3, 168)}[width]
+    return _Tile(0, 1, {16: 512, 32: 256, 64: 128}[width], 4 if up > 1 else 3)
 
 
 def _width(channels: int) -> int:
@@ -327,6 +340,7 @@ def _gather(
         tile.columns,
         num_warps=4,
         num_stages=tile.stages,
+        maxnreg=tile.registers,
     )
     return y, sums_KT2O, tile_pixels
 
