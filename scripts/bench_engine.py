@@ -249,12 +249,12 @@ def bench(args: argparse.Namespace, flops: float, bandwidth: float) -> pd.DataFr
         data = random_data(args.images)
         factory = partial(MODELS[name], input_shape=INPUT, num_classes=10)
         landscape = NetworkLandscape(
-            factory, data, evaluation_batch=args.images if CUDA else 128, engine=Engine(args.engine)
+            factory, data, args.evaluation_batch or (args.images if CUDA else 128), Engine(args.engine)
         )
         module = landscape.module(landscape.initial(0))
         costs = cost(module, 2 if CUDA else 4)
         # On a GPU the whole split goes through once; in chunks, once for the statistics and once for the loss.
-        sweeps = 1 if CUDA else 2
+        sweeps = 1 if CUDA and landscape.evaluation_batch >= args.images else 2
         measured = engine_rows(name, landscape, args.works, args.points, args.steps, args.scan)
         print(f"{name}: {landscape.arithmetic}", flush=True)
         plain = Plain(module, data, args.workers)
@@ -362,6 +362,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200 if CUDA else 3)
     parser.add_argument("--plain-steps", type=int, default=40 if CUDA else 3)
     parser.add_argument("--scan", type=int, default=9 if CUDA else 2, help="points a side")
+    parser.add_argument("--evaluation-batch", type=int, help="by default all training images on a GPU, else 128")
     parser.add_argument("--workers", type=int, default=8 if CUDA else 0, help="of the plain loop's DataLoader")
     parser.add_argument("--growth-depth", type=int, default=20 if CUDA else 8, help="0 leaves the growth out")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
