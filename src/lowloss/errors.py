@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from numbers import Integral, Real
 
 
 class LowlossError(Exception):
@@ -19,8 +20,8 @@ class NonFiniteLossError(LowlossError):
 
 def check_number(key: str, value: object, kind: type, least: float) -> None:
     """Raise LowlossError unless the value of a setting is a number of this kind, int or float, and large enough."""
-    allowed = (int, float) if kind is float else int
-    if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:
+    allowed = Real if kind is float else Integral  # numpy's too
+    if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:  # type: ignore[operator]
         noun = "a number" if kind is float else "a whole number"
         raise LowlossError(f"{key} must be {noun} of at least {least:g}, got {value!r}")
 

@@ -82,6 +82,11 @@ def test_settings_with_which_sgd_cannot_descend_are_refused(finder: Any, wrong: 
         finder(**wrong)
 
 
+@pytest.mark.parametrize("finder", [NEB, AutoNEB, BezierCurve, PolygonalChain])
+def test_numbers_of_numpy_are_numbers(finder: Any) -> None:
+    assert finder(batch_size=np.int64(16), momentum=np.float32(0.5)).batch_size == 16
+
+
 @pytest.mark.parametrize("finder", [NEB, BezierCurve, PolygonalChain])
 @pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"lr": np.nan}, {"lr": np.inf}, {"steps": 0}])
 def test_searches_without_a_step_are_refused(finder: Any, wrong: dict[str, Any]) -> None:

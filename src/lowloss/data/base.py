@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, check_number
 from lowloss.seeding import derive
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -115,8 +115,7 @@ class Batches:
     """
 
     def __init__(self, data: Data, size: int, seeds: Sequence[int], shared: bool) -> None:
-        if size < 1:
-            raise LowlossError(f"batch_size must be at least 1, got {size}")
+        check_number("batch_size", size, int, 1)
         self.data, self.seeds, self.shared = data, tuple(seeds), shared
         self.size = min(size, len(data.y_train))
         self.steps_per_epoch = len(data.y_train) // self.size
