@@ -80,6 +80,21 @@ def test_agrees_with_the_loop_in_float32(family, data, capsys):
     assert relative.max() <= 0.35
 
 
+@pytest.mark.parametrize("family", ["resnet", "mlp", "cnn"])
+def test_evaluation_in_parts_agrees_with_the_loop(family, data):
+    model = partial(FAMILIES[family], input_shape=(3, 32, 32), num_classes=10)
+    land, slow = (NetworkLandscape(model, data, 300, Engine(kind)).to(CUDA) for kind in ("graph", "loop"))
+    optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    minima = train_minima(land, count=2, epochs=2, batch_size=128, optimizer=optimizer).theta_KP.to(CUDA)
+    for split in ("train", "test"):
+        found, expected = land.evaluate(minima, split), slow.evaluate(minima, split)
+        assert (found.loss_K - expected.loss_K).abs().max() <= 1e-3
+        assert (found.error_K - expected.error_K).abs().max() <= 0.0005 + 1 / len(data.split(split)[1])
+    assert not land._differs
+    # All parts of a length went through together.
+    assert land.engine._samples_at_once >= len(data.y_train)
+
+
 class Wandering(nn.Module):
     """Goes another way where the data say so, which no graph can hold."""
 
