@@ -185,7 +185,7 @@ def test_kernels(kernels, points, samples, inputs, outputs, size, taps, stride, 
     torch.library.opcheck(convolution.convolution_backward, backward, test_utils=checks)
 
 
-@pytest.mark.parametrize(("samples", "size"), [(150, 8), (37, 9)])
+@pytest.mark.parametrize(("samples", "size"), [(150, 8), (37, 9), (1, 3)])
 def test_statistics_of_many_tiles(kernels, monkeypatch, samples, size):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     monkeypatch.setattr(kernels, "COMBINED", 64)

@@ -120,12 +120,12 @@ def _gather_product(
                     t = tl.load(w + c[:, None] * O + column[None, :], mask=(c < C)[:, None] & used[None, :], other=0.0)
                 acc = tl.dot(a, t, acc)
     if STATISTICS:
-        # Rows past the end are zero: they add nothing to the sum, and a known amount to the squares.
+        # Rows past the end are zero and drop out of both sums.
         total = tl.sum(tl.reshape(tl.sum(acc, 0), (TALL, BO)), 0)
         count = (tl.minimum(stacks - tl.program_id(0) * BM, BM) * TALL).to(tl.float32)
-        mean = total / count
-        off = acc - tl.reshape(tl.broadcast_to(mean[None, :], (TALL, BO)), (BN,))[None, :]
-        squared = tl.sum(tl.reshape(tl.sum(off * off, 0), (TALL, BO)), 0) - (BM * TALL - count) * mean * mean
+        mean = tl.reshape(tl.broadcast_to((total / count)[None, :], (TALL, BO)), (BN,))
+        off = acc - live.to(tl.float32)[:, None] * mean[None, :]
+        squared = tl.sum(tl.reshape(tl.sum(off * off, 0), (TALL, BO)), 0)
         sums += (k * tl.num_programs(0) + tl.program_id(0)) * (2 * O)
         n = tl.program_id(1) * BO + tl.arange(0, BO)
         tl.store(sums + n, total, mask=n < O)
