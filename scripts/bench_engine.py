@@ -253,8 +253,9 @@ def bench(args: argparse.Namespace, flops: float, bandwidth: float) -> pd.DataFr
         )
         module = landscape.module(landscape.initial(0))
         costs = cost(module, 2 if CUDA else 4)
-        # On a GPU the whole split goes through once; in chunks, once for the statistics and once for the loss.
-        sweeps = 1 if CUDA and landscape.evaluation_batch >= args.images else 2
+        # BatchNorm's statistics take a sweep of their own, but for the whole split at once on a GPU.
+        whole = CUDA and landscape.evaluation_batch >= args.images
+        sweeps = 2 if landscape.loop.batch_norms and not whole else 1
         measured = engine_rows(name, landscape, args.works, args.points, args.steps, args.scan)
         print(f"{name}: {landscape.arithmetic}", flush=True)
         plain = Plain(module, data, args.workers)

@@ -3,6 +3,7 @@
 import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -297,10 +298,24 @@ def test_what_cannot_be_folded_runs_on_the_loop_and_says_so_once(module, reason,
     expected, expected_gradients = loop.losses(theta_KP, batch, True)
     assert torch.equal(losses, expected)
     assert torch.equal(gradients, expected_gradients)
+    for parts in (None, torch.arange(4).split(2)):
+        buffers, _ = graph.statistics(theta_KP[0], sample, parts)
+        expected_buffers, _ = loop.statistics(theta_KP[0], sample, parts)
+        assert all(torch.equal(buffers[name], buffer) for name, buffer in expected_buffers.items())
+    assert torch.equal(graph.logits(theta_KP[0], buffers, sample, 2), loop.logits(theta_KP[0], buffers, sample, 2))
     assert caplog.text.count("runs on the plain loop") == 1
     assert reason in caplog.text
     with pytest.raises(LowlossError, match="cannot run with engine=graph"):
         Graph(loop, sample, torch.bfloat16, torch.float16, strict=True)
+
+
+def test_an_error_of_the_compiler_is_told_by_its_own_line(monkeypatch, caplog):
+    _, graph = engines(FAMILIES["mlp"](input_shape=IMAGE, num_classes=10))
+    told = (
+        'in a subprocess:\n\nTraceback (most recent call last):\n  File "x"\nValueError: the cause\n\nSet TORCH_LOGS=…'
+    )
+    graph._give_up(RuntimeError(told))
+    assert caplog.messages == ["engine: MLP runs on the plain loop: ValueError: the cause"]
 
 
 def test_random_numbers_of_python_are_seen(caplog):
@@ -444,7 +459,7 @@ def test_samples_that_do_not_fit_together_are_evaluated_in_parts(monkeypatch):
     graph._samples_at_once = 1 << 10
     logits = graph.logits(theta_P, buffers, x, 5)
     assert torch.allclose(logits, loop.logits(theta_P, buffers, x, 5), atol=1e-3)
-    assert graph._samples_at_once == 16
+    assert graph._samples_at_once == 10
     room = 4
     with pytest.raises(torch.OutOfMemoryError):
         graph.logits(theta_P, buffers, x, 5)
@@ -508,6 +523,10 @@ def test_a_chunk_holds_two_samples_where_there_are_two():
     assert land.evaluate(land.initial(0)[None]).loss_K.isfinite().all()
     with pytest.raises(LowlossError, match="evaluation_batch=1"):
         NetworkLandscape(net, Data(x, y, x, y), evaluation_batch=1)
+    # Also where the outputs are computed, which some layers see.
+    bare = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2))
+    land = NetworkLandscape(bare, Data(x, y, x, y), evaluation_batch=np.int64(4))
+    assert land.evaluate(land.initial(0)[None]).loss_K.isfinite().all()
 
 
 def test_a_point_beyond_16_bits_is_evaluated_in_float32():

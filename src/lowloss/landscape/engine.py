@@ -112,6 +112,14 @@ def chosen(x_N: Tensor, parts: Sequence[Tensor] | None) -> Iterator[Tensor]:
         yield x_N[index.to(x_N.device)]
 
 
+def alike(x_N: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Parts of at most so many samples, near-equal, and of two where there are two.
+
+    A last part of one sample would have no variance, and would weigh like a full one.
+    """
+    return x_N.tensor_split(max(1, min(-(-len(x_N) // size), len(x_N) // 2)))
+
+
 class Loop:
     """One point after the other, in the parameters' own precision, or with `step_dtype` autocast in `losses`."""
 
@@ -178,12 +186,12 @@ class Loop:
 
     @torch.no_grad()
     def logits(self, theta_P: Tensor, buffers: Buffers, x_N: Tensor, at_once: int) -> Tensor:
-        """The outputs (N, C) in evaluation mode, so many samples at once, which changes no result."""
+        """The outputs (N, C) in evaluation mode, at most so many samples at once."""
         self.module.eval()
         parameters = self._parameters(theta_P)
         # On a processor, small parts stay in its caches.
         size = min(at_once, CACHED) if theta_P.device.type == "cpu" else at_once
-        return torch.cat([self._call(parameters, buffers, x) for x in x_N.split(size)])
+        return torch.cat([self._call(parameters, buffers, x) for x in alike(x_N, size)])
 
     def _parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
         # Copies, since a GPU's convolutions want aligned weights and a view may start at any coordinate.

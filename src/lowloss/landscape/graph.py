@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
-from lowloss.landscape.engine import Buffers, Loop, places
+from lowloss.landscape.engine import Buffers, Loop, alike, places
 from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate
 from lowloss.seeding import derive
 
@@ -37,9 +37,9 @@ AGREEMENT = 1e-3
 LOSS_ROUNDING, GRADIENT_ROUNDING = 0.05, 0.5
 """How far a step in 16 bits may be from the plain loop's: in its loss (relative above 1), and its gradient's cosine."""
 
-EVALUATION_SHARE = 32
-"""What part of a GPU's memory the largest activation of the samples evaluated at once may take: of an eighth of it,
-which leaves room for other processes, a quarter, since a few such tensors live at once."""
+EVALUATION_SHARE, LIVE = 8, 4
+"""What part of a GPU's memory the samples evaluated at once may take, which leaves room for other processes, and how
+many activations as large as the largest live at once."""
 
 KEPT = 16
 """CUDA graphs kept at once."""
@@ -71,7 +71,8 @@ class Graph:
     ) -> None:
         self.loop, self.module, self.layout, self.batch_norms = loop, loop.module, loop.layout, loop.batch_norms
         self.step_dtype, self.evaluation_dtype = step_dtype, evaluation_dtype
-        self.usable, self._strict, self._points_at_once, self._samples_at_once = True, strict, 1 << 30, 0
+        self.usable, self._strict, self._points_at_once = True, strict, 1 << 30
+        self._samples_at_once, self._copies_at_once = 0, 1 << 30
         self._whole: tuple[Tensor, Tensor] | None = None
         self._steps: dict[tuple[Any, ...], _Step] = {}
         self._compared: set[tuple[Any, ...]] = set()
@@ -147,22 +148,22 @@ class Graph:
         buffers = dict(self.module.named_buffers())
         if not self.batch_norms:
             return buffers, None
-        for norm in self._norms:
-            norm.whole = parts is None
 
         def run() -> tuple[Buffers, Tensor | None]:
+            for norm in self._norms:
+                norm.whole = parts is None
             if parts is None:
-                means, outputs = self._recorded(theta_P[None], self._narrowed_whole(x_N))
+                means, outputs = self._recorded(theta_P, self._narrowed_whole(x_N))
             else:
                 # A part has statistics of its own, as a point has: several go through as so many points.
                 outputs, means = None, torch.zeros(1, sum(self._widths), device=self.device)
                 for group in self._groups(parts):
                     x = x_N[torch.cat(group).to(x_N.device)].unflatten(0, (len(group), -1))
-                    means += self._recorded(theta_P.expand(len(group), -1), self._narrowed(x))[0] / len(parts)
+                    means += self._recorded(theta_P, self._narrowed(x))[0] / len(parts)
             return buffers | {name: mean[0] for name, mean in self._given(means).items()}, outputs
 
-        least = len(parts[0]) if parts else len(x_N)
-        return self._fitting(run, lambda: self.loop.statistics(theta_P, x_N, parts), least)
+        least = len(x_N) if parts is None else len(parts[0])
+        return self._fitting(run, lambda: self.loop.statistics(theta_P, x_N, parts), len(x_N), least)
 
     @torch.no_grad()
     def logits(self, theta_P: Tensor, buffers: Buffers, x_N: Tensor, at_once: int) -> Tensor:
@@ -171,19 +172,19 @@ class Graph:
         def run() -> Tensor:
             given = {name: buffers[name][None] for name in self._running}
             parameters = separate(theta_P[None], self.layout.sizes)
-            chunks = x_N.tensor_split(-(-len(x_N) // max(at_once, self._samples_at_once)))
-            return torch.cat(
-                [self._evaluated(self.inference, parameters, self._narrowed(x[None]), given) for x in chunks]
-            )
+            chunks = (self._narrowed(x[None]) for x in alike(x_N, max(at_once, self._samples_at_once)))
+            return torch.cat([self._evaluated(self.inference, parameters, x_1B, given) for x_1B in chunks])
 
-        return self._fitting(run, lambda: self.loop.logits(theta_P, buffers, x_N, at_once), at_once)
+        return self._fitting(run, lambda: self.loop.logits(theta_P, buffers, x_N, at_once), len(x_N), at_once)
 
-    def _recorded(self, theta_KP: Tensor, x_KB: Tensor) -> tuple[Tensor, Tensor]:
-        """BatchNorm's statistics, added up over the points and side by side (1, ...), and the outputs."""
+    def _recorded(self, theta_P: Tensor, x_KB: Tensor) -> tuple[Tensor, Tensor]:
+        """BatchNorm's statistics at one point, added up over K parts and side by side (1, ...), and the outputs."""
+        points = len(x_KB)
         # One allocation for all, each starting where compiled code expects tensors to start.
-        zeros = torch.zeros(len(theta_KP), sum(self._widths), device=self.device)
-        parameters, given = separate(theta_KP, self.layout.sizes), self._given(zeros)
-        if len(theta_KP) > 1:
+        zeros = torch.zeros(points, sum(self._widths), device=self.device)
+        parameters, given = separate(theta_P[None], self.layout.sizes), self._given(zeros)
+        if points > 1:
+            parameters = [part.expand(points, -1).contiguous() for part in parameters]
             for tensor in (*parameters, *given.values()):
                 torch._dynamo.mark_dynamic(tensor, 0)
         outputs = self._evaluated(self.recording, parameters, x_KB, given)
@@ -198,24 +199,24 @@ class Graph:
 
     def _groups(self, parts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Parts of one length that go through together."""
-        for length, alike in groupby(parts, len):
-            found = list(alike)
-            at_once = max(1, self._samples_at_once // length)
-            groups = -(-len(found) // at_once)
-            for group in range(groups):
-                yield found[group * len(found) // groups : (group + 1) * len(found) // groups]
+        for length, group in groupby(parts, len):
+            found = list(group)
+            at_once = max(1, min(self._samples_at_once // length, self._copies_at_once))
+            calls = -(-len(found) // at_once)
+            for call in range(calls):
+                yield found[call * len(found) // calls : (call + 1) * len(found) // calls]
 
-    def _fitting(self, run: Callable[[], T], loop: Callable[[], T], least: int) -> T:
-        """What `run` gives with as many samples at once as fit the memory, `least` at least; or else the loop."""
+    def _fitting(self, run: Callable[[], T], loop: Callable[[], T], samples: int, least: int) -> T:
+        """What `run` gives, with as many of the samples at once as fit, `least` at least; or what the loop does."""
         while True:
             try:
                 return self._or_loop(run, loop)
             except torch.OutOfMemoryError:
-                if not self.usable or self._samples_at_once <= least:
+                if not self.usable or min(self._samples_at_once, samples) <= least:
                     raise
             # Not within the except: what has failed would keep its tensors until the end of that.
             torch.cuda.empty_cache()
-            self._samples_at_once //= 2
+            self._samples_at_once = min(self._samples_at_once, samples) // 2
 
     def _or_loop(self, run: Callable[[], T], loop: Callable[[], T]) -> T:
         """What `run` gives, or where it cannot the plain loop; too little memory is for the caller."""
@@ -342,7 +343,8 @@ class Graph:
             if x.is_cuda:
                 memory = torch.cuda.get_device_properties(x.device).total_memory
                 width = torch.finfo(self.evaluation_dtype).bits // 8
-                self._samples_at_once = memory // (EVALUATION_SHARE * max(activations) * width)
+                self._samples_at_once = memory // (EVALUATION_SHARE * LIVE * max(activations) * width)
+                self._copies_at_once = memory // (EVALUATION_SHARE * len(own_P) * (4 + width))
             with _without_dropout(self.module), _without_dropout(self.training):
                 plain = Loop(self.module, self.layout).losses(own_2P, Batch(x, y, (0,)), True)
                 folded = _differentiated(self._losses, own_2P, *rows, gradients=True)
@@ -358,8 +360,10 @@ class Graph:
         self._steps.clear()
         name = type(self.module).__name__
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(reason).__name__]
-        # The compiler's processes tell their errors with a traceback, whose last line is the error.
-        line = lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+        if any(line.startswith("Traceback") for line in lines):
+            # So the compiler's processes tell their errors: the error is the last line but for advice.
+            lines = [line for line in lines if not line.startswith("Set TORCH")][-1:]
+        line = lines[0]
         if self._strict:
             raise LowlossError(
                 f"{name} cannot run with engine=graph: {line} (engine=auto would take the plain loop)"

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lowloss.data.base import Batch, Batches, Data
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, check_number
 from lowloss.landscape.base import BatchSource, Evaluation
-from lowloss.landscape.engine import Buffers, Engine, Loop
+from lowloss.landscape.engine import Buffers, Engine, Loop, alike
 from lowloss.landscape.graph import Graph
 from lowloss.landscape.layout import Layout
 from lowloss.seeding import derive
@@ -62,7 +62,7 @@ class NetworkLandscape:
         data: the data set.
         evaluation_batch: BatchNorm's statistics are the mean of theirs over chunks of so many samples. As many as
             there are training samples: exact statistics, and on a GPU one sweep, not two. The plain loop evaluates
-            so many at once; the graph engine takes as many as fill the GPU.
+            at most so many samples at once; the graph engine more, where they fit.
         engine: how K points run on the device.
 
     Raises:
@@ -78,9 +78,8 @@ class NetworkLandscape:
         evaluation_batch: int = 1000,
         engine: Engine | None = None,
     ) -> None:
-        if evaluation_batch < 1:
-            raise LowlossError(f"evaluation_batch must be at least 1, got {evaluation_batch}")
-        self.model, self.data, self.evaluation_batch = model, copy.copy(data), evaluation_batch
+        check_number("evaluation_batch", evaluation_batch, int, 1)
+        self.model, self.data, self.evaluation_batch = model, copy.copy(data), int(evaluation_batch)
         self.settings = engine or Engine()
         module = copy.deepcopy(model) if isinstance(model, nn.Module) else self._build(seed=0)
         self.layout = Layout.of(module)
@@ -196,7 +195,7 @@ class NetworkLandscape:
             yield from known[2]
             return
         whole = self.evaluation_batch >= len(self.data.y_train)
-        parts = None if whole else self._chunks(self._statistics_order_N)
+        parts = None if whole else alike(self._statistics_order_N, self.evaluation_batch)
         found: list[tuple[Buffers, Tensor | None]] = []
         for theta_P in theta_KP:
             buffers, outputs = engine.statistics(theta_P, self.data.x_train, parts)
@@ -282,10 +281,6 @@ class NetworkLandscape:
                         "pass a function that builds the model, so that seeds can draw its initial points"
                     )
         return module
-
-    def _chunks(self, x_N: Tensor) -> tuple[Tensor, ...]:
-        # Near-equal chunks: a last chunk of one sample would have no variance, and would weigh like a full one.
-        return x_N.tensor_split(max(1, min(-(-len(x_N) // self.evaluation_batch), len(x_N) // 2)))
 
     def _points(self, theta_KP: Tensor) -> Tensor:
         if theta_KP.dim() != 2 or theta_KP.shape[1] != self.dim:
