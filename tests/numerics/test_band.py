@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lowloss import NEB, AutoNEB, BezierCurve, LowlossError, MullerBrown, PolygonalChain, find_path
 from lowloss.finder import Polyline
+from lowloss.finder.base import Phase
 from lowloss.finder.neb import redistribute, stretch, tangents
+from lowloss.scans.planes import RandomPlane
 
 Array = NDArray[np.float64]
 START, END = (np.array(minimum[:2]) for minimum in MullerBrown.minima[:2])
@@ -85,6 +87,12 @@ def test_settings_with_which_sgd_cannot_descend_are_refused(finder: Any, wrong: 
 @pytest.mark.parametrize("finder", [NEB, AutoNEB, BezierCurve, PolygonalChain])
 def test_numbers_of_numpy_are_numbers(finder: Any) -> None:
     assert finder(batch_size=np.int64(16), momentum=np.float32(0.5)).batch_size == 16
+
+
+def test_numbers_of_numpy_make_a_cycle_and_a_resolution() -> None:
+    cycles = [{"steps": np.int64(3), "lr": np.float32(0.5), "repeat": np.int32(2)}]
+    assert AutoNEB(cycles).phases == [Phase(3, 0.5)] * 2
+    assert RandomPlane(resolution=(np.int64(4), 5)).resolution == (4, 5)
 
 
 @pytest.mark.parametrize("finder", [NEB, BezierCurve, PolygonalChain])

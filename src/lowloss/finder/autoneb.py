@@ -8,6 +8,7 @@ Shapes: N pivots (ends included), S = N - 1 segments, E evaluations between two 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -127,9 +128,10 @@ def _phases(cycles: Sequence[Phase | Mapping[str, Any]]) -> list[Phase]:
         if not {"steps", "lr"} <= set(cycle) <= {"steps", "lr", "repeat"}:
             raise LowlossError(f"a cycle has the keys steps, lr and optionally repeat, got {dict(cycle)}")
         steps, lr, repeat = cycle["steps"], cycle["lr"], cycle.get("repeat", 1)
-        if type(steps) is not int or type(repeat) is not int or repeat < 1 or not isinstance(lr, (int, float)):
+        whole = all(isinstance(number, Integral) and not isinstance(number, bool) for number in (steps, repeat))
+        if not whole or repeat < 1 or not isinstance(lr, Real):
             raise LowlossError(
                 f"a cycle's steps and repeat must be whole numbers of at least 1 and its lr a number, got {dict(cycle)}"
             )
-        phases += [Phase(steps, float(lr))] * repeat
+        phases += [Phase(int(steps), float(lr))] * int(repeat)
     return phases

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -29,9 +30,9 @@ class Plane(ABC):
 
 
 def _two_axes(resolution: Sequence[int]) -> tuple[int, int]:
-    if len(resolution) != 2 or not all(isinstance(points, int) and points >= 2 for points in resolution):
+    if len(resolution) != 2 or not all(isinstance(points, Integral) and points >= 2 for points in resolution):
         raise LowlossError(f"resolution must be two numbers of grid points, each at least 2, got {list(resolution)}")
-    return resolution[0], resolution[1]
+    return int(resolution[0]), int(resolution[1])
 
 
 class PathPlane(Plane):
