@@ -137,7 +137,7 @@ def kernels(monkeypatch):
     pytest.importorskip("triton")
     from lowloss.landscape import kernels
 
-    monkeypatch.setattr(convolution, "_narrow", lambda *settings: True)
+    monkeypatch.setattr(convolution, "narrow", lambda *settings: True)
     return kernels
 
 
@@ -167,7 +167,18 @@ def test_kernels(kernels, points, samples, inputs, outputs, size, taps, stride, 
     gradient = torch.randn_like(expected).half().contiguous(memory_format=torch.channels_last)
     expected.backward(gradient.double())
     y, mean, var = kernels.forward_with_statistics(x, weight, stride, padding)
+    scale, shift = torch.randn(2, points, outputs, 1, 1, 1, device=device).transpose(2, 3)
+    normalised = expected.unflatten(0, (points, -1)) * scale + shift
+    moments = scale.flatten(1), shift.flatten(1)
     found = {
+        "normalised": (
+            kernels.forward_normalised(x, weight, *moments, False, stride, padding),
+            normalised.flatten(0, 1),
+        ),
+        "relu": (
+            kernels.forward_normalised(x, weight, *moments, True, stride, padding),
+            normalised.flatten(0, 1).relu(),
+        ),
         "forward": (kernels.forward(x, weight, stride, padding), expected),
         "with statistics": (y, expected),
         "mean": (mean, expected.unflatten(0, (points, -1)).mean((1, 3, 4))),
@@ -182,6 +193,8 @@ def test_kernels(kernels, points, samples, inputs, outputs, size, taps, stride, 
     narrow = weight.half()
     torch.library.opcheck(convolution.convolution, (x, narrow, *settings), test_utils=checks)
     torch.library.opcheck(convolution.convolution_with_statistics, (x, narrow, *settings), test_utils=checks)
+    inference = x, narrow, *moments, True, *settings[:2]
+    torch.library.opcheck(convolution.convolution_normalised, inference, test_utils=checks)
     backward = gradient, x, narrow, *settings, True
     torch.library.opcheck(convolution.convolution_backward, backward, test_utils=checks)
 
@@ -200,6 +213,31 @@ def test_statistics_of_many_tiles(kernels, monkeypatch, samples, size):
     exact = torch.stack([conv2d(x_B, weight_k) for x_B, weight_k in pairs])
     assert torch.allclose(mean.double(), exact.mean((1, 3, 4)), rtol=1e-6, atol=1e-5)
     assert torch.allclose(var.double(), exact.var((1, 3, 4), correction=0), rtol=1e-4)
+
+
+def test_batch_norm_within_the_convolutions(kernels, monkeypatch):
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(16, 8, 3, bias=False, stride=2), nn.BatchNorm2d(8)),
+        nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Flatten()),
+        nn.Linear(8 * 9, 10),
+    )
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.normal_(part.weight)
+            nn.init.normal_(part.bias)
+    loop = Loop(net, Layout.of(net))
+    graph = Graph(loop, x := torch.randn(6, 3, 8, 8), torch.float32, torch.float16)
+    assert graph.usable
+    calls, kernel = [], kernels.forward_normalised
+    monkeypatch.setattr(
+        kernels, "forward_normalised", lambda *arguments: calls.append(arguments[4]) or kernel(*arguments)
+    )
+    (theta_P,) = points(loop, 1)
+    buffers, _ = loop.statistics(theta_P, x, None)
+    found, expected = graph.logits(theta_P, buffers, x, 6), loop.logits(theta_P, buffers, x, 6)
+    assert calls == [True, False, False]
+    assert (found - expected).norm() <= 3e-3 * expected.norm()
 
 
 class RawParameter(nn.Module):

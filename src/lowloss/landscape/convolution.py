@@ -24,7 +24,7 @@ def convolution(
     x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
     """x (K·B, C, H, W) with weight (K, O, C / groups, R, S) gives (K·B, O, H', W'), channels last, in x's precision."""
-    if _narrow(x, weight, stride, padding, dilation, groups):
+    if narrow(x, weight, stride, padding, dilation, groups):
         from lowloss.landscape import kernels
 
         return kernels.forward(_last(x), weight, stride[0], padding[0])
@@ -49,7 +49,7 @@ def convolution_with_statistics(
     x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As convolution, with the mean and the biased variance (K, O) of the outputs, in float32; not differentiable."""
-    if _narrow(x, weight, stride, padding, dilation, groups):
+    if narrow(x, weight, stride, padding, dilation, groups):
         from lowloss.landscape import kernels
 
         return kernels.forward_with_statistics(_last(x), weight, stride[0], padding[0])
@@ -67,6 +67,24 @@ def _(
     return y, mean_KO, var_KO
 
 
+@torch.library.custom_op("lowloss::convolution_normalised", mutates_args=())
+def convolution_normalised(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, relu: bool, stride: list[int], padding: list[int]
+) -> Tensor:
+    """The outputs times scale (K, O) plus shift (K, O), and their positive part with `relu`; of narrow ones alone."""
+    from lowloss.landscape import kernels
+
+    return kernels.forward_normalised(_last(x), weight, scale, shift, relu, stride[0], padding[0])
+
+
+@convolution_normalised.register_fake
+def _(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, relu: bool, stride: list[int], padding: list[int]
+) -> Tensor:
+    y: Tensor = torch.ops.lowloss.convolution(x, weight, stride, padding, [1, 1], 1)
+    return y
+
+
 @torch.library.custom_op("lowloss::convolution_backward", mutates_args=())
 def convolution_backward(
     gradient: Tensor,
@@ -79,7 +97,7 @@ def convolution_backward(
     input_too: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients with respect to x (empty unless `input_too`) and weight (float32)."""
-    if _narrow(x, weight, stride, padding, dilation, groups):
+    if narrow(x, weight, stride, padding, dilation, groups):
         from lowloss.landscape import kernels
 
         gradient, x = _last(gradient), _last(x)
@@ -121,7 +139,8 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 convolution.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _narrow(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> bool:
+def narrow(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> bool:
+    """Whether the kernels take it."""
     square = stride[0] == stride[1] and padding[0] == padding[1] and dilation == [1, 1] and groups == 1
     square = square and weight.shape[3] == weight.shape[4]
     small = weight.shape[1] <= NARROW and weight.shape[2] <= NARROW

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm
 
 from lowloss.errors import LowlossError
-from lowloss.landscape.convolution import convolution, convolution_with_statistics
+from lowloss.landscape import convolution as convolutions
+from lowloss.landscape.convolution import convolution, convolution_normalised, convolution_with_statistics
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -49,6 +50,13 @@ def record(folded: nn.Module) -> list[FoldedBatchNorm]:
                 if isinstance(before, _Conv2d) and before.bias is None and isinstance(after, _BatchNorm2d):
                     before.statistics = True
     return norms
+
+
+def condense(folded: nn.Module) -> None:
+    """Have a folded module in evaluation normalise within its convolutions, where kernels do those."""
+    for part in folded.modules():
+        if type(part) is nn.Sequential:
+            part.__class__ = _Condensed
 
 
 @torch.library.custom_op("lowloss::separate", mutates_args=())
@@ -117,11 +125,15 @@ class _Conv2d(nn.Conv2d):
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             raise LowlossError("a convolution pads otherwise than with a number of zeros")
 
+    @property
+    def settings(self) -> tuple[list[int], list[int], list[int], int]:
+        assert not isinstance(self.padding, str)
+        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+
     def forward(self, x: Tensor) -> Any:
-        settings = list(self.stride), list(self.padding), list(self.dilation), self.groups
         if self.statistics:
-            return convolution_with_statistics(x, self.weight, *settings)
-        out = convolution(x, self.weight, *settings)
+            return convolution_with_statistics(x, self.weight, *self.settings)
+        out = convolution(x, self.weight, *self.settings)
         if self.bias is None:
             return out
         return (_unfold(out, len(self.bias)) + self.bias.to(x.dtype)[:, None, :, None, None]).flatten(0, 1)
@@ -157,21 +169,48 @@ class FoldedBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self.running_mean.add_(mean_KC)
                 self.running_var.add_(unbiased_KC)
                 var_KC = unbiased_KC if self.whole else var_KC
+            scale_KC, shift_KC = self._scale_and_shift(mean_KC, var_KC)
         else:
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            mean_KC, var_KC = self.running_mean, self.running_var
-        reciprocal_KC = (var_KC + self.eps).rsqrt()
-        scale_KC = reciprocal_KC * self.weight
-        # Not mean times scale: Triton 3.6 fails on the kernel that the compiler makes of that.
-        shift_KC = self.bias - mean_KC * reciprocal_KC * self.weight
+            scale_KC, shift_KC = self.scale_and_shift()
         return _scaled(x.float(), scale_KC, shift_KC, x.dim() - 2).to(x.dtype)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What evaluation does to each channel (K, C)."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return self._scale_and_shift(self.running_mean, self.running_var)
+
+    def _scale_and_shift(self, mean_KC: Tensor, var_KC: Tensor) -> tuple[Tensor, Tensor]:
+        reciprocal_KC = (var_KC + self.eps).rsqrt()
+        # Not mean times scale: Triton 3.6 fails on the kernel that the compiler makes of that.
+        return reciprocal_KC * self.weight, self.bias - mean_KC * reciprocal_KC * self.weight
 
 
 class _BatchNorm1d(FoldedBatchNorm, nn.BatchNorm1d): ...
 
 
 class _BatchNorm2d(FoldedBatchNorm, nn.BatchNorm2d): ...
+
+
+class _Condensed(nn.Sequential):
+    """In evaluation: a convolution, the BatchNorm and the ReLU that follow it are one kernel, where there is one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self)
+        while parts:
+            part, norm = parts[0], parts[1] if len(parts) > 1 else None
+            if (
+                isinstance(part, _Conv2d)
+                and isinstance(norm, _BatchNorm2d)
+                and part.bias is None
+                and convolutions.narrow(x, part.weight, *part.settings)
+            ):
+                relu = len(parts) > 2 and type(parts[2]) is nn.ReLU
+                x = convolution_normalised(x, part.weight, *norm.scale_and_shift(), relu, *part.settings[:2])
+                parts = parts[3 if relu else 2 :]
+            else:
+                x = parts.pop(0)(x)
+        return x
 
 
 class _GroupNorm(nn.GroupNorm):

@@ -28,6 +28,8 @@ def _gather_product(
     w,
     y,
     sums,
+    scale,
+    shift,
     pixels,
     point_stride,
     H: tl.constexpr,
@@ -43,6 +45,8 @@ def _gather_product(
     PAD: tl.constexpr,
     MIRROR: tl.constexpr,
     STATISTICS: tl.constexpr,
+    NORMALISED: tl.constexpr,
+    RELU: tl.constexpr,
     TALL: tl.constexpr,
     BM: tl.constexpr,
     BO: tl.constexpr,
@@ -53,7 +57,8 @@ def _gather_product(
 
     The pixel of image row ho is (ho · UP + r - PAD) / DOWN where that is whole and inside: UP is the stride of a
     convolution, DOWN that of its transpose, which takes the taps mirrored. STATISTICS stores the tile's sums and sums
-    of squared deviations from the tile's means. BJ: columns of the one tile of all taps, or 0 for a loop over taps.
+    of squared deviations from the tile's means. NORMALISED: times scale[o] plus shift[o], and with RELU its positive
+    part. BJ: columns of the one tile of all taps, or 0 for a loop over taps.
 
     With TALL > 1 (UP and DOWN 1) a row of the tile is a stack of that many pixels m, one below the other, and its
     columns are (place in the stack, o). What taps of neighbours share is loaded once: of 3 × 3, 6 loads a pixel of y
@@ -130,6 +135,11 @@ def _gather_product(
         n = tl.program_id(1) * BO + tl.arange(0, BO)
         tl.store(sums + n, total, mask=n < O)
         tl.store(sums + O + n, squared, mask=n < O)
+    if NORMALISED:
+        acc *= tl.load(scale + k * O + o, mask=o < O, other=0.0)[None, :]
+        acc += tl.load(shift + k * O + o, mask=o < O, other=0.0)[None, :]
+        if RELU:
+            acc = tl.where(acc < 0, 0.0, acc)  # which keeps what is not a number
     out = acc.to(y.dtype.element_ty)
     first = ((b * HO + ho) * WO + wo).to(tl.int64)
     place = down * WO * O + o
@@ -241,6 +251,14 @@ def forward_with_statistics(x: Tensor, weight: Tensor, stride: int, padding: int
     return y, *_moments(sums_KT2O, tile, len(x) // len(weight) * size[0] * size[1])
 
 
+def forward_normalised(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, relu: bool, stride: int, padding: int
+) -> Tensor:
+    """As forward, times scale (K, O) plus shift (K, O), and the positive part of that with `relu`."""
+    taps_last, size = weight.permute(0, 3, 4, 2, 1), _size(x, weight, stride, padding)
+    return _gather(x, taps_last, size, stride, 1, padding, normalised=(scale.contiguous(), shift.contiguous(), relu))[0]
+
+
 def _moments(sums_KT2O: Tensor, tile: int, pixels: int) -> tuple[Tensor, Tensor]:
     """The mean and the biased variance (K, O) of all pixels, from the sums of tiles of so many."""
     points, tiles, _, outputs = sums_KT2O.shape
@@ -306,6 +324,7 @@ def _gather(
     padding: int,
     mirror: bool = False,
     statistics: bool = False,
+    normalised: tuple[Tensor, Tensor, bool] | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """The product with weight (K, R, S, C, O), the tiles' sums (K, T, 2, O) if asked for, and the pixels of a tile."""
     points, high, wide, inputs, outputs = weight.shape
@@ -322,6 +341,7 @@ def _gather(
         laid_out,
         y,
         sums_KT2O,
+        *((normalised or (sums_KT2O, sums_KT2O))[:2]),
         pixels,
         samples * inputs * x.shape[2] * x.shape[3],
         *x.shape[2:],
@@ -335,6 +355,8 @@ def _gather(
         padding,
         mirror,
         statistics,
+        normalised is not None,
+        normalised is not None and normalised[2],
         tile.tall,
         tile.rows,
         _width(outputs),
