@@ -18,10 +18,14 @@ class NonFiniteLossError(LowlossError):
     """A loss became NaN or infinite during training."""
 
 
+def is_number(value: object, kind: type) -> bool:
+    """Whether the value of a setting is a number of this kind, int or float, numpy's too; true and false are none."""
+    return isinstance(value, Real if kind is float else Integral) and not isinstance(value, bool)
+
+
 def check_number(key: str, value: object, kind: type, least: float) -> None:
     """Raise LowlossError unless the value of a setting is a number of this kind, int or float, and large enough."""
-    allowed = Real if kind is float else Integral  # numpy's too
-    if not isinstance(value, allowed) or isinstance(value, bool) or not value >= least:  # type: ignore[operator]
+    if not is_number(value, kind) or not value >= least:  # type: ignore[operator]
         noun = "a number" if kind is float else "a whole number"
         raise LowlossError(f"{key} must be {noun} of at least {least:g}, got {value!r}")
 

@@ -8,13 +8,13 @@ Shapes: N pivots (ends included), S = N - 1 segments, E evaluations between two 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, is_number
 from lowloss.finder.base import Phase, Profile
 from lowloss.finder.neb import NEB
 from lowloss.finder.path import Path, Polyline
@@ -128,8 +128,7 @@ def _phases(cycles: Sequence[Phase | Mapping[str, Any]]) -> list[Phase]:
         if not {"steps", "lr"} <= set(cycle) <= {"steps", "lr", "repeat"}:
             raise LowlossError(f"a cycle has the keys steps, lr and optionally repeat, got {dict(cycle)}")
         steps, lr, repeat = cycle["steps"], cycle["lr"], cycle.get("repeat", 1)
-        whole = all(isinstance(number, Integral) and not isinstance(number, bool) for number in (steps, repeat))
-        if not whole or repeat < 1 or not isinstance(lr, Real):
+        if not is_number(steps, int) or not is_number(repeat, int) or repeat < 1 or not isinstance(lr, Real):
             raise LowlossError(
                 f"a cycle's steps and repeat must be whole numbers of at least 1 and its lr a number, got {dict(cycle)}"
             )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, is_number
 from lowloss.finder.path import Path
 from lowloss.landscape.layout import Layout
 from lowloss.scans.directions import NORMALIZATIONS, random_direction
@@ -30,7 +29,7 @@ class Plane(ABC):
 
 
 def _two_axes(resolution: Sequence[int]) -> tuple[int, int]:
-    if len(resolution) != 2 or not all(isinstance(points, Integral) and points >= 2 for points in resolution):
+    if len(resolution) != 2 or not all(is_number(points, int) and points >= 2 for points in resolution):
         raise LowlossError(f"resolution must be two numbers of grid points, each at least 2, got {list(resolution)}")
     return int(resolution[0]), int(resolution[1])
 
