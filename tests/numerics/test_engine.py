@@ -347,7 +347,7 @@ def test_what_cannot_be_folded_runs_on_the_loop_and_says_so_once(module, reason,
         Graph(loop, sample, torch.bfloat16, torch.float16, strict=True)
 
 
-def test_an_error_of_the_compiler_is_told_by_its_own_line(monkeypatch, caplog):
+def test_an_error_of_the_compiler_is_told_by_its_own_line(caplog):
     _, graph = engines(FAMILIES["mlp"](input_shape=IMAGE, num_classes=10))
     told = (
         'in a subprocess:\n\nTraceback (most recent call last):\n  File "x"\nValueError: the cause\n\nSet TORCH_LOGS=…'

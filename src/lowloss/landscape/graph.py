@@ -97,8 +97,9 @@ class Graph:
         condense(self.inference)
         norms = [name for name, part in self.recording.named_modules() if isinstance(part, FoldedBatchNorm)]
         self._running = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
-        running = dict(self.module.named_buffers())
-        self._widths = [-(-running[name].numel() // 4) * 4 for name in self._running]
+        buffers = dict(self.module.named_buffers())
+        self._sizes = [buffers[name].numel() for name in self._running]
+        self._widths = [-(-size // 4) * 4 for size in self._sizes]
         dropouts = [name for name, part in self.training.named_modules() if isinstance(part, FoldedDropout)]
         self._dropouts = {f"{name}.seed": derive(0, "dropout", name) for name in dropouts}
         self._drops = any(part.p for part in self.training.modules() if isinstance(part, FoldedDropout))
@@ -153,14 +154,15 @@ class Graph:
         def run() -> tuple[Buffers, Tensor | None]:
             for norm in self._norms:
                 norm.whole = parts is None
+            parameters = separate(theta_P[None], self.layout.sizes)
             if parts is None:
-                means, outputs = self._recorded(theta_P, self._narrowed_whole(x_N))
+                means, outputs = self._recorded(parameters, self._narrowed_whole(x_N))
             else:
                 # A part has statistics of its own, as a point has: several go through as so many points.
                 outputs, means = None, torch.zeros(1, sum(self._widths), device=self.device)
                 for group in self._groups(parts):
                     x = x_N[torch.cat(group).to(x_N.device)].unflatten(0, (len(group), -1))
-                    means += self._recorded(theta_P, self._narrowed(x))[0] / len(parts)
+                    means += self._recorded(parameters, self._narrowed(x))[0] / len(parts)
             return buffers | {name: mean[0] for name, mean in self._given(means).items()}, outputs
 
         least = len(x_N) if parts is None else len(parts[0])
@@ -168,7 +170,7 @@ class Graph:
 
     @torch.no_grad()
     def logits(self, theta_P: Tensor, buffers: Buffers, x_N: Tensor, at_once: int) -> Tensor:
-        """As Loop.logits, but as many samples at once as fill the GPU."""
+        """As Loop.logits, but more samples at once, where they fit."""
 
         def run() -> Tensor:
             given = {name: buffers[name][None] for name in self._running}
@@ -178,12 +180,12 @@ class Graph:
 
         return self._fitting(run, lambda: self.loop.logits(theta_P, buffers, x_N, at_once), len(x_N), at_once)
 
-    def _recorded(self, theta_P: Tensor, x_KB: Tensor) -> tuple[Tensor, Tensor]:
+    def _recorded(self, parameters: list[Tensor], x_KB: Tensor) -> tuple[Tensor, Tensor]:
         """BatchNorm's statistics at one point, added up over K parts and side by side (1, ...), and the outputs."""
         points = len(x_KB)
         # One allocation for all, each starting where compiled code expects tensors to start.
         zeros = torch.zeros(points, sum(self._widths), device=self.device)
-        parameters, given = separate(theta_P[None], self.layout.sizes), self._given(zeros)
+        given = self._given(zeros)
         if points > 1:
             parameters = [part.expand(points, -1).contiguous() for part in parameters]
             for tensor in (*parameters, *given.values()):
@@ -193,9 +195,8 @@ class Graph:
 
     def _given(self, side_by_side_KC: Tensor) -> Buffers:
         parts_KC = side_by_side_KC.split(self._widths, 1)
-        running = dict(self.module.named_buffers())
         return {
-            name: part_KC[:, : running[name].numel()] for name, part_KC in zip(self._running, parts_KC, strict=True)
+            name: part_KC[:, :size] for name, part_KC, size in zip(self._running, parts_KC, self._sizes, strict=True)
         }
 
     def _groups(self, parts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
