@@ -150,6 +150,7 @@ def kernels(monkeypatch):
         (2, 3, 16, 16, 7, 3, 1, 1),  # a height that holds no stacks
         (2, 3, 3, 16, 9, 3, 2, 1),  # all taps in one tile
         (2, 2, 3, 48, 8, 5, 1, 2),
+        (2, 3, 48, 64, 8, 3, 1, 1),  # stacks of many channels
         (3, 2, 16, 32, 8, 3, 2, 1),  # the transposed stride
         (1, 2, 12, 24, 9, 5, 1, 2),  # channels that fill no tile
         (2, 2, 16, 32, 8, 1, 2, 0),
@@ -227,17 +228,22 @@ def test_batch_norm_within_the_convolutions(kernels, monkeypatch):
             nn.init.normal_(part.weight)
             nn.init.normal_(part.bias)
     loop = Loop(net, Layout.of(net))
-    graph = Graph(loop, x := torch.randn(6, 3, 8, 8), torch.float32, torch.float16)
+    graph = Graph(loop, x := torch.randn(64, 3, 8, 8), torch.float32, torch.float16)
     assert graph.usable
-    calls, kernel = [], kernels.forward_normalised
-    monkeypatch.setattr(
-        kernels, "forward_normalised", lambda *arguments: calls.append(arguments[4]) or kernel(*arguments)
-    )
+    calls, normalised, recorded = [], kernels.forward_normalised, kernels.forward_with_statistics
+    monkeypatch.setattr(kernels, "forward_normalised", lambda *call: calls.append(call[4]) or normalised(*call))
+    monkeypatch.setattr(kernels, "forward_with_statistics", lambda *call: calls.append("sums") or recorded(*call))
     (theta_P,) = points(loop, 1)
     buffers, _ = loop.statistics(theta_P, x, None)
-    found, expected = graph.logits(theta_P, buffers, x, 6), loop.logits(theta_P, buffers, x, 6)
+    found, expected = graph.logits(theta_P, buffers, x, 64), loop.logits(theta_P, buffers, x, 64)
     assert calls == [True, False, False]
     assert (found - expected).norm() <= 3e-3 * expected.norm()
+    calls.clear()
+    summed, outputs = graph.statistics(theta_P, x, None)
+    assert calls == ["sums"] * 3
+    assert (outputs - expected).norm() <= 5e-3 * expected.norm()
+    for name in graph._running:
+        assert torch.allclose(summed[name], buffers[name], rtol=1e-2, atol=1e-3), name
 
 
 class RawParameter(nn.Module):

@@ -9,8 +9,6 @@ Shapes: K points, B samples, C channels.
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,19 +42,7 @@ def record(folded: nn.Module) -> list[FoldedBatchNorm]:
     for norm in norms:
         norm.train()
         norm.recording = True
-    for part in folded.modules():
-        if type(part) is nn.Sequential:
-            for before, after in pairwise(part):
-                if isinstance(before, _Conv2d) and before.bias is None and isinstance(after, _BatchNorm2d):
-                    before.statistics = True
     return norms
-
-
-def condense(folded: nn.Module) -> None:
-    """Have a folded module in evaluation normalise within its convolutions, where kernels do those."""
-    for part in folded.modules():
-        if type(part) is nn.Sequential:
-            part.__class__ = _Condensed
 
 
 @torch.library.custom_op("lowloss::separate", mutates_args=())
@@ -117,10 +103,6 @@ class _Linear(nn.Linear):
 
 
 class _Conv2d(nn.Conv2d):
-    """With `statistics`, what the BatchNorm that follows needs goes with the output: y, mean, variance."""
-
-    statistics = False
-
     def prepare(self) -> None:
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             raise LowlossError("a convolution pads otherwise than with a number of zeros")
@@ -130,9 +112,7 @@ class _Conv2d(nn.Conv2d):
         assert not isinstance(self.padding, str)
         return list(self.stride), list(self.padding), list(self.dilation), self.groups
 
-    def forward(self, x: Tensor) -> Any:
-        if self.statistics:
-            return convolution_with_statistics(x, self.weight, *self.settings)
+    def forward(self, x: Tensor) -> Tensor:
         out = convolution(x, self.weight, *self.settings)
         if self.bias is None:
             return out
@@ -152,27 +132,25 @@ class FoldedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.affine or not self.track_running_stats:
             raise LowlossError("a BatchNorm has no scale and shift or keeps no statistics")
 
-    def forward(self, x: Tensor | tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        known = isinstance(x, tuple)
-        if isinstance(x, tuple):
-            x, mean_KC, var_KC = x
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return _scaled(x.float(), *self.scale_and_shift(), x.dim() - 2).to(x.dtype)
         wide = _unfold(x.float(), len(self.weight))
-        if self.training:
-            if not known:
-                others = [axis for axis in range(wide.dim()) if axis not in (0, 2)]
-                var_KC, mean_KC = torch.var_mean(wide, others, correction=0)
-            if self.recording:
-                assert self.running_mean is not None
-                assert self.running_var is not None
-                count = wide[0, :, 0].numel()
-                unbiased_KC = var_KC * (count / max(count - 1, 1))
-                self.running_mean.add_(mean_KC)
-                self.running_var.add_(unbiased_KC)
-                var_KC = unbiased_KC if self.whole else var_KC
-            scale_KC, shift_KC = self._scale_and_shift(mean_KC, var_KC)
-        else:
-            scale_KC, shift_KC = self.scale_and_shift()
-        return _scaled(x.float(), scale_KC, shift_KC, x.dim() - 2).to(x.dtype)
+        others = [axis for axis in range(wide.dim()) if axis not in (0, 2)]
+        var_KC, mean_KC = torch.var_mean(wide, others, correction=0)
+        return self.normalise(x, mean_KC, var_KC)
+
+    def normalise(self, x: Tensor, mean_KC: Tensor, var_KC: Tensor) -> Tensor:
+        """x (K·B, C, ...) by its mean and biased variance."""
+        if self.recording:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            count = _unfold(x, len(mean_KC))[0, :, 0].numel()
+            unbiased_KC = var_KC * (count / max(count - 1, 1))
+            self.running_mean.add_(mean_KC)
+            self.running_var.add_(unbiased_KC)
+            var_KC = unbiased_KC if self.whole else var_KC
+        return _scaled(x.float(), *self._scale_and_shift(mean_KC, var_KC), x.dim() - 2).to(x.dtype)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """What evaluation does to each channel (K, C)."""
@@ -192,24 +170,30 @@ class _BatchNorm1d(FoldedBatchNorm, nn.BatchNorm1d): ...
 class _BatchNorm2d(FoldedBatchNorm, nn.BatchNorm2d): ...
 
 
-class _Condensed(nn.Sequential):
-    """In evaluation: a convolution, the BatchNorm and the ReLU that follow it are one kernel, where there is one."""
+class _Sequential(nn.Sequential):
+    """Outside of training a convolution without bias and the BatchNorm after it are one, where kernels do that.
+
+    The kernel of the convolution gives BatchNorm's statistics with its outputs, or where they are known normalises
+    them, with the ReLU that follows.
+    """
+
+    def prepare(self) -> None: ...
 
     def forward(self, x: Tensor) -> Tensor:
         parts = list(self)
         while parts:
             part, norm = parts[0], parts[1] if len(parts) > 1 else None
-            if (
-                isinstance(part, _Conv2d)
-                and isinstance(norm, _BatchNorm2d)
-                and part.bias is None
-                and convolutions.narrow(x, part.weight, *part.settings)
-            ):
-                relu = len(parts) > 2 and type(parts[2]) is nn.ReLU
-                x = convolution_normalised(x, part.weight, *norm.scale_and_shift(), relu, *part.settings[:2])
-                parts = parts[3 if relu else 2 :]
-            else:
-                x = parts.pop(0)(x)
+            if isinstance(part, _Conv2d) and part.bias is None and isinstance(norm, _BatchNorm2d):
+                if norm.recording:
+                    x = norm.normalise(*convolution_with_statistics(x, part.weight, *part.settings))
+                    parts = parts[2:]
+                    continue
+                if not norm.training and convolutions.narrow(x, part.weight, *part.settings):
+                    relu = len(parts) > 2 and type(parts[2]) is nn.ReLU
+                    x = convolution_normalised(x, part.weight, *norm.scale_and_shift(), relu, *part.settings[:2])
+                    parts = parts[3 if relu else 2 :]
+                    continue
+            x = parts.pop(0)(x)
         return x
 
 
@@ -263,6 +247,7 @@ def _uniform(counter: Tensor) -> Tensor:
 
 
 FOLDED = {
+    nn.Sequential: _Sequential,
     nn.Linear: _Linear,
     nn.Conv2d: _Conv2d,
     nn.BatchNorm1d: _BatchNorm1d,
@@ -272,4 +257,4 @@ FOLDED = {
     nn.Dropout: FoldedDropout,
     nn.Dropout2d: _Dropout2d,
 }
-"""The layers that know K, by the exact class that they replace."""
+"""The layers that know K, or whose parts do, by the exact class that they replace."""

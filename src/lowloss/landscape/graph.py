@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine import Buffers, Loop, alike, places
-from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, condense, fold, record, separate
+from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate
 from lowloss.seeding import derive
 
 AGREEMENT = 1e-3
@@ -94,7 +94,6 @@ class Graph:
         self.recording.eval()
         self.inference.eval()
         self._norms = record(self.recording)
-        condense(self.inference)
         norms = [name for name, part in self.recording.named_modules() if isinstance(part, FoldedBatchNorm)]
         self._running = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
         buffers = dict(self.module.named_buffers())

@@ -304,8 +304,8 @@ def _tile(weight: Tensor, size: tuple[int, int], up: int, down: int) -> _Tile:
     if products <= AT_ONCE and down == 1:
         rows = {16: 512, 32: 512, 64: 256}[width] if products <= 32 else 128
         return _Tile(max(32, triton.next_power_of_2(products)), 1, rows, 2)
-    if high > 1 and up == down == 1 and width <= 32 and size[0] % 2 == 0:
-        return {16: _Tile(0, 2, 256, 4), 32: _Tile(0, 2, 256, 3, 168)}[width]
+    if high > 1 and up == down == 1 and max(inputs, outputs) <= 64 and size[0] % 2 == 0:
+        return {16: _Tile(0, 2, 512, 4, 168), 32: _Tile(0, 2, 256, 3, 168), 64: _Tile(0, 2, 128, 3)}[width]
     return _Tile(0, 1, {16: 512, 32: 256, 64: 128}[width], 4 if up > 1 else 3)
 
 
