@@ -341,11 +341,15 @@ def draw(table: pd.DataFrame, grown: pd.DataFrame, file: Path) -> None:
     figure, axes = plt.subplots(1, 1 + grown["grows"].nunique(), figsize=(4 + 3 * grown["grows"].nunique(), 3.2))
     first, *others = [axes] if grown.empty else list(axes)
     labels = table["model"] + " " + table["work"]
-    first.barh(labels, table["ratio"])
-    first.set(xscale="log", xlabel="plain loop / engine")
+    first.bar_label(first.barh(labels, table["ratio"]), fmt="%.3g", padding=2)
+    first.set(xlabel="plain loop / engine")
+    first.margins(x=0.2)
     first.invert_yaxis()
     for axis, (name, part) in zip(others, grown.groupby("grows", sort=False), strict=True):
         axis.loglog(part["value"], part["ms"], "o-")
+        axis.minorticks_off()
+        axis.set_xticks(part["value"], [f"{value:,.4g}" for value in part["value"]])
+        axis.set_yticks(part["ms"], [f"{ms:,.4g}" for ms in part["ms"]])
         axis.set(xlabel=name, ylabel="ms")
     figure.tight_layout()
     figure.savefig(file, dpi=130)
