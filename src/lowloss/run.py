@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lowloss import files
-from lowloss.errors import LowlossError, check_number
+from lowloss.errors import LowlossError, check_number, is_number
 from lowloss.runs import MACHINE, Artifact, Config, Study, lookup
 
 T = TypeVar("T")
@@ -277,7 +277,7 @@ class Run:
             whole = name != "hours"
             if value is None:
                 continue
-            if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not value > 0:
+            if not is_number(value, int if whole else float) or not value > 0:
                 kind = "whole number" if whole else "number"
                 raise LowlossError(f"path.budget.{name} must be null or a positive {kind}, got {value!r}")
         if budget["pairs"] is not None and budget["pairs"] < star:
