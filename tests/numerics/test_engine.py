@@ -14,6 +14,7 @@ from lowloss.landscape import Batch, Engine, Layout, convolution
 from lowloss.landscape.engine import Loop
 from lowloss.landscape.folded import FoldedDropout, fold
 from lowloss.landscape.graph import Graph, _compiled, _differentiated, _laid_out
+from lowloss.landscape.trust import Trust
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
 
 IMAGE = (3, 32, 32)
@@ -194,7 +195,7 @@ def test_kernels(kernels, points, samples, inputs, outputs, size, taps, stride, 
     narrow = weight.half()
     torch.library.opcheck(convolution.convolution, (x, narrow, *settings), test_utils=checks)
     torch.library.opcheck(convolution.convolution_with_statistics, (x, narrow, *settings), test_utils=checks)
-    inference = x, narrow, *moments, True, *settings[:2]
+    inference = x, narrow, *moments, True, *settings
     torch.library.opcheck(convolution.convolution_normalised, inference, test_utils=checks)
     backward = gradient, x, narrow, *settings, True
     torch.library.opcheck(convolution.convolution_backward, backward, test_utils=checks)
@@ -296,13 +297,30 @@ class MixesSamplesInTraining(nn.Module):
         return self.last(hidden - 0.3 * hidden.mean(0) if self.training else hidden)
 
 
-class DrawsFromPython(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3072, 10)
+class StandardisesItsBatch(nn.Sequential):
+    """Samples of several points meet before any layer."""
 
     def forward(self, x):
-        return self.layer(x.flatten(1)) * (1 + random.random())
+        return super().forward((x - x.mean(0)) / x.std())
+
+
+class Counts(nn.Sequential):
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (1 + 1e-4 * self.calls)
+
+
+class DrawsFrom(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.layer, self.draw = nn.Linear(3072, 10), draw
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)) * (1 + self.draw())
 
 
 class SharesDropout(nn.Module):
@@ -321,6 +339,8 @@ class SharesDropout(nn.Module):
         (MixesSamplesInTraining(), "meet outside"),
         (SharesDropout(), "several places"),
         (BorrowsWeight(), ""),
+        (StandardisesItsBatch(nn.Flatten(), nn.Linear(3072, 10)), "meet outside"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), *[nn.BatchNorm1d(8)] * 2, nn.Linear(8, 10)), "several places"),
         (MixesSamples(), "meet outside"),
         (DrawsDropout(), "random numbers"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).double(), "float64"),
@@ -333,16 +353,16 @@ class SharesDropout(nn.Module):
 )
 def test_what_cannot_be_folded_runs_on_the_loop_and_says_so_once(module, reason, caplog):
     loop = Loop(module, Layout.of(module))
-    sample = torch.randn(4, *IMAGE, dtype=loop.layout.dtype)
+    sample = torch.randn(8, *IMAGE, dtype=loop.layout.dtype)
     graph = Graph(loop, sample, torch.bfloat16, torch.float16)
     theta_KP = points(loop, 2).to(loop.layout.dtype)
-    batch = Batch(sample, torch.randint(10, (4,)), (0,))
+    batch = Batch(sample, torch.randint(10, (8,)), (0,))
     for _ in range(2):
         losses, gradients = graph.losses(theta_KP, batch, True)
     expected, expected_gradients = loop.losses(theta_KP, batch, True)
     assert torch.equal(losses, expected)
     assert torch.equal(gradients, expected_gradients)
-    for parts in (None, torch.arange(4).split(2)):
+    for parts in (None, torch.arange(8).split(4)):
         buffers, _ = graph.statistics(theta_KP[0], sample, parts)
         expected_buffers, _ = loop.statistics(theta_KP[0], sample, parts)
         assert all(torch.equal(buffers[name], buffer) for name, buffer in expected_buffers.items())
@@ -362,9 +382,43 @@ def test_an_error_of_the_compiler_is_told_by_its_own_line(caplog):
     assert caplog.messages == ["engine: MLP runs on the plain loop: ValueError: the cause"]
 
 
-def test_random_numbers_of_python_are_seen(caplog):
-    Graph(Loop(module := DrawsFromPython(), Layout.of(module)), torch.randn(4, *IMAGE), torch.float32, torch.float32)
+@pytest.mark.parametrize("draw", [random.random, lambda: np.random.rand()])  # noqa: NPY002
+def test_random_numbers_of_python_are_seen(draw, caplog):
+    Graph(Loop(module := DrawsFrom(draw), Layout.of(module)), torch.randn(4, *IMAGE), torch.float32, torch.float32)
     assert "random numbers" in caplog.text
+
+
+def test_a_module_that_changes_its_buffers_runs_on_the_loop(caplog):
+    module = Counts(nn.Flatten(), nn.Linear(3072, 10))
+    Graph(Loop(module, Layout.of(module)), torch.randn(8, *IMAGE), torch.float32, torch.float32)
+    assert "changes its buffers" in caplog.text
+
+
+def test_hooks_of_layers_that_would_run_as_one_are_called(kernels):
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 16, 3, padding="same", bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(16, 16, 3, padding="valid", bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        nn.Flatten(),
+        nn.Linear(16 * 36, 10),
+    )
+    net[0][0].register_forward_hook(lambda part, given, y: y * y.abs())
+    net[1][2].register_forward_pre_hook(lambda part, given: (given[0].clamp(max=0.3),))
+    loop = Loop(net, Layout.of(net))
+    graph = Graph(loop, x := torch.randn(64, 3, 8, 8), torch.float32, torch.float16)
+    assert graph.usable
+    (theta_P,) = points(loop, 1)
+    buffers, _ = loop.statistics(theta_P, x, None)
+    expected = loop.logits(theta_P, buffers, x, 64)
+    assert (graph.logits(theta_P, buffers, x, 64) - expected).norm() <= 3e-3 * expected.norm()
+    assert (graph.statistics(theta_P, x, None)[1] - expected).norm() <= 5e-3 * expected.norm()
+
+
+def test_dropout_of_all_has_no_gradient():
+    part = fold(nn.Sequential(nn.Dropout(1.0))).train()
+    part[0].seed = torch.tensor([1, 2])
+    x = torch.randn(8, 3, requires_grad=True)
+    part(x).sum().backward()
+    assert torch.equal(x.grad, torch.zeros(8, 3))
 
 
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
@@ -540,7 +594,7 @@ def test_evaluation_that_differs_from_float32_is_not_reported(caplog):
     found = land.evaluate(theta_KP)
     assert torch.equal(found.loss_K, expected.loss_K)
     land.evaluate(theta_KP)
-    assert caplog.text.count("evaluates in float32") == 1
+    assert caplog.text.count("in float32 on the plain loop") == 1
 
 
 def test_losses_above_those_that_were_seen_to_agree_are_compared_again(caplog):
@@ -571,6 +625,65 @@ def test_a_chunk_holds_two_samples_where_there_are_two():
     bare = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2))
     land = NetworkLandscape(bare, Data(x, y, x, y), evaluation_batch=np.int64(4))
     assert land.evaluate(land.initial(0)[None]).loss_K.isfinite().all()
+    with pytest.raises(LowlossError, match="batch_size=1"):
+        land.batches(1, [0], shared=True)
+
+
+class InPlace(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5))
+
+
+def test_a_module_that_changes_its_inputs_is_refused():
+    x, y = torch.randn(5, 4), torch.arange(5) % 2
+    with pytest.raises(LowlossError, match="changes its inputs in place"):
+        NetworkLandscape(InPlace(nn.Linear(4, 2)), Data(x, y, x, y))
+
+
+def test_sixteen_bits_are_trusted_between_losses_that_float32_confirmed():
+    trust = Trust(1000)
+    losses = torch.tensor([0.04, torch.nan, 4.0, 1.0])
+    assert not trust.holds(losses).any()
+    assert trust.doubtful(losses, lowest=False) == 2
+    assert trust.compare((4.0, 0.5), (4.002, 0.5))
+    assert trust.doubtful(losses, lowest=False) is None
+    assert trust.doubtful(losses, lowest=True) == 0
+    assert trust.compare((0.04, 0.0101), (0.0405, 0.01))
+    assert trust.doubtful(losses, lowest=True) is None
+    assert trust.holds(torch.tensor([0.04, torch.nan, 7.9, 8.1])).tolist() == [True, False, True, False]
+    # An outlier leaves what lies below it as it was.
+    assert trust.doubtful(torch.tensor([250.0, 1.0]), lowest=False) == 0
+    assert not trust.compare((250.0, 0.9), (255.0, 0.9))
+    assert trust.limit == 250
+    assert trust.holds(torch.tensor([1.0, 250.0])).tolist() == [True, False]
+    # Much lower ones are compared again, and where they differ nothing above them holds.
+    assert trust.doubtful(torch.tensor([0.01, 1.0]), lowest=True) == 0
+    assert not trust.compare((0.01, 0.004), (0.013, 0.004))
+    assert not trust.holds(torch.tensor([0.01, 1.0])).any()
+    assert trust.doubtful(torch.tensor([0.005, 1.0]), lowest=False) == 0
+    # Below what is compared at all, one is as another.
+    assert trust.compare((1e-4, 0.0), (1e-4, 0.0))
+    assert trust.doubtful(torch.tensor([1e-7]), lowest=True) is None
+
+
+def test_one_outlier_costs_no_more_than_itself():
+    land = small_landscape()
+    good, far = land.initial(0), 100 * land.initial(1)
+
+    class WrongFarOut(Loop):
+        calls = 0
+
+        def logits(self, theta_P, buffers, x_N, at_once):
+            self.calls += 1
+            return super().logits(theta_P, buffers, x_N, at_once) * (1.0001 if theta_P.norm() < 10 else 1.1)
+
+    land._engine = WrongFarOut(land.loop.module, land.layout)
+    both = land.evaluate(torch.stack([good, far]))
+    exact = land._scores(land.loop, torch.stack([good, far]), "train", False)[0]
+    assert both.loss_K[1] == exact[1, 0]
+    assert both.loss_K[0] != exact[0, 0]
+    land.evaluate(good[None] * 1.001)
+    assert land._engine.calls == 3
 
 
 def test_a_point_beyond_16_bits_is_evaluated_in_float32():

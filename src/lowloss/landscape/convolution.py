@@ -69,7 +69,15 @@ def _(
 
 @torch.library.custom_op("lowloss::convolution_normalised", mutates_args=())
 def convolution_normalised(
-    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, relu: bool, stride: list[int], padding: list[int]
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    relu: bool,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
 ) -> Tensor:
     """The outputs times scale (K, O) plus shift (K, O), and their positive part with `relu`; of narrow ones alone."""
     from lowloss.landscape import kernels
@@ -78,10 +86,8 @@ def convolution_normalised(
 
 
 @convolution_normalised.register_fake
-def _(
-    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, relu: bool, stride: list[int], padding: list[int]
-) -> Tensor:
-    y: Tensor = torch.ops.lowloss.convolution(x, weight, stride, padding, [1, 1], 1)
+def _(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, relu: bool, *settings: Any) -> Tensor:
+    y: Tensor = torch.ops.lowloss.convolution(x, weight, *settings)
     return y
 
 

@@ -123,6 +123,8 @@ def alike(x_N: Tensor, size: int) -> tuple[Tensor, ...]:
 class Loop:
     """One point after the other, in the parameters' own precision, or with `step_dtype` autocast in `losses`."""
 
+    usable = True
+
     def __init__(self, module: nn.Module, layout: Layout, step_dtype: torch.dtype | None = None) -> None:
         self.module, self.layout, self.step_dtype = module, layout, step_dtype
         for part in module.modules():

@@ -104,8 +104,13 @@ class _Linear(nn.Linear):
 
 class _Conv2d(nn.Conv2d):
     def prepare(self) -> None:
+        if self.padding == "valid":
+            self.padding = 0, 0
+        spans = [d * (taps - 1) for d, taps in zip(self.dilation, self.kernel_size, strict=True)]
+        if self.padding == "same" and all(span % 2 == 0 for span in spans):
+            self.padding = spans[0] // 2, spans[1] // 2
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
-            raise LowlossError("a convolution pads otherwise than with a number of zeros")
+            raise LowlossError("a convolution pads otherwise than with a number of zeros on each side")
 
     @property
     def settings(self) -> tuple[list[int], list[int], list[int], int]:
@@ -174,26 +179,30 @@ class _Sequential(nn.Sequential):
     """Outside of training a convolution without bias and the BatchNorm after it are one, where kernels do that.
 
     The kernel of the convolution gives BatchNorm's statistics with its outputs, or where they are known normalises
-    them, with the ReLU that follows.
+    them, with the ReLU that follows. Hooks of these parts would not be called, so a part that has some runs by itself.
     """
 
-    def prepare(self) -> None: ...
+    def prepare(self) -> None:
+        hooked = [bool(part._forward_hooks or part._forward_pre_hooks) for part in self]
+        self._whole = [not any(hooked[i : i + 2]) for i in range(len(self))]
+        self._rectified = [not any(hooked[i : i + 3]) for i in range(len(self))]
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = list(self)
-        while parts:
-            part, norm = parts[0], parts[1] if len(parts) > 1 else None
-            if isinstance(part, _Conv2d) and part.bias is None and isinstance(norm, _BatchNorm2d):
+        parts, i = list(self), 0
+        while i < len(parts):
+            part, norm = parts[i], parts[i + 1] if i + 1 < len(parts) else None
+            if isinstance(part, _Conv2d) and part.bias is None and isinstance(norm, _BatchNorm2d) and self._whole[i]:
                 if norm.recording:
                     x = norm.normalise(*convolution_with_statistics(x, part.weight, *part.settings))
-                    parts = parts[2:]
+                    i += 2
                     continue
                 if not norm.training and convolutions.narrow(x, part.weight, *part.settings):
-                    relu = len(parts) > 2 and type(parts[2]) is nn.ReLU
-                    x = convolution_normalised(x, part.weight, *norm.scale_and_shift(), relu, *part.settings[:2])
-                    parts = parts[3 if relu else 2 :]
+                    relu = i + 2 < len(parts) and type(parts[i + 2]) is nn.ReLU and self._rectified[i]
+                    x = convolution_normalised(x, part.weight, *norm.scale_and_shift(), relu, *part.settings)
+                    i += 3 if relu else 2
                     continue
-            x = parts.pop(0)(x)
+            x = part(x)
+            i += 1
         return x
 
 
@@ -232,7 +241,8 @@ class FoldedDropout(nn.Dropout):
         # A product of the counter would be taken for an index, of 32 bits, by the compiler.
         mask = _uniform(self.seed[:, None] * 0x632BE59BD9B4E019 + counter) >= self.p
         mask = mask.view(len(rows), *kept, *[1] * (rows.dim() - 1 - len(kept)))
-        return torch.where(mask, rows / (1 - self.p), 0).flatten(0, 1).to(x.dtype)
+        # Where all are dropped, a division by zero would make gradients of nothing NaN.
+        return torch.where(mask, rows / ((1 - self.p) or 1), 0).flatten(0, 1).to(x.dtype)
 
 
 class _Dropout2d(FoldedDropout, nn.Dropout2d):

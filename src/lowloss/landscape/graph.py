@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -33,6 +35,9 @@ from lowloss.seeding import derive
 
 AGREEMENT = 1e-3
 """Relative difference of outputs from the plain loop's, both in float32, up to which a folded module is trusted."""
+
+ROUNDING = 1e-5
+"""And absolute, where there is next to nothing to compare with."""
 
 LOSS_ROUNDING, GRADIENT_ROUNDING = 0.05, 0.5
 """How far a step in 16 bits may be from the plain loop's: in its loss (relative above 1), and its gradient's cosine."""
@@ -305,7 +310,7 @@ class Graph:
         return x_KB
 
     def _verify(self, sample: Tensor) -> None:
-        """Compare with the plain loop at two points on a few samples, in float32, in evaluation and in training.
+        """Compare with the plain loop at two points on a few samples each, in float32, in each of its modes.
 
         Raises LowlossError where a module does not act on each sample alone between its layers.
         """
@@ -313,47 +318,64 @@ class Graph:
         ramp_P = torch.linspace(-1, 1, len(own_P)).to(own_P)
         # The sum moves what starts at zero, as a last layer may, and would hide everything before it.
         own_2P = torch.stack([own_P, own_P * (1 + 0.3 * ramp_P) + 0.02 * (1000 * ramp_P).cos()])
-        x = sample[:4]
+        # Each point its own samples: what mixes those of several would go unseen where they are the same.
+        count = min(4, len(sample))
+        x_2B = torch.stack([sample[:count], sample[-count:]])
+        y_2B = torch.zeros(2, count, dtype=torch.int64, device=self.device)
+        seeds_2 = torch.zeros(2, dtype=torch.int64, device=self.device)
         buffers = self.loop.fresh_buffers()
         given = {name: buffers[name].expand(2, *buffers[name].shape) for name in self._running}
-        y = torch.zeros(len(x), dtype=torch.int64, device=self.device)
-        rows = x.expand(2, *x.shape), y.expand(2, -1), torch.zeros(2, dtype=torch.int64, device=self.device)
-        dropouts = [part for part in self.training.modules() if isinstance(part, FoldedDropout)]
+        sums_2C = torch.zeros(2, sum(self._widths), device=self.device)
+        once = [part for part in self.training.modules() if isinstance(part, (FoldedDropout, FoldedBatchNorm))]
         calls: Counter[nn.Module] = Counter()
-        hooks = [part.register_forward_hook(lambda part, *_: calls.update([part])) for part in dropouts]
-        activations = [x[0].numel()]
+        hooks = [part.register_forward_hook(lambda part, *_: calls.update([part])) for part in once]
+        activations = [x_2B[0, 0].numel()]
 
         def note(part: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                activations.append(output.numel() // (2 * len(x)))
+                activations.append(output.numel() // (2 * count))
 
         hooks += [part.register_forward_hook(note) for part in self.inference.modules()]
         with torch.no_grad(), self.loop.exact():
-            expected = torch.cat([self.loop.logits(theta_P, buffers, x, len(x)) for theta_P in own_2P])
-            found = self._outputs(
-                self.inference, separate(own_2P, self.layout.sizes), _laid_out(rows[0], x.dtype), given
-            )
-            before = _random_states(self.device)
-            self._losses(own_2P, *rows)
-            if not all(map(torch.equal, before, _random_states(self.device))):
+            parameters, laid_out = separate(own_2P, self.layout.sizes), _laid_out(x_2B, sample.dtype)
+            outputs = self._outputs(self.inference, parameters, laid_out, given)
+            before = _random_states(self.device), [buffer.clone() for buffer in self.training.buffers()]
+            self._losses(own_2P, x_2B, y_2B, seeds_2)
+            if not all(map(torch.equal, before[0], _random_states(self.device))):
                 raise LowlossError("it draws random numbers outside of nn.Dropout")
+            if not all(map(torch.equal, before[1], self.training.buffers())):
+                raise LowlossError("it changes its buffers outside of BatchNorm")
             for hook in hooks:
                 hook.remove()
-            if any(count > 1 for count in calls.values()):
-                raise LowlossError("a Dropout of it is used at several places, which would get one mask")
-            if x.is_cuda:
-                memory = torch.cuda.get_device_properties(x.device).total_memory
+            for part in (part for part, times in calls.items() if times > 1):
+                kind, one = ("Dropout", "mask") if isinstance(part, FoldedDropout) else ("BatchNorm", "statistic")
+                raise LowlossError(f"a {kind} of it is used at several places, which would get one {one}")
+            if sample.is_cuda:
+                memory = torch.cuda.get_device_properties(sample.device).total_memory
                 width = torch.finfo(self.evaluation_dtype).bits // 8
                 self._samples_at_once = memory // (EVALUATION_SHARE * LIVE * max(activations) * width)
                 self._copies_at_once = memory // (EVALUATION_SHARE * len(own_P) * (4 + width))
             with _without_dropout(self.module), _without_dropout(self.training):
-                plain = Loop(self.module, self.layout).losses(own_2P, Batch(x, y, (0,)), True)
-                folded = _differentiated(self._losses, own_2P, *rows, gradients=True)
-        for ours, exact, close in ((found, expected, 1), (folded[0], plain[0], 1), (folded[1], plain[1], 10)):
-            assert ours is not None
-            assert exact is not None
+                plain = Loop(self.module, self.layout).losses(own_2P, Batch(x_2B, y_2B, (0, 0)), True)
+                folded = _differentiated(self._losses, own_2P, x_2B, y_2B, seeds_2, gradients=True)
+            assert plain[1] is not None
+            assert folded[1] is not None
+            pairs = [(folded[0], plain[0], 1), (folded[1], plain[1], 10)]
+            for k in range(2):
+                expected = self.loop.logits(own_2P[k], buffers, x_2B[k], count)
+                pairs.append((outputs.unflatten(0, (2, -1))[k], expected, 1))
+            if self.batch_norms:
+                self._outputs(self.recording, parameters, laid_out, self._given(sums_2C))
+                summed = self._given(sums_2C)
+                for k in range(2):
+                    known, _ = self.loop.statistics(own_2P[k], x_2B[k], None)
+                    for mean, var in zip(self._running[::2], self._running[1::2], strict=True):
+                        # Together, as a mean near zero is only as exact as its channel varies.
+                        ours, exact = _spread(summed[mean][k], summed[var][k]), _spread(known[mean], known[var])
+                        pairs.append((ours, exact, 10))
+        for ours, exact, close in pairs:
             # Past the numbers there is nothing to compare.
-            if exact.isfinite().all() and not (ours - exact).norm() <= close * AGREEMENT * exact.norm():
+            if exact.isfinite().all() and not (ours - exact).norm() <= close * AGREEMENT * exact.norm() + ROUNDING:
                 raise LowlossError("its samples or parameters meet outside of the layers that run several points")
 
     def _give_up(self, reason: Exception) -> None:
@@ -461,9 +483,14 @@ def _laid_out(x_KB: Tensor, dtype: torch.dtype) -> Tensor:
     return out.unflatten(0, x_KB.shape[:2]).copy_(x_KB)
 
 
+def _spread(mean_C: Tensor, var_C: Tensor) -> Tensor:
+    return torch.cat([mean_C, var_C.sqrt()])
+
+
 def _random_states(device: torch.device) -> list[Tensor]:
     """Of every generator that a module may draw from."""
-    states = [torch.get_rng_state(), torch.tensor(hash(random.getstate()))]
+    of_numpy = pickle.dumps(np.random.get_state())  # noqa: NPY002
+    states = [torch.get_rng_state(), torch.tensor(hash(random.getstate())), torch.tensor(hash(of_numpy))]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 

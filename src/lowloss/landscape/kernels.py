@@ -267,7 +267,8 @@ def _moments(sums_KT2O: Tensor, tile: int, pixels: int) -> tuple[Tensor, Tensor]
     groups = triton.cdiv(tiles, group)
     last = groups == 1
     shape = (points, outputs) if last else (points, groups, 2, outputs)
-    first, second = (sums_KT2O.new_empty(shape) for _ in range(2)) if last else (sums_KT2O.new_empty(shape),) * 2
+    first = sums_KT2O.new_empty(shape)
+    second = torch.empty_like(first) if last else first  # sums and deviations of groups lie in one
     _combine[groups, points](sums_KT2O, first, second, tiles, tile, pixels, outputs, width, group, last, num_warps=8)
     return (first, second) if last else _moments(first, tile * group, pixels)
 
@@ -334,13 +335,15 @@ def _gather(
     tile_pixels = tile.rows * tile.tall
     tiles = triton.cdiv(pixels, tile_pixels)
     sums_KT2O = torch.empty((points, tiles, 2, outputs) if statistics else 0, dtype=torch.float32, device=x.device)
+    scale, shift, relu = normalised or (sums_KT2O, sums_KT2O, False)
     laid_out = torch.empty(weight.shape, dtype=x.dtype, device=x.device).copy_(weight)
     _gather_product[(tiles, triton.cdiv(outputs, _width(outputs)), points)](
         x,
         laid_out,
         y,
         sums_KT2O,
-        *((normalised or (sums_KT2O, sums_KT2O))[:2]),
+        scale,
+        shift,
         pixels,
         samples * inputs * x.shape[2] * x.shape[3],
         *x.shape[2:],
@@ -355,7 +358,7 @@ def _gather(
         mirror,
         statistics,
         normalised is not None,
-        normalised is not None and normalised[2],
+        relu,
         tile.tall,
         tile.rows,
         _width(outputs),

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowloss.data.base import Batch, Batches, Data
 from lowloss.errors import LowlossError, check_number
@@ -24,10 +25,11 @@ from lowloss.landscape.base import BatchSource, Evaluation
 from lowloss.landscape.engine import Buffers, Engine, Loop, alike
 from lowloss.landscape.graph import Graph
 from lowloss.landscape.layout import Layout
+from lowloss.landscape.trust import Trust
 from lowloss.seeding import derive
 
-LOSS_AGREEMENT, ERROR_AGREEMENT = 1e-3, 5e-4
-"""How far evaluation in 16 bits may be from float32, in nats (relative above 1) and as a fraction of the samples."""
+SAMPLE = 8
+"""Training samples on which an engine is compared with the plain loop before it is used."""
 
 OUTPUTS_KEPT = 16
 """Points of a call up to which the outputs are kept for the next one; those of many would fill the memory."""
@@ -84,12 +86,11 @@ class NetworkLandscape:
         module = copy.deepcopy(model) if isinstance(model, nn.Module) else self._build(seed=0)
         self.layout = Layout.of(module)
         self.loop = Loop(module, self.layout)
-        if evaluation_batch == 1 and self.loop.batch_norms:
+        self._normalises = any(isinstance(part, _BatchNorm) for part in module.modules())
+        if evaluation_batch == 1 and self._normalises:
             raise LowlossError("evaluation_batch=1 leaves BatchNorm nothing to normalise: set it to at least 2")
         self._engine: Loop | Graph | None = None
-        # The loss of each split up to which 16 bits are trusted, and the splits where above it they are not.
-        self._reach: dict[str, float] = {}
-        self._differs: set[str] = set()
+        self._trust = {split: Trust(len(data.split(split)[1])) for split in self.splits}
         # Statistics need chunks that each resemble the whole: a split sorted by class would spoil them.
         order = torch.Generator().manual_seed(derive(0, "batch-norm"))
         self._statistics_order_N = torch.randperm(len(data.y_train), generator=order)
@@ -118,12 +119,13 @@ class NetworkLandscape:
         """
         theta_KP = self._points(theta_KP)
         with self.loop.exact(), _room("evaluation_batch"):
-            engine = self.loop if self._reach.get(split) == -inf else self.engine
+            engine = self.engine
             scores_K2, kept = self._scores(engine, theta_KP, split, logits)
             loss_K, error_K = scores_K2.unbind(1)
-            if engine is not self.loop:
+            if engine is not self.loop and engine.usable:
+                self._compare(theta_KP, scores_K2, split)
                 # What 16 bits may not tell, or what overflowed in them far from any minimum, float32 does.
-                wild = (~(loss_K <= self._trusted_up_to(theta_KP, scores_K2, split))).nonzero().flatten()
+                wild = (~self._trust[split].holds(loss_K)).nonzero().flatten()
                 if len(wild):
                     again, kept_again = self._scores(self.loop, theta_KP[wild.to(theta_KP.device)], split, logits)
                     loss_K[wild], error_K[wild] = again.unbind(1)
@@ -134,44 +136,33 @@ class NetworkLandscape:
         none = torch.empty(0, len(self.data.split(split)[1]), self.data.num_classes)
         return Evaluation(loss_K, error_K, torch.stack(kept) if kept else none)
 
-    def _trusted_up_to(self, theta_KP: Tensor, scores_K2: Tensor, split: str) -> float:
-        """The highest loss that is reported as 16 bits give it.
-
-        The highest of the first points is compared with the plain loop, and that of later ones wherever it is twice
-        as high as any before, until the two differ.
-        """
-        reach = self._reach.get(split, -inf)
-        loss_K = scores_K2[:, 0].nan_to_num(-inf, -inf, -inf)
-        if split in self._differs or not (loss_K > reach).any():
-            return reach
-        k = int(loss_K.argmax())
-        known = self._statistics
-        try:
-            ((loss, error),) = self._scores(self.loop, theta_KP[k : k + 1], split, False)[0].tolist()
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            log.warning("engine: evaluation could not be checked against float32, which does not fit the memory")
-            self._reach[split] = inf
-            return inf
+    def _compare(self, theta_KP: Tensor, scores_K2: Tensor, split: str) -> None:
+        """Compare the highest and the lowest point with the plain loop, where that is not known to agree."""
+        trust, known, told = self._trust[split], self._statistics, ""
+        for lowest in (False, True):
+            k = trust.doubtful(scores_K2[:, 0], lowest)
+            if k is None:
+                continue
+            try:
+                ((loss, error),) = self._scores(self.loop, theta_KP[k : k + 1], split, False)[0].tolist()
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                log.warning("engine: evaluation could not be checked against float32, which does not fit the memory")
+                trust.unchecked()
+                break
+            fast_loss, fast_error = scores_K2[k].tolist()
+            if not trust.compare((fast_loss, fast_error), (loss, error)):
+                told = f"{loss:.4g}, {error:.4g} there and {fast_loss:.4g}, {fast_error:.4g} in 16 bits"
         self._statistics = known
-        fast_loss, fast_error = scores_K2[k].tolist()
-        loss_close = abs(fast_loss - loss) <= LOSS_AGREEMENT * max(1.0, abs(loss))
-        error_close = abs(fast_error - error) <= ERROR_AGREEMENT + 1 / len(self.data.split(split)[1])
-        self._reach[split] = 2 * fast_loss if loss_close and error_close else reach
-        if self._reach[split] == reach:
-            self._differs.add(split)
+        if told:
             log.warning(
-                "engine: %s evaluates%s in float32 on the plain loop: its loss and error on the %s split are %.4g, "
-                "%.4g there and %.4g, %.4g in 16 bits",
+                "engine: %s evaluates losses from %.3g on in float32 on the plain loop: the loss and error of a point "
+                "on the %s split are %s",
                 type(self.loop.module).__name__,
-                f" losses above {reach:.3g}" if reach > -inf else "",
+                trust.limit,
                 split,
-                loss,
-                error,
-                fast_loss,
-                fast_error,
+                told,
             )
-        return self._reach[split]
 
     def _scores(self, engine: Loop | Graph, theta_KP: Tensor, split: str, logits: bool) -> tuple[Tensor, list[Tensor]]:
         """Loss and error (K, 2), and the outputs (N, C) of each point if asked for, on the CPU."""
@@ -204,7 +195,7 @@ class NetworkLandscape:
         self._statistics = engine, theta_KP.clone(), found
 
     def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
-        if size == 1 and self.loop.batch_norms:
+        if size == 1 and self._normalises:
             raise LowlossError("batch_size=1 leaves BatchNorm nothing to normalise: set it to at least 2")
         return Batches(self.data, size, seeds[:1] if shared else seeds, shared)
 
@@ -229,8 +220,7 @@ class NetworkLandscape:
         device = torch.empty(0, device=device).device  # with its index, where that is left open
         if device != self.data.y_train.device:
             self._engine = self._statistics = None
-            self._reach.clear()
-            self._differs.clear()
+            self._trust = {split: Trust(len(self.data.split(split)[1])) for split in self.splits}
             self.loop.module.to(device)
             self.data.to(device=device)
         return self
@@ -239,7 +229,8 @@ class NetworkLandscape:
     def engine(self) -> Loop | Graph:
         """What runs the points on the present device, chosen when it is first needed."""
         if self._engine is None:
-            sample = self.data.x_train[:4]
+            # From all over the set: the first may be alike, in a set sorted by class.
+            sample = self.data.x_train[torch.linspace(0, len(self.data.x_train) - 1, SAMPLE).long()]
             self.loop.step_dtype = self.settings.loop_dtype(self.loop.module, sample)
             dtypes = self.settings.graph_dtypes(sample.device)
             self._engine = (
@@ -253,9 +244,8 @@ class NetworkLandscape:
         engine, exact = self.engine, self.layout.dtype
         if isinstance(engine, Graph) and engine.usable:
             text = f"graph, steps in {engine.step_dtype}, evaluation in {engine.evaluation_dtype}"
-            text += "".join(
-                f", of {split} losses above {self._reach[split]:.3g} in {exact}" for split in sorted(self._differs)
-            )
+            limits = {split: trust.limit for split, trust in self._trust.items() if trust.limit < inf}
+            text += "".join(f", of {split} losses from {limit:.3g} on in {exact}" for split, limit in limits.items())
         else:
             text = f"loop, steps in {self.loop.step_dtype or exact}, evaluation in {exact}"
         return text.replace("torch.", "")
@@ -290,14 +280,16 @@ class NetworkLandscape:
     def _check_fit(self) -> None:
         name = type(self.loop.module).__name__
         self.data.to(dtype=self.layout.dtype)
-        x = self.data.x_train[:2]
-        theta_P = self.point(self.loop.module)
+        given = self.data.x_train[:2]
+        x, theta_P = given.clone(), self.point(self.loop.module)
         try:
             shape = tuple(self.loop.logits(theta_P, self.loop.fresh_buffers(), x, len(x)).shape)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise LowlossError(f"{name} rejects inputs of shape {tuple(x.shape[1:])}: {reason}") from error
-        if shape != (2, self.data.num_classes):
+        if not torch.equal(x, given):
+            raise LowlossError(f"{name} changes its inputs in place: let it compute on a copy")
+        if shape != (len(x), self.data.num_classes):
             raise LowlossError(
                 f"{name} gives outputs of shape {shape[1:]} for {self.data.num_classes} classes: "
                 f"set its number of outputs (often model.num_classes={self.data.num_classes})"
