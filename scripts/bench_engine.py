@@ -18,9 +18,9 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 from pathlib import Path
 
 import matplotlib
@@ -31,6 +31,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
@@ -110,6 +111,7 @@ class Plain:
         self.module = copy.deepcopy(module).to(DEVICE)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
         self.data, self.workers = data, workers
+        self.normalises = any(isinstance(part, _BatchNorm) for part in module.modules())
         self.augment = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()])
 
     def loader(self, batch: int, augmented: bool) -> DataLoader:
@@ -170,12 +172,12 @@ class Plain:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Seconds a point: a pass for BatchNorm's statistics, then one for the loss."""
+        """Seconds a point: a pass for BatchNorm's statistics, if it has any, then one for the loss."""
         loader = self.loader(128, augmented=False)
         next(iter(loader))
 
         def work() -> None:
-            for training in (True, False):
+            for training in (True, False) if self.normalises else (False,):
                 self.module.train(training)
                 total = torch.zeros((), device=DEVICE)
                 for x, y in loader:
@@ -194,7 +196,7 @@ def engine_rows(
     per_epoch = landscape.batches(128, [0], shared=True).steps_per_epoch
     finders = {"band": partial(NEB, pivots=points, batch_size=512), "curve": BezierCurve}
 
-    def measure(work: str, run: Callable[[int], object], count: int) -> None:
+    def measure(work: str, run: Callable[[int], object], times: int) -> None:
         print(f"{name}: {work} …", flush=True)
         if CUDA:
             # From before the capture: replays allocate nothing that would be counted.
@@ -203,12 +205,17 @@ def engine_rows(
         if not getattr(landscape.engine, "usable", True):
             raise SystemExit(f"{name}: {work} runs on the plain loop: see the line above")
         short = min(seconds(partial(run, 1)) for _ in range(3))
-        while (whole := seconds(partial(run, 1 + count))) < 2 * short + 0.5:
-            count *= 4  # what happens once a run would drown the steps
-        whole = min(whole, seconds(partial(run, 1 + count)))
+        while (whole := seconds(partial(run, 1 + times))) < 2 * short + 0.5:
+            times *= 4  # what happens once a run would drown the steps
+        whole = min(whole, seconds(partial(run, 1 + times)))
         peak = torch.cuda.max_memory_allocated() / 2**30 if CUDA else float("nan")
         # The difference leaves out what happens once a run.
-        found[work] = (whole - short) / count, peak
+        found[work] = (whole - short) / times, peak
+
+    def evaluate(runs: Iterator[int], n: int) -> None:
+        # No two alike, of one run or of two, whose statistics would be known.
+        run = next(runs)
+        evaluate_points(landscape, lambda i: minima[i % points] * (1 + 1e-4 * i[:, None] + 1e-6 * run), n, ["train"])
 
     for work in works:
         if work == "train":
@@ -220,14 +227,7 @@ def engine_rows(
                 work, lambda n, f=finders[work]: find_path(landscape, minima[0], minima[-1] * 1.1, f(steps=n)), steps
             )
         elif work == "evaluate":
-            # No two alike, whose statistics would be known.
-            measure(
-                work,
-                lambda n: evaluate_points(
-                    landscape, lambda i: minima[i % points] * (1 + 1e-4 * i[:, None]), n, ["train"]
-                ),
-                16 * points if CUDA else 4 * points,
-            )
+            measure(work, partial(evaluate, count()), 16 * points if CUDA else 4 * points)
         elif work == "scan":
             axis = torch.linspace(-1, 1, resolution, dtype=torch.float64)
             grid = Grid(origin_P, directions_2P, (axis, axis), torch.zeros(1, 2), ("o",))
@@ -374,6 +374,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.images < 512:
         parser.error("--images: a band's minibatch is 512")
+    for name in ("points", "steps", "plain_steps", "scan"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     args.out.mkdir(parents=True, exist_ok=True)
     flops, bandwidth = ceilings()
     device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"

@@ -22,10 +22,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from lowloss import progress
+
 BEAT = 20.0
 """Seconds between two touches."""
 STALE = 300.0
 """Seconds without a touch after which another host's claim counts as given up."""
+LONG = 5.0
+"""Seconds between two looks at what another process works on, at most."""
 
 
 class Claim:
@@ -81,19 +85,27 @@ def wait_for(file: Path) -> Claim:
     """Claim a file, waiting for the processes that hold it."""
     patience = Patience()
     while (claim := take(file)) is None:
-        patience.wait()
+        patience.wait(file)
     return claim
 
 
 class Patience:
-    """Waits a little longer each time, and never quite as long as others do."""
+    """Waits a little longer each time, and never quite as long as others do; tells once for whom."""
 
     def __init__(self) -> None:
-        self.seconds = 0.05
+        self.seconds, self.told = 0.05, False
 
-    def wait(self) -> None:
+    def wait(self, file: Path) -> None:
+        """Wait for whoever holds a claim on the file."""
+        if self.seconds == LONG and not self.told:
+            self.told = True
+            with contextlib.suppress(ValueError, KeyError):
+                owner = json.loads(_read(file) or "{}")
+                what = f"{file.parent.name}/{file.name.removeprefix('.').removesuffix('.claim')}"
+                host = str(owner["host"]).split()[0]
+                progress.say(f"waiting for process {owner['pid']} on {host}, which is at work on {what}")
         time.sleep(self.seconds * random.uniform(0.5, 1.0))
-        self.seconds = min(2 * self.seconds, 5.0)
+        self.seconds = min(2 * self.seconds, LONG)
 
 
 def living(file: Path) -> bool:

@@ -48,6 +48,7 @@ def run_config(config: Any) -> float | None:
         # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
         _tell(error)
         ended_well.append(False)
+        failed.append((str(config.get("study")), " ".join(_explain(error).split()) or "see above"))
         if not sweep or group.place() is not None:
             sys.exit(1)
         return None
@@ -149,6 +150,9 @@ SWEPT = "LOWLOSS_SWEPT"
 ended_well: list[bool] = []
 """Whether each job of this command that has ended did so without a failure; the launchers add theirs."""
 
+failed: list[tuple[str, str]] = []
+"""Study and reason of the jobs that failed in this process."""
+
 
 class _Builder:
     """Builds the object of a configuration node, named by its key so that messages can name it too."""
@@ -241,8 +245,11 @@ def main() -> None:
             print("lowloss: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130 if keyboard else 143)
     if not all(ended_well):
-        failed = f"{ended_well.count(False)} of {len(ended_well)} jobs failed"
-        print(f"lowloss: {failed}; the same command runs them again", file=sys.stderr)
+        if failed and len(ended_well) > 1:
+            width = max(len(study) for study, _ in failed)
+            print("\n".join(f"{study:<{width}}  {why}" for study, why in [("study", "why"), *failed]), file=sys.stderr)
+        count = f"{ended_well.count(False)} of {len(ended_well)} jobs failed"
+        print(f"lowloss: {count}; the same command runs them again", file=sys.stderr)
         sys.exit(1)
 
 

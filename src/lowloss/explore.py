@@ -7,12 +7,14 @@ living processes, so that a run continues, and is joined, by the same command.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import combinations
 from math import inf, isfinite
+from pathlib import Path
 
 from lowloss import files, progress
 from lowloss.claims import Claim, Patience, living, take, wait_for
+from lowloss.errors import NonFiniteLossError
 from lowloss.finder.exploration import Pair, next_pair, spanning_tree, upper_bounds
 from lowloss.run import Run
 
@@ -22,36 +24,53 @@ def explore(run: Run, finder: str, make: Callable[[int, int], None]) -> None:
 
     After each path `bounds-<finder>.csv` holds every pair's saddle, where known, and its upper bound.
 
+    A search that diverges connects nothing, and does not keep the other pairs from being searched.
+
     Args:
         make: makes the path between two minima, whose claim is held.
+
+    Raises:
+        NonFiniteLossError: at the end, if searches diverged.
     """
     began, patience = time.monotonic(), Patience()
+    diverged: dict[Pair, NonFiniteLossError] = {}
     while True:
         # One process chooses at a time, so that none exceeds the budget or chooses without knowing of the others.
         with wait_for(run.study.root / "paths" / f".explore-{finder}.claim"):
-            pair, claim, pending = _choose(run, finder, time.monotonic() - began)
+            pair, claim, busy = _choose(run, finder, time.monotonic() - began, diverged)
         if claim is not None:
             assert pair is not None
             with claim:
-                make(*pair)
+                try:
+                    make(*pair)
+                except NonFiniteLossError as error:
+                    progress.say(f"path: {finder} {pair[0]}–{pair[1]} diverged and connects nothing")
+                    diverged[pair] = error
             patience = Patience()
-        elif pending:
-            patience.wait()
+        elif busy is not None:
+            patience.wait(busy)
+        elif diverged:
+            pairs = ", ".join(f"{i}–{j}" for i, j in diverged)
+            first = next(iter(diverged.values()))
+            raise NonFiniteLossError(f"path: {finder} diverged on {pairs}: {first}") from first
         else:
             return
 
 
-def _choose(run: Run, finder: str, seconds: float) -> tuple[Pair | None, Claim | None, bool]:
-    """The next pair and its claim; else whether to wait for what others are at. Tells where it ends."""
+def _choose(
+    run: Run, finder: str, seconds: float, diverged: Collection[Pair]
+) -> tuple[Pair | None, Claim | None, Path | None]:
+    """The next pair and its claim; else the claim of another process to wait for. Tells where it ends."""
     count = run.config["minima"]["count"]
     # In this order: a path that is completed in between is seen at least once.
     pending = {pair for pair in combinations(range(count), 2) if living(run.path(*pair, finder).claim)}
-    saddles = _saddles(run, finder)
+    saddles = dict.fromkeys(diverged, inf) | _saddles(run, finder)
     _write_bounds(run, finder, saddles)
     pair = next_pair(count, saddles, pending, _losses(run))
     spent = _spent(run, finder, len({*saddles, *pending}), seconds)
     if pair is not None and not spent:
-        return pair, take(run.path(*pair, finder).claim), True
+        claim = run.path(*pair, finder).claim
+        return pair, take(claim), claim
     waits = bool(pending) and spent != "hours"
     if not waits:
         tree = spanning_tree(count, saddles)
@@ -64,7 +83,12 @@ def _choose(run: Run, finder: str, seconds: float) -> tuple[Pair | None, Claim |
         if pair is None and not pending and len(saddles) < total:
             why = ", no other path could lower the tree"
         progress.say(f"path: {finder} explored {len(saddles)} of {total} pairs{highest}{why}")
-    return None, None, waits
+    return None, None, run.path(*min(pending), finder).claim if waits else None
+
+
+def write_bounds(run: Run, finder: str) -> None:
+    """Write every pair's saddle, where known, and its upper bound to `bounds-<finder>.csv`."""
+    _write_bounds(run, finder, _saddles(run, finder))
 
 
 def _losses(run: Run) -> list[float]:

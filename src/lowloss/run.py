@@ -256,7 +256,7 @@ class Run:
         unknown = [name for name in wanted if name not in stages]
         if unknown:
             raise LowlossError(f"stages has {', '.join(map(str, unknown))}, but the stages are {', '.join(stages)}")
-        for finder in self.config["finder"]:
+        for finder in self.config["finder"] if "path" in wanted else ():
             self.pairs(finder)
             if self.explores(finder):
                 self._check_budget()

@@ -172,7 +172,7 @@ def make_missing(jobs: Sequence[tuple[Artifact, Config]], make: Callable[[int], 
                 if not artifact.matches(config):
                     make(i)
         if not taken:
-            patience.wait()
+            patience.wait(jobs[left[0]][0].claim)
 
 
 def begin_work(work: Path, config: Config) -> Path:
@@ -208,6 +208,8 @@ def lookup(config: Config, key: str) -> Any:
     """The value of a dotted key."""
     value: Any = config
     for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise LowlossError(f"the configuration has no {key}: do not take {key.split('.')[0]} out of it")
         value = value[part]
     return value
 

@@ -47,7 +47,7 @@ def make_minima(run: Run) -> None:
                     taken += 1
                     _make_minima(run, group if begun else rows)
         if not taken:
-            patience.wait()
+            patience.wait(run.minimum(missing[0]).claim)
         missing = _missing_minima(run)
 
 
@@ -133,12 +133,13 @@ def make_paths(run: Run) -> None:
     if fixed and all(artifact.matches(config) for artifact, config in jobs):
         progress.say(f"path: all {len(jobs)} are complete")
     make_missing(jobs, lambda i: _make_path(run, *wanted[i]))
+    from lowloss.explore import explore, write_bounds
+
     for finder in run.config["finder"]:
         if finder in fixed:
-            continue
-        from lowloss.explore import explore
-
-        explore(run, finder, partial(_make_path, run, finder=finder))
+            write_bounds(run, finder)
+        else:
+            explore(run, finder, partial(_make_path, run, finder=finder))
 
 
 def _make_path(run: Run, start: int, end: int, finder: str) -> None:

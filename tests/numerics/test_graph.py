@@ -13,7 +13,6 @@ SADDLES = {(0, 1): 2.0, (0, 2): 1.0, (1, 2): 1.5, (1, 3): 4.0, (2, 3): 3.0}
 def clusters(level: float) -> set[frozenset[int]]:
     """The minima that are together when losses up to the level are allowed."""
     merging = merge("autoneb", NAMED, LOSSES, SADDLES)
-    assert merging is not None
     together: dict[int, set[int]] = {}
     for k, cluster in zip(merging.minima, merging.clusters(level), strict=True):
         together.setdefault(int(cluster), set()).add(k)
@@ -36,7 +35,6 @@ def test_single_linkage(level: float, expected: list[set[int]]) -> None:
 
 def test_minima_join_at_the_saddles_of_the_spanning_tree() -> None:
     merging = merge("autoneb", NAMED, LOSSES, SADDLES)
-    assert merging is not None
     assert [joint[0] for joint in merging.joints] == [1.0, 1.5, 3.0]
     assert dict(zip(merging.minima, merging.losses, strict=True)) == dict(zip(NAMED, LOSSES, strict=True))
     # Two legs of the first joint stand on minima 3 and 7.
@@ -46,7 +44,6 @@ def test_minima_join_at_the_saddles_of_the_spanning_tree() -> None:
 
 def test_slider_floods_to_every_saddle() -> None:
     merging = merge("autoneb", NAMED, LOSSES, SADDLES)
-    assert merging is not None
     figure = interactive_graph(merging)
     assert [line.hovertext for line in figure.data[:3]] == [
         f"path {i}–{j}<br>saddle {saddle}" for i, j, saddle in figure_edges(merging)
@@ -66,5 +63,14 @@ def figure_edges(merging: object) -> list[tuple[int, int, str]]:
     ]
 
 
-def test_paths_that_leave_a_minimum_apart_have_no_graph() -> None:
-    assert merge("autoneb", NAMED, LOSSES, {(0, 1): 1.0, (1, 2): 2.0}) is None
+def test_a_minimum_that_no_path_reaches_stands_alone() -> None:
+    merging = merge("autoneb", NAMED, LOSSES, {(0, 1): 1.0, (1, 2): 2.0})
+    assert sorted(merging.minima) == NAMED
+    assert merging.levels == [joint[0] for joint in merging.joints] == [1.0, 2.0]
+    assert merging.trees == 2
+    figure = interactive_graph(merging)
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == ["0.1", "1", "2"]
+    assert len(set(slider.steps[-1].args[0]["marker.color"][0])) == 2
+    assert figure.layout.yaxis.range[1] < 3
+    assert merge("autoneb", NAMED, LOSSES, SADDLES).trees == 1

@@ -37,6 +37,18 @@ def test_a_claim_is_held_by_one(file):
     assert list(file.parent.iterdir()) == []
 
 
+def test_who_is_waited_for_is_told_once(file, monkeypatch):
+    told = []
+    monkeypatch.setattr(claims.progress, "say", told.append)
+    monkeypatch.setattr(claims, "LONG", 0.001)
+    left_by_another_host(file, host="there boot 1", pid=17)
+    patience = claims.Patience()
+    for _ in range(4):
+        patience.wait(file)
+    assert told == ["waiting for process 17 on there, which is at work on kind/0003"]
+    claims.Patience().wait(file.with_name("gone"))  # finished meanwhile
+
+
 def test_a_dead_process_on_this_host_is_followed_at_once(file):
     subprocess.run([sys.executable, "-c", TAKE.format("os._exit(9)"), str(file)], check=False)
     assert file.exists()

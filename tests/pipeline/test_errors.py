@@ -101,6 +101,12 @@ def test_gpu_that_is_not_there(lowloss, tmp_path):
     assert nothing_made(tmp_path)
 
 
+def test_a_part_of_the_configuration_that_was_taken_out_is_named(lowloss, tmp_path):
+    message = lowloss(tmp_path, "~engine").message
+    assert "the configuration has no engine" in message
+    assert nothing_made(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
 def test_data_that_are_not_there(lowloss, tmp_path, name):
     message = lowloss(tmp_path, f"data={name}", f"data.root={tmp_path / 'nowhere'}").message

@@ -103,6 +103,16 @@ def test_stopped_at_two_thirds_the_tree_is_nearly_as_light(lowloss, outputs, und
     assert made(more) == order[10:12]
 
 
+def test_a_search_that_diverges_does_not_keep_the_others_from_theirs(lowloss, outputs):
+    diverging = ("minima.count=3", "finder.autoneb.cycles=[{steps:60,lr:1e30}]")
+    done = explore(lowloss, outputs, *diverging)
+    assert done.status == 1
+    assert "Traceback" not in done.err
+    assert "path: autoneb diverged on 0–1, 0–2, 1–2: " in done.message
+    assert "lower" in done.message
+    assert set(saddles(outputs / "t").values()) == {float("inf")}
+
+
 def test_no_path_begins_after_the_hours_are_over(lowloss, outputs):
     stopped = explore(lowloss, outputs, "path.budget.hours=1e-9")
     assert stopped.status == 0, stopped.err

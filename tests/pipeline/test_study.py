@@ -78,6 +78,19 @@ def test_table_b1_is_what_the_spanning_star_gives(whole):
         assert row["epoch"] == (expected or ("1.0" if below[-1] else ""))
 
 
+def test_a_class_has_one_colour_in_a_figure(whole, tmp_path, monkeypatch):
+    from lowloss.report import search
+
+    figures = []
+    monkeypatch.setattr(search, "save", lambda figure, folder, name: figures.append(figure) or tmp_path / name)
+    monkeypatch.setattr(search, "SHOWN", 4)
+    artifact = next(path for path in Study(whole.root).complete("paths") if path.name.endswith("autoneb"))
+    search._classes(artifact, artifact.load()[0], "a path", tmp_path)
+    error, confidence = ({line.get_label(): line.get_color() for line in axis.lines} for axis in figures[0].axes)
+    assert error == confidence
+    assert len(set(error.values())) == 4 + 2  # the others, and all together
+
+
 def test_misclassified_samples_and_classes_are_counted(whole):
     minima = [load_file(whole.root / "minima" / f"000{k}" / "result.safetensors") for k in range(3)]
     rows, _ = table(whole.root / "report" / "overlap.csv")

@@ -32,6 +32,7 @@ class Merging:
     minima: their indices, in the order of the leaves.  losses: their train losses.
     saddles: the known paths' saddles, by positions in `minima`.
     linkage_Z4: scipy's single linkage of the leaves by the bounds of their saddles.
+    apart: the level from which on merges stand for no path: those of minima that no path connects, if there are any.
     """
 
     finder: str
@@ -39,15 +40,27 @@ class Merging:
     losses: list[float]
     saddles: dict[Pair, float]
     linkage_Z4: Any
+    apart: float = inf
+
+    @property
+    def levels(self) -> list[float]:
+        """Of the merges by paths, ascending."""
+        return [float(level) for level in self.linkage_Z4[:, 2] if level < self.apart]
+
+    @property
+    def trees(self) -> int:
+        """How many groups of minima no path connects with one another."""
+        return len(self.minima) - len(self.levels)
 
     @property
     def joints(self) -> list[tuple[float, float, float, float, float]]:
-        """Of each merge: its level, and the x and top of the two that it joins."""
+        """Of each merge by a path: its level, and the x and top of the two that it joins."""
         place = [(float(x), loss) for x, loss in enumerate(self.losses)]
         joints = []
         for left, right, level, _ in self.linkage_Z4:
             (x, low), (y, other) = place[int(left)], place[int(right)]
-            joints.append((float(level), x, low, y, other))
+            if level < self.apart:
+                joints.append((float(level), x, low, y, other))
             place.append(((x + y) / 2, float(level)))
         return joints
 
@@ -65,20 +78,21 @@ def mergings(study: Study) -> list[Merging]:
             (min(i, j), max(i, j)): loss
             for i, j, loss in zip(paths["start"], paths["end"], paths["saddle_train_loss"], strict=True)
         }
-        named = sorted({k for pair in known for k in pair} & set(points.index))
-        if len(named) < 3:
-            continue
-        merging = merge(str(finder), named, [float(points[k]) for k in named], _renumbered(known, named))
-        if merging is not None:
-            found.append(merging)
+        named = sorted(points.index)
+        if len({k for pair in known for k in pair} & set(named)) >= 3:
+            found.append(merge(str(finder), named, [float(points[k]) for k in named], _renumbered(known, named)))
     return found
 
 
-def merge(finder: str, named: list[int], losses: list[float], saddles: dict[Pair, float]) -> Merging | None:
-    """The merging of these minima, None if the paths leave some apart; saddles are by positions in `named`."""
+def merge(finder: str, named: list[int], losses: list[float], saddles: dict[Pair, float]) -> Merging:
+    """The merging of these minima; saddles are by positions in `named`."""
     bounds = upper_bounds(len(named), saddles)
+    apart = inf
     if not max(bounds.values()) < inf:
-        return None
+        # Linkage takes no infinite distance.
+        highest = max((bound for bound in bounds.values() if bound < inf), default=0.0)
+        apart = 2 * max(highest, *losses) + 1
+        bounds = {pair: min(bound, apart) for pair, bound in bounds.items()}
     # The condensed distances of scipy: (0, 1), (0, 2), …
     condensed = [bounds[pair] for pair in combinations(range(len(named)), 2)]
     order = leaves_list(linkage(condensed, method="single", optimal_ordering=True)).tolist()
@@ -90,6 +104,7 @@ def merge(finder: str, named: list[int], losses: list[float], saddles: dict[Pair
         [losses[k] for k in order],
         {(min(pair), max(pair)): loss for pair, loss in by_place.items()},
         linkage(turned, method="single"),
+        apart,
     )
 
 
@@ -116,6 +131,8 @@ def _disconnectivity(merging: Merging, folder: Path) -> Picture:
         f"Minima (dots) join at the loss that a path between them has to pass: the saddles of the minimum spanning "
         f"tree of {len(merging.saddles)} paths by {merging.finder}, upper bounds of the true ones."
     )
+    if merging.trees > 1:
+        caption += f" No path connects the {merging.trees} groups of them with one another."
     title = f"Disconnectivity graph, {merging.finder}"
     return Picture(save(figure, folder, f"disconnectivity-{merging.finder}"), title, caption)
 
@@ -133,10 +150,10 @@ def interactive_graph(merging: Merging) -> Any:
             hovertext=f"path {i}–{j}<br>saddle {level:.4g}", hoverinfo="text",
         )  # fmt: skip
     leaves = len(figure.data)
-    top = float(merging.linkage_Z4[-1, 2])
+    top = max([*merging.levels, *merging.losses])
     floor = min(merging.losses)
     # Just at and above every merge, from the lowest minimum on.
-    levels = [floor, *sorted({float(level) for level in merging.linkage_Z4[:, 2]})]
+    levels = [floor, *sorted(set(merging.levels))]
     figure.add_scatter(
         x=list(range(len(merging.minima))), y=merging.losses, mode="markers+text", textposition="bottom center",
         text=[str(k) for k in merging.minima], marker={"size": 11, "color": _colours(merging, floor)}, showlegend=False,

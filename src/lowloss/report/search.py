@@ -44,22 +44,24 @@ def draw_searches(study: Study, folder: Path) -> list[Picture]:
 
 
 def _snapshots(artifact: Artifact, tensors: dict[str, Any], title: str, folder: Path) -> Picture:
-    """Fig. 4 of Draxler et al. 2018: the loss along the band after the first cycle and at the end of each rate."""
+    """Fig. 4 of Draxler et al. 2018: the loss along the band after each cycle."""
     snapshots = [tensors[name].numpy() for name in sorted(tensors) if name.startswith("snapshot-")]
     settings = yaml.safe_load((artifact.folder / "config.yaml").read_text(encoding="utf-8"))["finder"]
     (between,) = (finder.get("evaluations") for finder in settings.values())
     rates = artifact.table("metrics.csv", ["phase", "lr"]).astype({"phase": int}).groupby("phase")["lr"].first()
-    last_of_rate = [i for i in rates.index if i + 1 not in rates.index or rates[i + 1] != rates[i]]
-    chosen = sorted({0, *last_of_rate})[-6:]
-    figure = Figure(figsize=(3 * len(chosen), 2.8), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(chosen), sharey=True))
-    for axis, i in zip(axes, chosen, strict=True):
-        t_T, loss_T = snapshots[i]
+    columns = min(5, len(snapshots))
+    rows = -(-len(snapshots) // columns)
+    figure = Figure(figsize=(3 * columns, 2.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axis in axes.flat[len(snapshots) :]:
+        axis.remove()
+    for i, (axis, (t_T, loss_T)) in enumerate(zip(axes.flat, snapshots, strict=False)):
         axis.plot(t_T, loss_T, color=COLOURS["autoneb"], linewidth=1.2)
         if between:
             axis.plot(t_T[:: between + 1], loss_T[:: between + 1], "o", color="#d9822b", markersize=4)
         axis.set(title=f"cycle {i + 1}, lr {rates[i]:g}", xlabel="t", xlim=(0, 1))
-    axes[0].set(ylabel="minibatch loss (nats)", ylim=(0, None))
+    for axis in axes[:, 0]:
+        axis.set(ylabel="minibatch loss (nats)", ylim=(0, None))
     caption = (
         f"As fig. 4 of Draxler et al. 2018, {title}: the loss on one minibatch in training mode where AutoNEB looked "
         "after a cycle; dots are the pivots of that cycle."
@@ -94,7 +96,7 @@ def _coordinates(
         loss.plot(tensors["arc"], tensors["train_loss"], color="#d9822b", linewidth=1.6)
         loss.set(ylim=(0, None))
         loss.grid(False)
-    axes[0].set(ylabel="distance from the straight line")
+    axes[0].set(ylabel="|θ| − |θ| on the straight line")
     loss.set(ylabel="train loss (nats)")
     caption = (
         f"As fig. 7 of Draxler et al. 2018, {title}: blue, |θ| minus that of the straight line (negative is closer to "
@@ -107,10 +109,10 @@ def _classes(artifact: Artifact, tensors: dict[str, Any], title: str, folder: Pa
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     labels = {"error": "test error (%)", "confidence": "mean confidence (%)"}
+    # Colours for those whose error changes most, the same in both panels; the others in grey.
+    order = np.argsort(np.ptp(tensors["test_class_error"].numpy(), axis=0))[::-1]
     for axis, (metric, label) in zip(axes, labels.items(), strict=True):
         by_class_TC = 100 * tensors[f"test_class_{metric}"].numpy()
-        # Colours for those that change most; the others in grey.
-        order = np.argsort(np.ptp(by_class_TC, axis=0))[::-1]
         for rank, c in enumerate(order):
             colour = f"C{rank}" if rank < SHOWN else "#d5d9de"
             axis.plot(
