@@ -24,7 +24,8 @@ def explore(run: Run, finder: str, make: Callable[[int, int], None]) -> None:
 
     After each path `bounds-<finder>.csv` holds every pair's saddle, where known, and its upper bound.
 
-    A search that diverges connects nothing, and does not keep the other pairs from being searched.
+    A search that diverges connects nothing, and does not keep the other pairs from being searched, unless a process a
+    device takes part.
 
     Args:
         make: makes the path between two minima, whose claim is held.
@@ -44,6 +45,8 @@ def explore(run: Run, finder: str, make: Callable[[int, int], None]) -> None:
                 try:
                     make(*pair)
                 except NonFiniteLossError as error:
+                    if run.several:
+                        raise  # the processes of the other devices have ended with it
                     progress.say(f"path: {finder} {pair[0]}–{pair[1]} diverged and connects nothing")
                     diverged[pair] = error
             patience = Patience()

@@ -394,6 +394,21 @@ def test_a_module_that_changes_its_buffers_runs_on_the_loop(caplog):
     assert "changes its buffers" in caplog.text
 
 
+class OnlyInTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main, self.norm, self.last = nn.Linear(3072, 8), nn.BatchNorm1d(8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        hidden = self.main(x.flatten(1))
+        return self.last(self.norm(hidden) if self.training else hidden)
+
+
+def test_a_batch_norm_that_evaluation_does_not_use_is_no_obstacle():
+    module = OnlyInTraining()
+    assert Graph(Loop(module, Layout.of(module)), torch.randn(8, *IMAGE), torch.float32, torch.float32).usable
+
+
 def test_hooks_of_layers_that_would_run_as_one_are_called(kernels):
     net = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 16, 3, padding="same", bias=False), nn.BatchNorm2d(16), nn.ReLU()),

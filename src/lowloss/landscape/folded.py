@@ -183,21 +183,20 @@ class _Sequential(nn.Sequential):
     """
 
     def prepare(self) -> None:
-        hooked = [bool(part._forward_hooks or part._forward_pre_hooks) for part in self]
-        self._whole = [not any(hooked[i : i + 2]) for i in range(len(self))]
-        self._rectified = [not any(hooked[i : i + 3]) for i in range(len(self))]
+        self._hooked = [bool(part._forward_hooks or part._forward_pre_hooks) for part in self]
 
     def forward(self, x: Tensor) -> Tensor:
         parts, i = list(self), 0
         while i < len(parts):
             part, norm = parts[i], parts[i + 1] if i + 1 < len(parts) else None
-            if isinstance(part, _Conv2d) and part.bias is None and isinstance(norm, _BatchNorm2d) and self._whole[i]:
+            bare = not any(self._hooked[i : i + 2])
+            if isinstance(part, _Conv2d) and part.bias is None and isinstance(norm, _BatchNorm2d) and bare:
                 if norm.recording:
                     x = norm.normalise(*convolution_with_statistics(x, part.weight, *part.settings))
                     i += 2
                     continue
                 if not norm.training and convolutions.narrow(x, part.weight, *part.settings):
-                    relu = i + 2 < len(parts) and type(parts[i + 2]) is nn.ReLU and self._rectified[i]
+                    relu = i + 2 < len(parts) and type(parts[i + 2]) is nn.ReLU and not self._hooked[i + 2]
                     x = convolution_normalised(x, part.weight, *norm.scale_and_shift(), relu, *part.settings)
                     i += 3 if relu else 2
                     continue

@@ -370,6 +370,8 @@ class Graph:
                 for k in range(2):
                     known, _ = self.loop.statistics(own_2P[k], x_2B[k], None)
                     for mean, var in zip(self._running[::2], self._running[1::2], strict=True):
+                        if not known[mean.removesuffix("running_mean") + "num_batches_tracked"]:
+                            continue  # not in use
                         # Together, as a mean near zero is only as exact as its channel varies.
                         ours, exact = _spread(summed[mean][k], summed[var][k]), _spread(known[mean], known[var])
                         pairs.append((ours, exact, 10))
