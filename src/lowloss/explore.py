@@ -124,6 +124,6 @@ def _write_bounds(run: Run, finder: str, saddles: dict[Pair, float]) -> None:
     bounds = upper_bounds(run.config["minima"]["count"], saddles)
     rows = [f"{i},{j},{saddles.get((i, j), '')},{bound}" for (i, j), bound in bounds.items()]
     text = "\n".join(["start,end,saddle,bound", *rows, ""])
-    file = run.study.root / f"bounds-{finder}.csv"
+    file = run.bounds(finder)
     if not file.exists() or file.read_text() != text:
         files.write_text(file, text)

@@ -207,6 +207,10 @@ class Run:
         tensors, notes = artifact.load()
         return path_from_tensors(notes["kind"], tensors)
 
+    def bounds(self, finder: str) -> Path:
+        """The table of the saddles' upper bounds."""
+        return self.study.root / f"bounds-{finder}.csv"
+
     def path_config(self, finder: str) -> Config:
         return self.minima_config | self.describes(f"finder.{finder}", "path.points", "path.between")
 

@@ -130,16 +130,19 @@ def make_paths(run: Run) -> None:
     fixed = [name for name in run.config["finder"] if not run.explores(name)]
     wanted = [(*pair, finder) for finder in fixed for pair in run.pairs(finder)]
     jobs = [(run.path(*path), run.path_config(path[2])) for path in wanted]
-    if fixed and all(artifact.matches(config) for artifact, config in jobs):
+    complete = all(artifact.matches(config) for artifact, config in jobs)
+    if fixed and complete:
         progress.say(f"path: all {len(jobs)} are complete")
     make_missing(jobs, lambda i: _make_path(run, *wanted[i]))
-    from lowloss.explore import explore, write_bounds
-
     for finder in run.config["finder"]:
-        if finder in fixed:
-            write_bounds(run, finder)
-        else:
+        if finder not in fixed:
+            from lowloss.explore import explore
+
             explore(run, finder, partial(_make_path, run, finder=finder))
+        elif run.config["minima"]["count"] > 2 and not (complete and run.bounds(finder).exists()):
+            from lowloss.explore import write_bounds
+
+            write_bounds(run, finder)
 
 
 def _make_path(run: Run, start: int, end: int, finder: str) -> None:
