@@ -98,12 +98,12 @@ class Patience:
     def wait(self, file: Path) -> None:
         """Wait for whoever holds a claim on the file."""
         if self.seconds == LONG and not self.told:
-            self.told = True
-            with contextlib.suppress(ValueError, KeyError):
+            with contextlib.suppress(ValueError, KeyError, OSError):  # given up meanwhile
                 owner = json.loads(_read(file) or "{}")
                 what = f"{file.parent.name}/{file.name.removeprefix('.').removesuffix('.claim')}"
-                host = str(owner["host"]).split()[0]
+                host, _, _ = str(owner["host"]).partition(" ")
                 progress.say(f"waiting for process {owner['pid']} on {host}, which is at work on {what}")
+                self.told = True
         time.sleep(self.seconds * random.uniform(0.5, 1.0))
         self.seconds = min(2 * self.seconds, LONG)
 

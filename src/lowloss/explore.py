@@ -6,6 +6,7 @@ living processes, so that a run continues, and is joined, by the same command.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from itertools import combinations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from lowloss import files, progress
 from lowloss.claims import Claim, Patience, living, take, wait_for
-from lowloss.errors import NonFiniteLossError
+from lowloss.errors import NonFiniteLossError, OtherConfigError
 from lowloss.finder.exploration import Pair, next_pair, spanning_tree, upper_bounds
 from lowloss.run import Run
 
@@ -90,8 +91,11 @@ def _choose(
 
 
 def write_bounds(run: Run, finder: str) -> None:
-    """Write every pair's saddle, where known, and its upper bound to `bounds-<finder>.csv`."""
-    _write_bounds(run, finder, _saddles(run, finder))
+    """Write every pair's saddle, where known, and its upper bound to `bounds-<finder>.csv`.
+
+    Paths of another configuration, which nobody asked for now, are left out.
+    """
+    _write_bounds(run, finder, _saddles(run, finder, OtherConfigError))
 
 
 def _losses(run: Run) -> list[float]:
@@ -100,14 +104,15 @@ def _losses(run: Run) -> list[float]:
     return [minimum.notes()["train_loss"] if minimum.complete else -inf for minimum in minima]
 
 
-def _saddles(run: Run, finder: str) -> dict[Pair, float]:
+def _saddles(run: Run, finder: str, *left_out: type[Exception]) -> dict[Pair, float]:
     """The highest train loss of every complete path; infinite where it is not finite."""
     config, saddles = run.path_config(finder), {}
     for pair in combinations(range(run.config["minima"]["count"]), 2):
         artifact = run.path(*pair, finder)
-        if artifact.matches(config):
-            loss = artifact.notes()["saddle_train_loss"]
-            saddles[pair] = loss if isfinite(loss) else inf
+        with contextlib.suppress(*left_out):
+            if artifact.matches(config):
+                loss = artifact.notes()["saddle_train_loss"]
+                saddles[pair] = loss if isfinite(loss) else inf
     return saddles
 
 

@@ -139,10 +139,16 @@ def make_paths(run: Run) -> None:
             from lowloss.explore import explore
 
             explore(run, finder, partial(_make_path, run, finder=finder))
-        elif run.config["minima"]["count"] > 2 and not (complete and run.bounds(finder).exists()):
+        elif not (complete and _bounded(run, finder)):
             from lowloss.explore import write_bounds
 
             write_bounds(run, finder)
+
+
+def _bounded(run: Run, finder: str) -> bool:
+    """Whether the table of bounds has every pair: then what writes it need not be loaded."""
+    count, file = run.config["minima"]["count"], run.bounds(finder)
+    return file.exists() and len(file.read_text(encoding="utf-8").splitlines()) == 1 + count * (count - 1) // 2
 
 
 def _make_path(run: Run, start: int, end: int, finder: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, dropout, linear
+from torchvision.models import mobilenet_v2
 
 from lowloss import Data, LowlossError, NetworkLandscape, evaluate_points, train_minima
 from lowloss.landscape import Batch, Engine, Layout, convolution
@@ -407,6 +408,47 @@ class OnlyInTraining(nn.Module):
 def test_a_batch_norm_that_evaluation_does_not_use_is_no_obstacle():
     module = OnlyInTraining()
     assert Graph(Loop(module, Layout.of(module)), torch.randn(8, *IMAGE), torch.float32, torch.float32).usable
+
+
+def test_rounding_in_deep_networks_is_no_obstacle():
+    """Where BatchNorm normalises by four numbers, the plain loop's own gradient is wrong by more than a tenth."""
+    module = mobilenet_v2(num_classes=10)
+    assert Graph(Loop(module, Layout.of(module)), torch.randn(8, *IMAGE), torch.float32, torch.float32).usable
+
+
+class MixesOutputsInTraining(nn.Sequential):
+    def forward(self, x):
+        y = super().forward(x)
+        return y - 3 * torch.tanh(y.mean(0)) if self.training else y
+
+
+def test_what_mixes_samples_is_seen_in_deep_networks_too():
+    layers = [part for _ in range(12) for part in (nn.Linear(600, 600), nn.ReLU())]
+    module = MixesOutputsInTraining(nn.Flatten(), nn.Linear(3072, 600), *layers, nn.Linear(600, 10))
+    assert not Graph(Loop(module, Layout.of(module)), torch.randn(8, *IMAGE), torch.float32, torch.float32).usable
+    plain = nn.Sequential(*module)
+    assert Graph(Loop(plain, Layout.of(plain)), torch.randn(8, *IMAGE), torch.float32, torch.float32).usable
+
+
+def test_what_came_before_a_graph_gave_up_is_not_reported():
+    x, y = torch.randn(200, 3, 8, 8), torch.randint(4, (200,))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    land = NetworkLandscape(net, Data(x, y, x, y), evaluation_batch=100)
+    theta_KP = torch.stack([land.initial(0), land.initial(1)])
+    theta_KP[:, :216] *= 3e5  # outputs of the first layer that 16 bits do not hold
+    expected = [land.evaluate(theta_KP, split).loss_K for split in land.splits]
+    graph = land._engine = Graph(land.loop, x[:8], torch.float32, torch.float16)
+    evaluated = graph._evaluated
+
+    def failing(folded, *arguments):
+        if folded is graph.inference:
+            raise RuntimeError("does not compile")
+        return evaluated(folded, *arguments)
+
+    graph._evaluated = failing
+    found = [land.evaluate(theta_KP, split).loss_K for split in land.splits]
+    assert all(map(torch.equal, found, expected))
+    assert land.arithmetic == "loop, steps in float32, evaluation in float32"
 
 
 def test_hooks_of_layers_that_would_run_as_one_are_called(kernels):

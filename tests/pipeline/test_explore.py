@@ -103,6 +103,19 @@ def test_stopped_at_two_thirds_the_tree_is_nearly_as_light(lowloss, outputs, und
     assert made(more) == order[10:12]
 
 
+def test_bounds_leave_out_paths_that_were_made_otherwise(lowloss, outputs):
+    chosen = [*(part for part in SMALL.split() if "finder" not in part), "finder=[line]"]
+    assert lowloss(outputs, *chosen, "path.pairs=[[0,1],[1,2]]").status == 0
+    again = lowloss(outputs, *chosen, "path.pairs=[[0,2]]", "path.points=7")
+    assert again.status == 0, again.err
+    with (outputs / "t" / "bounds-line.csv").open(newline="") as lines:
+        known = [(row["start"], row["end"]) for row in csv.DictReader(lines) if row["saddle"]]
+    assert known == [("0", "2")]
+    # Of fewer minima there are fewer.
+    assert lowloss(outputs, *chosen, "minima.count=3", "path.pairs=[[0,2]]", "path.points=7").status == 0
+    assert len((outputs / "t" / "bounds-line.csv").read_text().splitlines()) == 1 + 3
+
+
 def test_a_search_that_diverges_does_not_keep_the_others_from_theirs(lowloss, outputs):
     diverging = ("minima.count=3", "finder.autoneb.cycles=[{steps:60,lr:1e30}]")
     done = explore(lowloss, outputs, *diverging)

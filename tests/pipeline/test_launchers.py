@@ -75,7 +75,7 @@ def test_local_launcher_makes_what_one_process_makes(lowloss, local, tmp_path):
         assert once.status == 0, once.err
         made = lowloss.results(local / "outputs" / "digits-mlp" / study)
         assert made == lowloss.results(tmp_path / "outputs" / study)
-        assert len(made) == 2 * 3 + 2 * 4
+        assert len(made) == 2 * 3 + 2 * 4 + 2  # minima, paths, bounds
     # Hydra's own files stay out of sight.
     assert [path.name for path in (local / "outputs").iterdir() if not path.name.startswith(".")] == ["digits-mlp"]
 

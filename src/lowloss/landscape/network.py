@@ -119,10 +119,14 @@ class NetworkLandscape:
         """
         theta_KP = self._points(theta_KP)
         with self.loop.exact(), _room("evaluation_batch"):
-            engine = self.engine
+            engine = self.engine if self.engine.usable else self.loop
             scores_K2, kept = self._scores(engine, theta_KP, split, logits)
+            if not engine.usable:
+                # What it gave before it gave up, as a point's statistics, is of 16 bits.
+                engine, self._statistics = self.loop, None
+                scores_K2, kept = self._scores(engine, theta_KP, split, logits)
             loss_K, error_K = scores_K2.unbind(1)
-            if engine is not self.loop and engine.usable:
+            if engine is not self.loop:
                 self._compare(theta_KP, scores_K2, split)
                 # What 16 bits may not tell, or what overflowed in them far from any minimum, float32 does.
                 wild = (~self._trust[split].holds(loss_K)).nonzero().flatten()

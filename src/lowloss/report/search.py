@@ -110,7 +110,7 @@ def _classes(artifact: Artifact, tensors: dict[str, Any], title: str, folder: Pa
     axes = figure.subplots(1, 2)
     labels = {"error": "test error (%)", "confidence": "mean confidence (%)"}
     # Colours for those whose error changes most, the same in both panels; the others in grey.
-    order = np.argsort(np.ptp(tensors["test_class_error"].numpy(), axis=0))[::-1]
+    order = np.argsort(np.nan_to_num(np.ptp(tensors["test_class_error"].numpy(), axis=0), nan=-1))[::-1]
     for axis, (metric, label) in zip(axes, labels.items(), strict=True):
         by_class_TC = 100 * tensors[f"test_class_{metric}"].numpy()
         for rank, c in enumerate(order):
