@@ -86,7 +86,8 @@ def _choose(
         total = count * (count - 1) // 2
         if pair is None and not pending and len(saddles) < total:
             why = ", no other path could lower the tree"
-        progress.say(f"path: {finder} explored {len(saddles)} of {total} pairs{highest}{why}")
+        known = len(saddles) - len(diverged)
+        progress.say(f"path: {finder} explored {known} of {total} pairs{highest}{why}")
     return None, None, run.path(*min(pending), finder).claim if waits else None
 
 

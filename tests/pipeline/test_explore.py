@@ -123,6 +123,7 @@ def test_a_search_that_diverges_does_not_keep_the_others_from_theirs(lowloss, ou
     assert "Traceback" not in done.err
     assert "path: autoneb diverged on 0–1, 0–2, 1–2: " in done.message
     assert "lower" in done.message
+    assert "path: autoneb explored 0 of 3 pairs" in done.err
     assert set(saddles(outputs / "t").values()) == {float("inf")}
 
 
