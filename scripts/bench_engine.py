@@ -202,7 +202,7 @@ def engine_rows(
             # From before the capture: replays allocate nothing that would be counted.
             torch.cuda.reset_peak_memory_stats()
         run(1)  # compiles
-        if not getattr(landscape.engine, "usable", True):
+        if not landscape.engine.usable:
             raise SystemExit(f"{name}: {work} runs on the plain loop: see the line above")
         short = min(seconds(partial(run, 1)) for _ in range(3))
         while (whole := seconds(partial(run, 1 + times))) < 2 * short + 0.5:

@@ -246,8 +246,9 @@ def main() -> None:
         sys.exit(130 if keyboard else 143)
     if not all(ended_well):
         if failed and len(ended_well) > 1:
-            width = max(len(study) for study, _ in failed)
-            print("\n".join(f"{study:<{width}}  {why}" for study, why in [("study", "why"), *failed]), file=sys.stderr)
+            from lowloss.launch import aligned
+
+            print("\n".join(aligned([("study", "why"), *failed])), file=sys.stderr)
         count = f"{ended_well.count(False)} of {len(ended_well)} jobs failed"
         print(f"lowloss: {count}; the same command runs them again", file=sys.stderr)
         sys.exit(1)

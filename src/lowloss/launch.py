@@ -247,7 +247,11 @@ def failures(ended: Sequence[tuple[Job, End]]) -> list[str]:
     rows = [(job.name, " ".join(end.reason.split()), str(job.log)) for job, end in ended if end.status]
     if not rows:
         return []
-    head = ("study", "why", "log")
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in (0, 1)]
-    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[2]]) for row in
-            [head, *rows]]  # fmt: skip
+    return aligned([("study", "why", "log"), *rows])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, its columns as wide as their widest cell, the last one as it is."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+            for row in rows]  # fmt: skip

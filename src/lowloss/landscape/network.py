@@ -90,7 +90,7 @@ class NetworkLandscape:
         if evaluation_batch == 1 and self._normalises:
             raise LowlossError("evaluation_batch=1 leaves BatchNorm nothing to normalise: set it to at least 2")
         self._engine: Loop | Graph | None = None
-        self._trust = {split: Trust(len(data.split(split)[1])) for split in self.splits}
+        self._trust = self._no_trust()
         # Statistics need chunks that each resemble the whole: a split sorted by class would spoil them.
         order = torch.Generator().manual_seed(derive(0, "batch-norm"))
         self._statistics_order_N = torch.randperm(len(data.y_train), generator=order)
@@ -224,10 +224,13 @@ class NetworkLandscape:
         device = torch.empty(0, device=device).device  # with its index, where that is left open
         if device != self.data.y_train.device:
             self._engine = self._statistics = None
-            self._trust = {split: Trust(len(self.data.split(split)[1])) for split in self.splits}
+            self._trust = self._no_trust()
             self.loop.module.to(device)
             self.data.to(device=device)
         return self
+
+    def _no_trust(self) -> dict[str, Trust]:
+        return {split: Trust(len(self.data.split(split)[1])) for split in self.splits}
 
     @property
     def engine(self) -> Loop | Graph:
