@@ -447,9 +447,11 @@ def run_grouped(run: Run, first: bool) -> float | None:
 
     devices.join()
     run.several = True
-    if not first:
+    value = None
+    if first:
+        value = run_stages(run)
+        run.dismiss()
+    else:
         run.serve()
-        return None
-    value = run_stages(run)
-    run.dismiss()
+    devices.leave()
     return value

@@ -82,6 +82,8 @@ def watch(job):
     return hook
 
 
+# A shell starts what runs in the background with this ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()

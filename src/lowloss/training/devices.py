@@ -37,6 +37,7 @@ def join() -> None:
 
 
 def leave() -> None:
+    """Leave it, once all is done: its threads must not outlive the interpreter, which would abort the process."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
