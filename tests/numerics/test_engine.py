@@ -478,9 +478,11 @@ def test_dropout_of_all_has_no_gradient():
     assert torch.equal(x.grad, torch.zeros(8, 3))
 
 
+@pytest.mark.parametrize("drops", [False, True])
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
-def test_a_step_unlike_the_loops_is_not_taken(wrong, monkeypatch, caplog):
-    loop, graph = engines(FAMILIES["cnn"](input_shape=IMAGE, num_classes=10))
+def test_a_step_unlike_the_loops_is_not_taken(wrong, drops, monkeypatch, caplog):
+    cnn = FAMILIES["cnn"](input_shape=IMAGE, num_classes=10)
+    loop, graph = engines(nn.Sequential(nn.Dropout(0.3), cnn) if drops else cnn)
     theta_KP, batch = points(loop, 3), Batch(torch.randn(6, *IMAGE), torch.randint(10, (6,)), (0,))
     step = graph._step
 

@@ -94,6 +94,64 @@ def test_evaluation_in_parts_agrees_with_the_loop(family, data):
     assert land.engine._samples_at_once >= len(data.y_train)
 
 
+@pytest.mark.parametrize(
+    ("points", "samples", "inputs", "outputs", "size", "stride"),
+    [
+        (3, 512, 3, 16, 32, 1),
+        (3, 512, 16, 16, 32, 1),
+        (3, 512, 16, 32, 32, 2),
+        (3, 512, 32, 32, 16, 1),
+        (3, 512, 64, 64, 8, 1),
+        (3, 512, 3, 64, 32, 1),
+        (3, 512, 64, 64, 32, 1),
+        (3, 512, 64, 128, 16, 1),
+        (3, 512, 128, 128, 16, 1),
+        (3, 512, 36, 12, 32, 1),
+        (3, 512, 120, 12, 16, 1),
+        (10, 128, 16, 16, 32, 1),
+        (10, 128, 48, 48, 32, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kernels_agree_with_the_library_on_every_sample(points, samples, inputs, outputs, size, stride, dtype):
+    from lowloss.landscape import kernels
+
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def images(channels, size):
+        x = torch.randn(points * samples, channels, size, size, device=CUDA, generator=generator)
+        return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+    x, gradient = images(inputs, size), images(outputs, size // stride)
+    weight = torch.randn(points, outputs, inputs, 3, 3, device=CUDA, generator=generator) / inputs**0.5 / 3
+    scale, shift = torch.randn(2, points, outputs, device=CUDA, generator=generator)
+    runs = {
+        "forward": lambda: kernels.forward(x, weight, stride, 1),
+        "with statistics": lambda: kernels.forward_with_statistics(x, weight, stride, 1)[0],
+        "normalised": lambda: kernels.forward_normalised(x, weight, scale, shift, True, stride, 1),
+        "to input": lambda: kernels.to_input(gradient, x, weight, stride, 1),
+        "to weight": lambda: kernels.to_weight(gradient, x, weight, stride, 1),
+    }
+    expected = {name: [] for name in runs}
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        for k in range(points):
+            rows = slice(k * samples, (k + 1) * samples)
+            x_B = x[rows].float().requires_grad_()
+            weight_k = weight[k].to(dtype).float().requires_grad_()
+            y = nn.functional.conv2d(x_B, weight_k, None, stride, 1)
+            to_x, to_weight = torch.autograd.grad(y, (x_B, weight_k), gradient[rows].float())
+            normalised = (y * scale[k, :, None, None] + shift[k, :, None, None]).relu()
+            for name, found in zip(runs, (y, y, normalised, to_x, to_weight), strict=True):
+                expected[name].append(found.detach())
+    for name, run in runs.items():
+        found, want = run(), torch.cat(expected[name]) if name != "to weight" else torch.stack(expected[name])
+        distance = (found.float() - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
+        bound = 1e-4 if name == "to weight" else torch.finfo(dtype).eps / 2
+        assert distance.max() <= bound, f"{name}: {(distance > bound).sum()} of {len(distance)}, {distance.max():.2g}"
+        for _ in range(5):
+            assert torch.equal(run(), found), f"{name} does not repeat"
+
+
 class Wandering(nn.Module):
     """Goes another way where the data say so, which no graph can hold."""
 

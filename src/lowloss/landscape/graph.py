@@ -259,22 +259,28 @@ class Graph:
     ) -> None:
         """Compare the first step of each kind with the plain loop, as far as rounding allows: wrong is far worse.
 
+        The loop draws other dropout; there it is the folded module, uncompiled and in float32.
+
         Raises LowlossError where they differ.
         """
         x_KB, y_KB, seeds_K = rows
         kind = tuple(x_KB.shape[1:]), gradients_KP is not None
-        if self._drops or kind in self._compared:
+        if kind in self._compared:
             return
-        batch = Batch(x_KB[0], y_KB[0], (int(seeds_K[0]),))
-        (loss,), gradient_1P = self.loop.losses(theta_1P, batch, gradients_KP is not None)
+        if self._drops:
+            inputs = _laid_out(x_KB[:1], torch.float32), y_KB[:1], seeds_K[:1].to(self.device)
+            (loss,), gradient_1P = _differentiated(self._losses, theta_1P, *inputs, gradients=gradients_KP is not None)
+        else:
+            batch = Batch(x_KB[0], y_KB[0], (int(seeds_K[0]),))
+            (loss,), gradient_1P = self.loop.losses(theta_1P, batch, gradients_KP is not None)
         if not loss.isfinite():
             return
         if not (losses_K[0] - loss).abs() <= LOSS_ROUNDING * loss.abs().clamp_min(1):
-            raise LowlossError(f"its first loss is {losses_K[0]:.4g} there and {loss:.4g} on the plain loop")
+            raise LowlossError(f"its first loss is {losses_K[0]:.4g} in the graph and {loss:.4g} by itself")
         if gradient_1P is not None and gradients_KP is not None:
             cosine = torch.cosine_similarity(gradients_KP[0], gradient_1P[0], dim=0)
             if gradient_1P.any() and not cosine >= GRADIENT_ROUNDING:
-                raise LowlossError(f"its first gradient has the cosine {cosine:.2f} with the plain loop's")
+                raise LowlossError(f"its first gradient in the graph and by itself have the cosine {cosine:.2f}")
         self._compared.add(kind)
 
     def _losses(self, theta_KP: Tensor, x_KB: Tensor, y_KB: Tensor, seeds_K: Tensor) -> Tensor:
