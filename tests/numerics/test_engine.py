@@ -498,6 +498,23 @@ def test_a_step_unlike_the_loops_is_not_taken(wrong, drops, monkeypatch, caplog)
     assert f"its first {wrong}" in caplog.text
 
 
+@pytest.mark.parametrize(("noise", "taken"), [(0.1, True), (0.8, False)])
+def test_a_step_is_as_near_as_autocast(noise, taken, monkeypatch, caplog):
+    loop, graph = engines(FAMILIES["resnet"](input_shape=IMAGE, num_classes=10), torch.bfloat16)
+    theta_KP, batch = points(loop, 2), Batch(torch.randn(64, *IMAGE), torch.randint(10, (64,)), (0,))
+    step = graph._step
+
+    def altered(*arguments):
+        losses, gradients = step(*arguments)
+        random = torch.randn_like(gradients)
+        return losses, gradients + noise * gradients.norm() / random.norm() * random
+
+    monkeypatch.setattr(graph, "_step", altered)
+    graph.losses(theta_KP, batch, True)
+    assert graph.usable == taken
+    assert ("its first gradient" in caplog.text) != taken
+
+
 def test_dropout_of_a_row_depends_on_its_seed_alone():
     folded = fold(nn.Sequential(nn.Dropout(0.3))).train()
     part = next(part for part in folded.modules() if isinstance(part, FoldedDropout))

@@ -43,8 +43,10 @@ ROUNDING = 1e-5
 MOVE, MOVED = 1e-6, 3.0
 """A relative change of parameters that stands for rounding, and by how often what it does to a step is allowed for."""
 
-LOSS_ROUNDING, GRADIENT_ROUNDING = 0.05, 0.5
-"""How far a step in 16 bits may be from the plain loop's: in its loss (relative above 1), and its gradient's cosine."""
+STEP_ROOM = {"loss": (0.01, 0.05), "gradient": (0.1, 1.5)}
+AUTOCAST_ROOM = 4.0
+"""How far a step may be from float32, relative to it (a loss below 1: to 1): the first number and so often as far as
+autocast is, but not further than the second."""
 
 EVALUATION_SHARE, LIVE = 8, 4
 """What part of a GPU's memory the samples evaluated at once may take, which leaves room for other processes, and how
@@ -257,30 +259,35 @@ class Graph:
     def _check_first(
         self, theta_1P: Tensor, rows: tuple[Tensor, Tensor, Tensor], losses_K: Tensor, gradients_KP: Tensor | None
     ) -> None:
-        """Compare the first step of each kind with the plain loop, as far as rounding allows: wrong is far worse.
+        """Compare the first step of each kind with the plain loop's, in float32 and in autocast: wrong is far worse.
 
-        The loop draws other dropout; there it is the folded module, uncompiled and in float32.
+        The loop draws other dropout; there the folded module, uncompiled and in float32, is what to compare with.
 
-        Raises LowlossError where they differ.
+        Raises LowlossError where a step is much further from float32 than autocast is.
         """
         x_KB, y_KB, seeds_K = rows
-        kind = tuple(x_KB.shape[1:]), gradients_KP is not None
+        gradients = gradients_KP is not None
+        kind = tuple(x_KB.shape[1:]), gradients
         if kind in self._compared:
             return
+        batch = Batch(x_KB[0], y_KB[0], (int(seeds_K[0]),))
+        dtypes = None, None if self.step_dtype == torch.float32 else self.step_dtype
+        loops = [Loop(self.module, self.layout, dtype).losses(theta_1P, batch, gradients) for dtype in dtypes]
+        expected = loops[0]
         if self._drops:
             inputs = _laid_out(x_KB[:1], torch.float32), y_KB[:1], seeds_K[:1].to(self.device)
-            (loss,), gradient_1P = _differentiated(self._losses, theta_1P, *inputs, gradients=gradients_KP is not None)
-        else:
-            batch = Batch(x_KB[0], y_KB[0], (int(seeds_K[0]),))
-            (loss,), gradient_1P = self.loop.losses(theta_1P, batch, gradients_KP is not None)
-        if not loss.isfinite():
+            expected = _differentiated(self._losses, theta_1P, *inputs, gradients=gradients)
+        if not expected[0].isfinite():
             return
-        if not (losses_K[0] - loss).abs() <= LOSS_ROUNDING * loss.abs().clamp_min(1):
-            raise LowlossError(f"its first loss is {losses_K[0]:.4g} in the graph and {loss:.4g} by itself")
-        if gradient_1P is not None and gradients_KP is not None:
-            cosine = torch.cosine_similarity(gradients_KP[0], gradient_1P[0], dim=0)
-            if gradient_1P.any() and not cosine >= GRADIENT_ROUNDING:
-                raise LowlossError(f"its first gradient in the graph and by itself have the cosine {cosine:.2f}")
+        found = losses_K[:1], None if gradients_KP is None else gradients_KP[:1]
+        both = zip(STEP_ROOM.items(), found, expected, *loops, strict=True)
+        for (what, (room, most)), ours, wanted, exact, narrow in both:
+            if ours is None or wanted is None or exact is None or narrow is None or not wanted.any():
+                continue
+            scale = wanted.norm().clamp_min(1) if what == "loss" else wanted.norm()
+            far, rounded = (float((a - b).norm() / scale) for a, b in ((ours, wanted), (narrow, exact)))
+            if not far <= min(room + AUTOCAST_ROOM * rounded, most):
+                raise LowlossError(f"its first {what} is {far:.2g} (relative) from float32, autocast {rounded:.2g}")
         self._compared.add(kind)
 
     def _losses(self, theta_KP: Tensor, x_KB: Tensor, y_KB: Tensor, seeds_K: Tensor) -> Tensor:
