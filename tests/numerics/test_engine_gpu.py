@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from lowloss import Data, NetworkLandscape, train_minima
 from lowloss.data import CropFlip
 from lowloss.landscape import Batch, Engine, graph
+from lowloss.landscape.engine import Loop
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
 
 pytestmark = [
@@ -64,12 +65,14 @@ def test_agrees_with_the_loop_in_float32(family, data, capsys):
         losses, gradients = land.engine.losses(points, batch, True)
         with land.loop.exact():
             exact_losses, exact = land.loop.losses(points, batch, True)
-    relative = (gradients - exact).norm(dim=1) / exact.norm(dim=1)
+        _, narrow = Loop(land.loop.module, land.layout, torch.bfloat16).losses(points, batch, True)
+    relative, autocast = ((found - exact).norm(dim=1) / exact.norm(dim=1) for found in (gradients, narrow))
     with capsys.disabled():
         print(
             f"\n{family:12s} loss {slow.loss_K.tolist()} error {slow.error_K.tolist()} "
             f"differences: loss {loss.max():.1e}, error {100 * error.max():.3f} points, "
-            f"step loss {(losses - exact_losses).abs().max():.1e}, gradient {relative.tolist()}"
+            f"step loss {(losses - exact_losses).abs().max():.1e}, gradient {relative.tolist()}, "
+            f"of autocast {autocast.tolist()}"
         )
     assert land._trust["train"].holds(slow.loss_K).all()
     assert land.arithmetic == "graph, steps in bfloat16, evaluation in float16"
