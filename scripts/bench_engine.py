@@ -251,7 +251,7 @@ def bench(args: argparse.Namespace, flops: float, bandwidth: float) -> pd.DataFr
         landscape = NetworkLandscape(
             factory, data, args.evaluation_batch or (args.images if CUDA else 128), Engine(args.engine)
         )
-        module = landscape.module(landscape.initial(0))
+        module = factory()
         costs = cost(module, 2 if CUDA else 4)
         # BatchNorm's statistics take a sweep of their own, but for the whole split at once on a GPU.
         whole = CUDA and landscape.evaluation_batch >= args.images
