@@ -1,0 +1,23 @@
+"""The benchmark runs as `make bench` starts it, here as little of it as there can be."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_engine.py"
+LITTLE = "--images 512 --points 2 --steps 2 --plain-steps 2 --scan 2 --workers 0 --growth-depth 0"
+
+
+def test_a_row_for_each_work(tmp_path):
+    works = ["train", "train one", "band", "curve", "evaluate", "scan"]
+    command = [sys.executable, SCRIPT, "--models", "mlp", "--works", *works, *LITTLE.split(), "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "bench.csv")
+    assert list(table["work"]) == works
+    np.testing.assert_allclose(table["ratio"], table["plain ms"] / table["engine ms"])
+    assert (table[["plain ms", "engine ms", "fraction of floor"]] > 0).all(axis=None)
+    assert (tmp_path / "bench.png").stat().st_size > 10_000
