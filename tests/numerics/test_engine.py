@@ -515,6 +515,15 @@ def test_a_step_is_as_near_as_autocast(noise, taken, monkeypatch, caplog):
     assert ("its first gradient" in caplog.text) != taken
 
 
+def test_a_gradient_of_another_direction_is_refused_however_far_autocast_is(monkeypatch):
+    loop, graph = engines(FAMILIES["cnn"](input_shape=IMAGE, num_classes=10), torch.bfloat16)
+    monkeypatch.setattr("lowloss.landscape.graph.AUTOCAST_ROOM", 1e6)
+    step = graph._step
+    monkeypatch.setattr(graph, "_step", lambda *given: (step(*given)[0], -0.2 * step(*given)[1]))
+    graph.losses(points(loop, 2), Batch(torch.randn(6, *IMAGE), torch.randint(10, (6,)), (0,)), True)
+    assert not graph.usable
+
+
 def test_dropout_of_a_row_depends_on_its_seed_alone():
     folded = fold(nn.Sequential(nn.Dropout(0.3))).train()
     part = next(part for part in folded.modules() if isinstance(part, FoldedDropout))

@@ -43,10 +43,11 @@ ROUNDING = 1e-5
 MOVE, MOVED = 1e-6, 3.0
 """A relative change of parameters that stands for rounding, and by how often what it does to a step is allowed for."""
 
-STEP_ROOM = {"loss": (0.01, 0.05), "gradient": (0.1, 1.5)}
-AUTOCAST_ROOM = 4.0
-"""How far a step may be from float32, relative to it (a loss below 1: to 1): the first number and so often as far as
-autocast is, but not further than the second."""
+LOSS_ROUNDING, GRADIENT_ROUNDING = 0.05, 0.5
+"""How far a step in 16 bits may be from float32: in its loss (relative above 1), and its gradient's cosine."""
+
+LOSS_ROOM, GRADIENT_ROOM, AUTOCAST_ROOM = 0.01, 0.1, 4.0
+"""And relative to it, besides so often as far as autocast is."""
 
 EVALUATION_SHARE, LIVE = 8, 4
 """What part of a GPU's memory the samples evaluated at once may take, which leaves room for other processes, and how
@@ -271,23 +272,26 @@ class Graph:
         if kind in self._compared:
             return
         batch = Batch(x_KB[0], y_KB[0], (int(seeds_K[0]),))
-        dtypes = None, None if self.step_dtype == torch.float32 else self.step_dtype
-        loops = [Loop(self.module, self.layout, dtype).losses(theta_1P, batch, gradients) for dtype in dtypes]
-        expected = loops[0]
+        exact = narrow = Loop(self.module, self.layout).losses(theta_1P, batch, gradients)
+        if self.step_dtype != torch.float32:
+            narrow = Loop(self.module, self.layout, self.step_dtype).losses(theta_1P, batch, gradients)
+        loss_1, gradient_1P = exact
         if self._drops:
             inputs = _laid_out(x_KB[:1], torch.float32), y_KB[:1], seeds_K[:1].to(self.device)
-            expected = _differentiated(self._losses, theta_1P, *inputs, gradients=gradients)
-        if not expected[0].isfinite():
+            loss_1, gradient_1P = _differentiated(self._losses, theta_1P, *inputs, gradients=gradients)
+        if not loss_1.isfinite():
             return
-        found = losses_K[:1], None if gradients_KP is None else gradients_KP[:1]
-        both = zip(STEP_ROOM.items(), found, expected, *loops, strict=True)
-        for (what, (room, most)), ours, wanted, exact, narrow in both:
-            if ours is None or wanted is None or exact is None or narrow is None or not wanted.any():
-                continue
-            scale = wanted.norm().clamp_min(1) if what == "loss" else wanted.norm()
-            far, rounded = (float((a - b).norm() / scale) for a, b in ((ours, wanted), (narrow, exact)))
-            if not far <= min(room + AUTOCAST_ROOM * rounded, most):
-                raise LowlossError(f"its first {what} is {far:.2g} (relative) from float32, autocast {rounded:.2g}")
+        told = "its first {} is {:.2g} (relative) from float32, autocast {:.2g}"
+        scale = loss_1.norm().clamp_min(1)
+        far, rounded = _apart(losses_K[:1], loss_1, scale), _apart(narrow[0], exact[0], scale)
+        if not far <= min(LOSS_ROUNDING, LOSS_ROOM + AUTOCAST_ROOM * rounded):
+            raise LowlossError(told.format("loss", far, rounded))
+        if gradients_KP is not None and gradient_1P is not None and gradient_1P.any():
+            scale = gradient_1P.norm()
+            far, rounded = _apart(gradients_KP[:1], gradient_1P, scale), _apart(narrow[1], exact[1], scale)
+            cosine = torch.cosine_similarity(gradients_KP[0], gradient_1P[0], dim=0)
+            if not (far <= GRADIENT_ROOM + AUTOCAST_ROOM * rounded and cosine >= GRADIENT_ROUNDING):
+                raise LowlossError(told.format("gradient", far, rounded))
         self._compared.add(kind)
 
     def _losses(self, theta_KP: Tensor, x_KB: Tensor, y_KB: Tensor, seeds_K: Tensor) -> Tensor:
@@ -510,6 +514,12 @@ def _laid_out(x_KB: Tensor, dtype: torch.dtype) -> Tensor:
     shape = (x_KB.shape[0] * x_KB.shape[1], *x_KB.shape[2:])
     out = torch.empty(shape, dtype=dtype, device=x_KB.device, memory_format=torch.channels_last)
     return out.unflatten(0, x_KB.shape[:2]).copy_(x_KB)
+
+
+def _apart(ours: Tensor | None, theirs: Tensor | None, scale: Tensor) -> float:
+    assert ours is not None
+    assert theirs is not None
+    return float((ours - theirs).norm() / scale)
 
 
 def _spread(mean_C: Tensor, var_C: Tensor) -> Tensor:
