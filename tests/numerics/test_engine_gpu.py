@@ -98,42 +98,46 @@ def test_evaluation_in_parts_agrees_with_the_loop(family, data):
 
 
 @pytest.mark.parametrize(
-    ("points", "samples", "inputs", "outputs", "size", "stride"),
+    ("points", "samples", "inputs", "outputs", "size", "stride", "taps"),
     [
-        (3, 512, 3, 16, 32, 1),
-        (3, 512, 16, 16, 32, 1),
-        (3, 512, 16, 32, 32, 2),
-        (3, 512, 32, 32, 16, 1),
-        (3, 512, 64, 64, 8, 1),
-        (3, 512, 3, 64, 32, 1),
-        (3, 512, 64, 64, 32, 1),
-        (3, 512, 64, 128, 16, 1),
-        (3, 512, 128, 128, 16, 1),
-        (3, 512, 36, 12, 32, 1),
-        (3, 512, 120, 12, 16, 1),
-        (10, 128, 16, 16, 32, 1),
-        (10, 128, 48, 48, 32, 1),
+        (3, 512, 3, 16, 32, 1, 3),
+        (3, 512, 16, 16, 32, 1, 3),
+        (3, 512, 16, 32, 32, 2, 3),
+        (3, 512, 32, 32, 16, 1, 3),
+        (3, 512, 64, 64, 8, 1, 3),
+        (3, 512, 3, 64, 32, 1, 3),
+        (3, 512, 64, 64, 32, 1, 3),
+        (3, 512, 64, 128, 16, 1, 3),
+        (3, 512, 128, 128, 16, 1, 3),
+        (3, 512, 36, 12, 32, 1, 3),
+        (3, 512, 120, 12, 16, 1, 3),
+        (10, 128, 16, 16, 32, 1, 3),
+        (10, 128, 48, 48, 32, 1, 3),
+        (2, 128, 3, 24, 32, 1, 5),
+        (3, 512, 24, 24, 16, 1, 5),
+        (3, 512, 60, 12, 16, 1, 1),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_kernels_agree_with_the_library_on_every_sample(points, samples, inputs, outputs, size, stride, dtype):
+def test_kernels_agree_with_the_library_on_every_sample(points, samples, inputs, outputs, size, stride, taps, dtype):
     from lowloss.landscape import kernels
 
     generator = torch.Generator("cuda").manual_seed(0)
+    padding = taps // 2
 
     def images(channels, size):
         x = torch.randn(points * samples, channels, size, size, device=CUDA, generator=generator)
         return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
     x, gradient = images(inputs, size), images(outputs, size // stride)
-    weight = torch.randn(points, outputs, inputs, 3, 3, device=CUDA, generator=generator) / inputs**0.5 / 3
+    weight = torch.randn(points, outputs, inputs, taps, taps, device=CUDA, generator=generator) / inputs**0.5 / taps
     scale, shift = torch.randn(2, points, outputs, device=CUDA, generator=generator)
     runs = {
-        "forward": lambda: kernels.forward(x, weight, stride, 1),
-        "with statistics": lambda: kernels.forward_with_statistics(x, weight, stride, 1)[0],
-        "normalised": lambda: kernels.forward_normalised(x, weight, scale, shift, True, stride, 1),
-        "to input": lambda: kernels.to_input(gradient, x, weight, stride, 1),
-        "to weight": lambda: kernels.to_weight(gradient, x, weight, stride, 1),
+        "forward": lambda: kernels.forward(x, weight, stride, padding),
+        "with statistics": lambda: kernels.forward_with_statistics(x, weight, stride, padding)[0],
+        "normalised": lambda: kernels.forward_normalised(x, weight, scale, shift, True, stride, padding),
+        "to input": lambda: kernels.to_input(gradient, x, weight, stride, padding),
+        "to weight": lambda: kernels.to_weight(gradient, x, weight, stride, padding),
     }
     expected = {name: [] for name in runs}
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
@@ -141,7 +145,7 @@ def test_kernels_agree_with_the_library_on_every_sample(points, samples, inputs,
             rows = slice(k * samples, (k + 1) * samples)
             x_B = x[rows].float().requires_grad_()
             weight_k = weight[k].to(dtype).float().requires_grad_()
-            y = nn.functional.conv2d(x_B, weight_k, None, stride, 1)
+            y = nn.functional.conv2d(x_B, weight_k, None, stride, padding)
             to_x, to_weight = torch.autograd.grad(y, (x_B, weight_k), gradient[rows].float())
             normalised = (y * scale[k, :, None, None] + shift[k, :, None, None]).relu()
             for name, found in zip(runs, (y, y, normalised, to_x, to_weight), strict=True):
@@ -239,7 +243,38 @@ def test_batches_of_any_size_run_in_one_process():
     assert land.engine.usable
 
 
-def test_a_capture_that_fails_leaves_the_device_as_it_was(monkeypatch):
+def small():
+    data = Data(torch.randn(640, 6), torch.arange(640) % 3, torch.randn(64, 6), torch.arange(64) % 3)
+    net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+    land = NetworkLandscape(net, data, engine=Engine(precision="float32")).to(CUDA)
+    theta_KP = torch.stack([land.initial(k) for k in range(3)]).to(CUDA)
+    return land, theta_KP
+
+
+def test_steps_are_captured_again_when_all_graphs_are_gone():
+    land, theta_KP = small()
+    batches = land.batches(64, [0], shared=True)
+    found = []
+    for points in (3, 2, 3):
+        found.append(land.engine.losses(theta_KP[:points], batches[0], True))
+        assert land.engine.usable
+        land.engine._steps.clear()
+    assert torch.equal(found[0][0], found[2][0])
+    assert torch.equal(found[0][1], found[2][1])
+
+
+def test_a_minibatch_stays_the_callers():
+    land, theta_KP = small()
+    first, second = (land.batches(64, [0], shared=True)[step] for step in range(2))
+    x, y = first.x.clone(), first.y.clone()
+    for points in (1, 3):
+        land.engine.losses(theta_KP[:points], first, True)
+        land.engine.losses(theta_KP[:points], second, True)
+    assert torch.equal(first.x, x)
+    assert torch.equal(first.y, y)
+
+
+def test_a_capture_that_fails_leaves_the_device_as_it_was(monkeypatch, caplog):
     x, y = torch.randn(40, 4), torch.randint(2, (40,))
     land = NetworkLandscape(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), Data(x, y, x, y)).to(CUDA)
     differentiated = graph._differentiated
@@ -252,8 +287,11 @@ def test_a_capture_that_fails_leaves_the_device_as_it_was(monkeypatch):
     monkeypatch.setattr(graph, "_differentiated", waiting)
     theta_KP = torch.randn(3, land.dim, device=CUDA)
     batch = Batch(x[:8].to(CUDA), y[:8].to(CUDA), (0,))
+    stream = torch.cuda.current_stream()
     losses = land.losses(theta_KP, batch)
+    assert torch.cuda.current_stream() == stream
     assert not land.engine.usable
+    assert "not permitted when stream is capturing" in caplog.text
     assert land.arithmetic == "loop, steps in float32, evaluation in float32"
     assert torch.allclose(losses, land.loop.losses(theta_KP, batch, False)[0])
     assert torch.randn(3, device=CUDA).isfinite().all()

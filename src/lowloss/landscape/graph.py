@@ -11,13 +11,14 @@ Shapes: K points, P parameters, B samples of a minibatch, C classes.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import logging
 import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,7 +95,6 @@ class Graph:
         except Exception as reason:  # whatever a module does to points that it was not written for
             self._give_up(reason)
         on_gpu = self.device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self._losses_of = _compiled(self._losses) if on_gpu else self._losses
         self._evaluated = _compiled(self._outputs) if on_gpu else self._outputs
 
@@ -253,8 +253,10 @@ class Graph:
         if key not in self._steps:
             if len(self._steps) >= KEPT:
                 self._steps.pop(next(iter(self._steps)))
-            inputs = _laid_out(x_KB, self.step_dtype), y_KB.clone(), seeds_K.to(self.device)
-            self._steps[key] = _Step(self._losses_of, theta_KP.clone(), inputs, gradients, self._pool)
+            inputs = _laid_out(x_KB, self.step_dtype), y_KB, seeds_K.to(self.device)
+            # Graphs share their memory, of which those before have no need when one runs.
+            pool = next(iter(self._steps.values())).graph.pool() if self._steps else None
+            self._steps[key] = _Step(self._losses_of, theta_KP, inputs, gradients, pool)
         return self._steps[key](theta_KP, *rows)
 
     def _check_first(
@@ -414,6 +416,9 @@ class Graph:
     def _give_up(self, reason: Exception) -> None:
         self.usable = False
         self._steps.clear()
+        # The end of a capture that failed fails too, and would hide why.
+        if isinstance(reason, torch.AcceleratorError) and isinstance(reason.__context__, Exception):
+            reason = reason.__context__
         name = type(self.module).__name__
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(reason).__name__]
         if any(line.startswith("Traceback") for line in lines):
@@ -428,37 +433,50 @@ class Graph:
 
 
 class _Step:
-    """One CUDA graph: losses and gradients of so many points at inputs of these shapes."""
+    """One CUDA graph: losses and gradients of so many points at inputs of these shapes.
+
+    Args:
+        pool: of the graph that it shares memory with, if it does. A pool whose graphs are all gone is no pool.
+    """
 
     def __init__(self, run: Run, theta_KP: Tensor, inputs: tuple[Tensor, ...], gradients: bool, pool: Any) -> None:
-        self.inputs = theta_KP, *inputs
+        # An engine that is gone and its compiled code refer to each other, and keep its graphs' memory until then.
+        gc.collect()
+        # Copies, since calls write to them, and a minibatch is the caller's.
+        self.inputs = tuple(given.clone() for given in (theta_KP, *inputs))
         self.losses_K = theta_KP.new_empty(len(theta_KP))
         self.gradients_KP = torch.empty_like(theta_KP) if gradients else None
-        # What a first call allocates for good (handles, workspaces, compiled code) must not lie in the graph's memory.
-        side = torch.cuda.Stream()
+        self.graph = torch.cuda.CUDAGraph()
+        side, generator = _side_stream(theta_KP.device), torch.cuda.default_generators[theta_KP.device.index or 0]
         side.wait_stream(torch.cuda.current_stream())
+        # Around the capture too: one that fails leaves its stream the current one.
         with torch.cuda.stream(side):
+            # What first calls on a stream allocate for good (handles, workspaces) must not lie in the graph's memory.
             for _ in range(2):
                 _differentiated(run, *self.inputs, gradients=gradients)
+            try:
+                with torch.cuda.graph(self.graph, pool=pool, stream=side):
+                    losses_K, gradients_KP = _differentiated(run, *self.inputs, gradients=gradients)
+                    self.losses_K.copy_(losses_K)
+                    if self.gradients_KP is not None and gradients_KP is not None:
+                        self.gradients_KP.copy_(gradients_KP)
+            except BaseException:
+                # The device's generator would wait for the end of the capture, and refuse to draw.
+                generator.graphsafe_set_state(generator.clone_state())
+                raise
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(self.graph, pool=pool):
-                losses_K, gradients_KP = _differentiated(run, *self.inputs, gradients=gradients)
-                self.losses_K.copy_(losses_K)
-                if self.gradients_KP is not None and gradients_KP is not None:
-                    self.gradients_KP.copy_(gradients_KP)
-        except BaseException:
-            # The device's generator would wait for the end of the capture, and refuse to draw.
-            generator = torch.cuda.default_generators[theta_KP.device.index or 0]
-            generator.graphsafe_set_state(generator.clone_state())
-            raise
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         for held, given in zip(self.inputs, inputs, strict=True):
             held.copy_(given, non_blocking=True)
         self.graph.replay()
         return self.losses_K.clone(), None if self.gradients_KP is None else self.gradients_KP.clone()
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: torch keeps workspaces of 64 MiB for each stream that was used."""
+    return torch.cuda.Stream(device)
 
 
 def _differentiated(run: Run, theta_KP: Tensor, *inputs: Tensor, gradients: bool) -> tuple[Tensor, Tensor | None]:
