@@ -18,7 +18,7 @@ def test_python_api(capsys):
     exec(compile(code, "README.md", "exec"), names)
     out = capsys.readouterr().out
     assert re.sub(r"[\d.]+", "#", out) == re.sub(r"[\d.]+", "#", printed)
-    # Another processor may round otherwise.
-    assert numbers(out) == pytest.approx(numbers(printed), abs=0.02)
+    # Another processor rounds otherwise; the rate that falls to zero keeps that from growing.
+    assert numbers(out) == pytest.approx(numbers(printed), abs=0.002)
     assert names["members"].shape == (4, names["landscape"].dim)
     assert names["table"]["train_loss"].shape == (9, 9)

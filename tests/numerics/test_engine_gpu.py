@@ -1,6 +1,7 @@
 """On a GPU: the graph engine against the plain loop in float32, for each architecture family."""
 
 import copy
+import gc
 from functools import partial
 
 import pytest
@@ -261,6 +262,33 @@ def test_steps_are_captured_again_when_all_graphs_are_gone():
         land.engine._steps.clear()
     assert torch.equal(found[0][0], found[2][0])
     assert torch.equal(found[0][1], found[2][1])
+
+
+def test_nothing_lives_on_in_the_memory_of_graphs():
+    land, theta_KP = small()
+    for size in (32, 64):
+        land.engine.losses(theta_KP, land.batches(size, [0], shared=True)[0], True)
+    pools = {step.graph.pool() for step in land.engine._steps.values()}
+    held = [segment for segment in torch.cuda.memory_snapshot() if segment["segment_pool_id"] in pools]
+    assert len(pools) == 1
+    assert held
+    assert not any(segment["allocated_size"] for segment in held)
+
+
+def test_a_graph_outlives_the_engines_before_it():
+    gone, theta_KP = small()
+    batch = gone.batches(64, [0], shared=True)[0]
+    gone.engine.losses(theta_KP, batch, True)
+    land, theta_KP = small()
+    expected = land.engine.losses(theta_KP, batch, True)
+    del gone
+    gc.collect()
+    torch.cuda.empty_cache()
+    others = [torch.full((4096 << i,), 200, dtype=torch.uint8, device=CUDA) for i in range(16) for _ in range(8)]
+    found = land.engine.losses(theta_KP, batch, True)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert all((other == 200).all() for other in others)
 
 
 def test_a_minibatch_stays_the_callers():

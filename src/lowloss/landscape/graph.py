@@ -440,6 +440,8 @@ class _Step:
     """
 
     def __init__(self, run: Run, theta_KP: Tensor, inputs: tuple[Tensor, ...], gradients: bool, pool: Any) -> None:
+        from torch._inductor.cudagraph_trees import clear_cublas_manager
+
         # An engine that is gone and its compiled code refer to each other, and keep its graphs' memory until then.
         gc.collect()
         # Copies, since calls write to them, and a minibatch is the caller's.
@@ -451,11 +453,12 @@ class _Step:
         side.wait_stream(torch.cuda.current_stream())
         # Around the capture too: one that fails leaves its stream the current one.
         with torch.cuda.stream(side):
-            # What first calls on a stream allocate for good (handles, workspaces) must not lie in the graph's memory.
+            # What first calls allocate for good (handles, compiled code) must not lie in the graph's memory.
             for _ in range(2):
                 _differentiated(run, *self.inputs, gradients=gradients)
             try:
-                with torch.cuda.graph(self.graph, pool=pool, stream=side):
+                # Workspaces must: those kept for a stream go with any graph of it (pytorch/pytorch#193402).
+                with clear_cublas_manager(), torch.cuda.graph(self.graph, pool=pool, stream=side):
                     losses_K, gradients_KP = _differentiated(run, *self.inputs, gradients=gradients)
                     self.losses_K.copy_(losses_K)
                     if self.gradients_KP is not None and gradients_KP is not None:
@@ -475,7 +478,7 @@ class _Step:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: torch keeps workspaces of 64 MiB for each stream that was used."""
+    """One for all captures: graphs of two streams share a pool, but no memory."""
     return torch.cuda.Stream(device)
 
 
