@@ -383,14 +383,6 @@ def test_an_error_of_the_compiler_is_told_by_its_own_line(caplog):
     assert caplog.messages == ["engine: MLP runs on the plain loop: ValueError: the cause"]
 
 
-def test_a_capture_that_fails_is_told_by_what_failed(caplog):
-    _, graph = engines(FAMILIES["mlp"](input_shape=IMAGE, num_classes=10))
-    end = torch.AcceleratorError("operation failed due to a previous error during capture")
-    end.__context__ = RuntimeError("the cause")
-    graph._give_up(end)
-    assert caplog.messages == ["engine: MLP runs on the plain loop: the cause"]
-
-
 @pytest.mark.parametrize("draw", [random.random, lambda: np.random.rand()])  # noqa: NPY002
 def test_random_numbers_of_python_are_seen(draw, caplog):
     Graph(Loop(module := DrawsFrom(draw), Layout.of(module)), torch.randn(4, *IMAGE), torch.float32, torch.float32)

@@ -416,9 +416,6 @@ class Graph:
     def _give_up(self, reason: Exception) -> None:
         self.usable = False
         self._steps.clear()
-        # The end of a capture that failed fails too, and would hide why.
-        if isinstance(reason, torch.AcceleratorError) and isinstance(reason.__context__, Exception):
-            reason = reason.__context__
         name = type(self.module).__name__
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(reason).__name__]
         if any(line.startswith("Traceback") for line in lines):
@@ -449,25 +446,29 @@ class _Step:
         self.losses_K = theta_KP.new_empty(len(theta_KP))
         self.gradients_KP = torch.empty_like(theta_KP) if gradients else None
         self.graph = torch.cuda.CUDAGraph()
-        side, generator = _side_stream(theta_KP.device), torch.cuda.default_generators[theta_KP.device.index or 0]
-        side.wait_stream(torch.cuda.current_stream())
+        generator = torch.cuda.default_generators[theta_KP.device.index or 0]
+        side, current = _side_stream(theta_KP.device), torch.cuda.current_stream(theta_KP.device)
+        side.wait_stream(current)
         # Around the capture too: one that fails leaves its stream the current one.
         with torch.cuda.stream(side):
             # What first calls allocate for good (handles, compiled code) must not lie in the graph's memory.
             for _ in range(2):
                 _differentiated(run, *self.inputs, gradients=gradients)
             try:
-                # Workspaces must: those kept for a stream go with any graph of it (pytorch/pytorch#193402).
+                # Workspaces must: torch after 2.11 frees those of a stream with any graph of it (pytorch#193402).
                 with clear_cublas_manager(), torch.cuda.graph(self.graph, pool=pool, stream=side):
                     losses_K, gradients_KP = _differentiated(run, *self.inputs, gradients=gradients)
                     self.losses_K.copy_(losses_K)
                     if self.gradients_KP is not None and gradients_KP is not None:
                         self.gradients_KP.copy_(gradients_KP)
-            except BaseException:
+            except BaseException as error:
                 # The device's generator would wait for the end of the capture, and refuse to draw.
                 generator.graphsafe_set_state(generator.clone_state())
+                # The end of a capture that failed fails too, and would hide why.
+                if isinstance(error, torch.AcceleratorError) and error.__context__ is not None:
+                    raise error.__context__ from None
                 raise
-        torch.cuda.current_stream().wait_stream(side)
+        current.wait_stream(side)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         for held, given in zip(self.inputs, inputs, strict=True):
@@ -494,7 +495,10 @@ def _differentiated(run: Run, theta_KP: Tensor, *inputs: Tensor, gradients: bool
 
 
 def _compiled(run: Run) -> Run:
-    compiled = torch.compile(run, fullgraph=True)
+    # Gives wrong gradients in some networks, silently (pytorch#190796, #193061); torch 2.9 has no such option.
+    option = "triton.mix_order_reduction"
+    options: dict[str, Any] = {option: False} if option in torch._inductor.list_options() else {}
+    compiled = torch.compile(run, fullgraph=True, options=options)
     # Compiled code is kept on disk by what the compiler saw, and it does not see the gradients of our operators.
     sources = [Path(__file__).with_name(name).read_bytes() for name in ("convolution.py", "folded.py")]
     tag = f"{torch.compiler.config.cache_key_tag} lowloss {hashlib.sha256(b''.join(sources)).hexdigest()}"

@@ -22,6 +22,18 @@ COMBINED = 8192
 """Sums that a program combines, tiles times channels: few, since it waits for them all."""
 
 
+FENCE = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
+"""Whether Triton leaves out what has the matrix units of Hopper wait for copies to shared memory (triton#10537)."""
+
+
+@triton.jit
+def _fence():
+    """Put between loads and their product; each of 128 threads has to pass it."""
+    tl.inline_asm_elementwise(
+        "fence.proxy.async.shared::cta; mov.u32 $0, $1;", "=r,r", [tl.arange(0, 128)], tl.int32, is_pure=False, pack=1
+    )
+
+
 @triton.jit
 def _gather_product(
     x,
@@ -52,6 +64,7 @@ def _gather_product(
     BO: tl.constexpr,
     BC: tl.constexpr,
     BJ: tl.constexpr,
+    FENCED: tl.constexpr,
 ):
     """y[m, o] = sum over taps (r, s) and c of x[pixel(m, r, s), c] w[r, s, c, o].
 
@@ -123,6 +136,8 @@ def _gather_product(
                 else:
                     a = tl.load(start[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
                     t = tl.load(w + c[:, None] * O + column[None, :], mask=(c < C)[:, None] & used[None, :], other=0.0)
+                if FENCED:
+                    _fence()
                 acc = tl.dot(a, t, acc)
     if STATISTICS:
         # Rows past the end are zero and drop out of both sums.
@@ -207,6 +222,7 @@ def _pixel_product(
     BJ: tl.constexpr,
     BO: tl.constexpr,
     BP: tl.constexpr,
+    FENCED: tl.constexpr,
 ):
     """out[split, k, j, o] = sum over the split's pixels m of x[pixel(m, r, s), c] g[m, o], where j = (r, s, c)."""
     split = tl.program_id(0)
@@ -234,6 +250,8 @@ def _pixel_product(
         inside = live[:, None] & (j < R * S * C)[None, :] & (h >= 0) & (h < H) & (v >= 0) & (v < W)
         a = tl.load(x + row[:, None] + column[None, :], mask=inside, other=0.0)
         t = tl.load(g + m.to(tl.int64)[:, None] * O + o[None, :], mask=live[:, None] & (o < O)[None, :], other=0.0)
+        if FENCED:
+            _fence()
         acc = tl.dot(tl.trans(a), t, acc)
     out += (split * tl.num_programs(2) + k) * (R * S * C * O)
     tl.store(out + j[:, None] * O + o[None, :], acc, mask=(j < R * S * C)[:, None] & (o < O)[None, :])
@@ -315,6 +333,10 @@ def _width(channels: int) -> int:
     return min(max(16, triton.next_power_of_2(channels)), 64)
 
 
+def _fenced(x: Tensor) -> bool:
+    return FENCE and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+
+
 def _gather(
     x: Tensor,
     weight: Tensor,
@@ -364,6 +386,7 @@ def _gather(
         _width(outputs),
         _width(inputs),
         tile.columns,
+        _fenced(x),
         num_warps=4,
         num_stages=tile.stages,
         maxnreg=tile.registers,
@@ -401,6 +424,7 @@ def to_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding:
         tile_products,
         tile_outputs,
         tile_pixels,
+        _fenced(x),
         num_warps=4,
         num_stages=3,
     )
