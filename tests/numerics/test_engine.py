@@ -524,6 +524,23 @@ def test_a_gradient_of_another_direction_is_refused_however_far_autocast_is(monk
     assert not graph.usable
 
 
+@pytest.mark.parametrize("points_first", [1, 4])
+def test_steps_of_one_point_and_of_several_are_checked_apart_and_at_the_last(points_first, monkeypatch):
+    loop, graph = engines(FAMILIES["cnn"](input_shape=IMAGE, num_classes=10))
+    theta_KP, batch = points(loop, 4), Batch(torch.randn(6, *IMAGE), torch.randint(10, (6,)), (0,))
+    graph.losses(theta_KP[:points_first], batch, True)
+    step = graph._step
+
+    def altered(*arguments):
+        losses, gradients = step(*arguments)
+        losses[-1] *= 1.2
+        return losses, gradients
+
+    monkeypatch.setattr(graph, "_step", altered)
+    graph.losses(theta_KP[: 5 - points_first], batch, True)
+    assert not graph.usable
+
+
 def test_dropout_of_a_row_depends_on_its_seed_alone():
     folded = fold(nn.Sequential(nn.Dropout(0.3))).train()
     part = next(part for part in folded.modules() if isinstance(part, FoldedDropout))

@@ -133,7 +133,7 @@ class Graph:
                 part_KP = theta_KP[first : first + at_once]
                 rows = _rows(batch, first, first + len(part_KP))
                 parts.append(self._step(part_KP, rows, gradients))
-                self._check_first(part_KP[:1], rows, *parts[-1])
+                self._check_first(part_KP, rows, *parts[-1])
             if len(parts) == 1:
                 return parts[0]
             losses_K = torch.cat([losses for losses, _ in parts])
@@ -260,38 +260,39 @@ class Graph:
         return self._steps[key](theta_KP, *rows)
 
     def _check_first(
-        self, theta_1P: Tensor, rows: tuple[Tensor, Tensor, Tensor], losses_K: Tensor, gradients_KP: Tensor | None
+        self, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], losses_K: Tensor, gradients_KP: Tensor | None
     ) -> None:
         """Compare the first step of each kind with the plain loop's, in float32 and in autocast: wrong is far worse.
 
-        The loop draws other dropout; there the folded module, uncompiled and in float32, is what to compare with.
+        At the last point: what a kernel mistakes lies rather far from where it begins. The loop draws other dropout;
+        there the folded module, uncompiled and in float32, is what to compare with.
 
         Raises LowlossError where a step is much further from float32 than autocast is.
         """
         x_KB, y_KB, seeds_K = rows
         gradients = gradients_KP is not None
-        kind = tuple(x_KB.shape[1:]), gradients
+        kind = len(theta_KP) > 1, tuple(x_KB.shape[1:]), gradients
         if kind in self._compared:
             return
-        batch = Batch(x_KB[0], y_KB[0], (int(seeds_K[0]),))
+        theta_1P, batch = theta_KP[-1:], Batch(x_KB[-1], y_KB[-1], (int(seeds_K[-1]),))
         exact = narrow = Loop(self.module, self.layout).losses(theta_1P, batch, gradients)
         if self.step_dtype != torch.float32:
             narrow = Loop(self.module, self.layout, self.step_dtype).losses(theta_1P, batch, gradients)
         loss_1, gradient_1P = exact
         if self._drops:
-            inputs = _laid_out(x_KB[:1], torch.float32), y_KB[:1], seeds_K[:1].to(self.device)
+            inputs = _laid_out(x_KB[-1:], torch.float32), y_KB[-1:], seeds_K[-1:].to(self.device)
             loss_1, gradient_1P = _differentiated(self._losses, theta_1P, *inputs, gradients=gradients)
         if not loss_1.isfinite():
             return
         told = "its first {} is {:.2g} (relative) from float32, autocast {:.2g}"
         scale = loss_1.norm().clamp_min(1)
-        far, rounded = _apart(losses_K[:1], loss_1, scale), _apart(narrow[0], exact[0], scale)
+        far, rounded = _apart(losses_K[-1:], loss_1, scale), _apart(narrow[0], exact[0], scale)
         if not far <= min(LOSS_ROUNDING, LOSS_ROOM + AUTOCAST_ROOM * rounded):
             raise LowlossError(told.format("loss", far, rounded))
         if gradients_KP is not None and gradient_1P is not None and gradient_1P.any():
             scale = gradient_1P.norm()
-            far, rounded = _apart(gradients_KP[:1], gradient_1P, scale), _apart(narrow[1], exact[1], scale)
-            cosine = torch.cosine_similarity(gradients_KP[0], gradient_1P[0], dim=0)
+            far, rounded = _apart(gradients_KP[-1:], gradient_1P, scale), _apart(narrow[1], exact[1], scale)
+            cosine = torch.cosine_similarity(gradients_KP[-1], gradient_1P[0], dim=0)
             if not (far <= GRADIENT_ROOM + AUTOCAST_ROOM * rounded and cosine >= GRADIENT_ROUNDING):
                 raise LowlossError(told.format("gradient", far, rounded))
         self._compared.add(kind)
