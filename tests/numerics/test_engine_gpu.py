@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from lowloss import Data, NetworkLandscape, train_minima
 from lowloss.data import CropFlip
 from lowloss.landscape import Batch, Engine, graph
+from lowloss.landscape.convolution import convolution, convolution_backward
 from lowloss.landscape.engine import Loop
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
 
@@ -158,6 +159,32 @@ def test_kernels_agree_with_the_library_on_every_sample(points, samples, inputs,
         assert distance.max() <= bound, f"{name}: {(distance > bound).sum()} of {len(distance)}, {distance.max():.2g}"
         for _ in range(5):
             assert torch.equal(run(), found), f"{name} does not repeat"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size"), [(128, 256, 8), (256, 256, 8), (256, 512, 4), (512, 512, 4), (512, 512, 2)]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_wide_convolutions_are_right_on_every_sample(inputs, outputs, size, dtype):
+    points, samples, settings = 3, 512, ([1, 1], [1, 1], [1, 1], 1)
+    generator = torch.Generator(CUDA).manual_seed(0)
+
+    def images(channels):
+        x = torch.randn(points * samples, channels, size, size, device=CUDA, generator=generator)
+        return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+    x, gradient = images(inputs), images(outputs)
+    weight = torch.randn(points, outputs, inputs, 3, 3, device=CUDA, generator=generator) / inputs**0.5 / 3
+    found = convolution(x, weight, *settings), *convolution_backward(gradient, x, weight, *settings, True)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        for k in range(points):
+            rows = slice(k * samples, (k + 1) * samples)
+            x_B, weight_k = x[rows].float().requires_grad_(), weight[k].to(dtype).float().requires_grad_()
+            y = nn.functional.conv2d(x_B, weight_k, None, 1, 1)
+            expected = y.detach(), *torch.autograd.grad(y, (x_B, weight_k), gradient[rows].float())
+            for ours, exact in zip((found[0][rows], found[1][rows], found[2][k]), expected, strict=True):
+                distance = (ours.float() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+                assert distance.max() <= torch.finfo(dtype).eps
 
 
 class Wandering(nn.Module):
