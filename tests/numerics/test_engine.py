@@ -478,19 +478,23 @@ def test_dropout_of_all_has_no_gradient():
     assert torch.equal(x.grad, torch.zeros(8, 3))
 
 
+def alter_steps(graph, monkeypatch, change):
+    """Have each step give what `change` makes of its losses and gradients."""
+    step = graph._step
+    monkeypatch.setattr(graph, "_step", lambda *given: change(*step(*given)))
+
+
 @pytest.mark.parametrize("drops", [False, True])
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
 def test_a_step_unlike_the_loops_is_not_taken(wrong, drops, monkeypatch, caplog):
     cnn = FAMILIES["cnn"](input_shape=IMAGE, num_classes=10)
     loop, graph = engines(nn.Sequential(nn.Dropout(0.3), cnn) if drops else cnn)
     theta_KP, batch = points(loop, 3), Batch(torch.randn(6, *IMAGE), torch.randint(10, (6,)), (0,))
-    step = graph._step
 
-    def altered(*arguments):
-        losses, gradients = step(*arguments)
+    def change(losses, gradients):
         return (losses * 1.2, gradients) if wrong == "loss" else (losses, gradients.flip(1))
 
-    monkeypatch.setattr(graph, "_step", altered)
+    alter_steps(graph, monkeypatch, change)
     found = graph.losses(theta_KP, batch, True)
     expected = loop.losses(theta_KP, batch, True)
     assert torch.equal(found[0], expected[0])
@@ -502,14 +506,12 @@ def test_a_step_unlike_the_loops_is_not_taken(wrong, drops, monkeypatch, caplog)
 def test_a_step_is_as_near_as_autocast(noise, taken, monkeypatch, caplog):
     loop, graph = engines(FAMILIES["resnet"](input_shape=IMAGE, num_classes=10), torch.bfloat16)
     theta_KP, batch = points(loop, 2), Batch(torch.randn(64, *IMAGE), torch.randint(10, (64,)), (0,))
-    step = graph._step
 
-    def altered(*arguments):
-        losses, gradients = step(*arguments)
+    def change(losses, gradients):
         random = torch.randn_like(gradients)
         return losses, gradients + noise * gradients.norm() / random.norm() * random
 
-    monkeypatch.setattr(graph, "_step", altered)
+    alter_steps(graph, monkeypatch, change)
     graph.losses(theta_KP, batch, True)
     assert graph.usable == taken
     assert ("its first gradient" in caplog.text) != taken
@@ -518,8 +520,7 @@ def test_a_step_is_as_near_as_autocast(noise, taken, monkeypatch, caplog):
 def test_a_gradient_of_another_direction_is_refused_however_far_autocast_is(monkeypatch):
     loop, graph = engines(FAMILIES["cnn"](input_shape=IMAGE, num_classes=10), torch.bfloat16)
     monkeypatch.setattr("lowloss.landscape.graph.AUTOCAST_ROOM", 1e6)
-    step = graph._step
-    monkeypatch.setattr(graph, "_step", lambda *given: (step(*given)[0], -0.2 * step(*given)[1]))
+    alter_steps(graph, monkeypatch, lambda losses, gradients: (losses, -0.2 * gradients))
     graph.losses(points(loop, 2), Batch(torch.randn(6, *IMAGE), torch.randint(10, (6,)), (0,)), True)
     assert not graph.usable
 
@@ -529,14 +530,9 @@ def test_steps_of_one_point_and_of_several_are_checked_apart_and_at_the_last(poi
     loop, graph = engines(FAMILIES["cnn"](input_shape=IMAGE, num_classes=10))
     theta_KP, batch = points(loop, 4), Batch(torch.randn(6, *IMAGE), torch.randint(10, (6,)), (0,))
     graph.losses(theta_KP[:points_first], batch, True)
-    step = graph._step
-
-    def altered(*arguments):
-        losses, gradients = step(*arguments)
-        losses[-1] *= 1.2
-        return losses, gradients
-
-    monkeypatch.setattr(graph, "_step", altered)
+    last_only = torch.ones(5 - points_first)
+    last_only[-1] = 1.2
+    alter_steps(graph, monkeypatch, lambda losses, gradients: (losses * last_only, gradients))
     graph.losses(theta_KP[: 5 - points_first], batch, True)
     assert not graph.usable
 

@@ -99,6 +99,34 @@ def test_evaluation_in_parts_agrees_with_the_loop(family, data):
     assert land.engine._samples_at_once >= len(data.y_train)
 
 
+def random_convolution(points, samples, inputs, outputs, size, stride, taps, dtype):
+    """x and a gradient of the outputs in a dtype, channels last, and the weights of the points."""
+
+    def images(channels, size):
+        x = torch.randn(points * samples, channels, size, size, device=CUDA)
+        return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+    weight = torch.randn(points, outputs, inputs, taps, taps, device=CUDA) / inputs**0.5 / taps
+    return images(inputs, size), images(outputs, size // stride), weight
+
+
+def by_the_library(x, gradient, weight, stride, padding):
+    """In float32, from the same rounded numbers: outputs, and the gradients with respect to x and weight."""
+    found = []
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        for x_B, gradient_B, weight_k in zip(x.chunk(len(weight)), gradient.chunk(len(weight)), weight, strict=True):
+            x_B, weight_k = x_B.float().requires_grad_(), weight_k.to(x.dtype).float().requires_grad_()
+            y = nn.functional.conv2d(x_B, weight_k, None, stride, padding)
+            found.append((y.detach(), *torch.autograd.grad(y, (x_B, weight_k), gradient_B.float())))
+    y, to_x, to_weight = zip(*found, strict=True)
+    return torch.cat(y), torch.cat(to_x), torch.stack(to_weight)
+
+
+def apart(found, expected):
+    """Relative distance of each sample, or of each point's weight."""
+    return (found.float() - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+
+
 @pytest.mark.parametrize(
     ("points", "samples", "inputs", "outputs", "size", "stride", "taps"),
     [
@@ -124,16 +152,9 @@ def test_evaluation_in_parts_agrees_with_the_loop(family, data):
 def test_kernels_agree_with_the_library_on_every_sample(points, samples, inputs, outputs, size, stride, taps, dtype):
     from lowloss.landscape import kernels
 
-    generator = torch.Generator("cuda").manual_seed(0)
+    x, gradient, weight = random_convolution(points, samples, inputs, outputs, size, stride, taps, dtype)
+    scale, shift = torch.randn(2, points, outputs, device=CUDA)
     padding = taps // 2
-
-    def images(channels, size):
-        x = torch.randn(points * samples, channels, size, size, device=CUDA, generator=generator)
-        return x.to(dtype).contiguous(memory_format=torch.channels_last)
-
-    x, gradient = images(inputs, size), images(outputs, size // stride)
-    weight = torch.randn(points, outputs, inputs, taps, taps, device=CUDA, generator=generator) / inputs**0.5 / taps
-    scale, shift = torch.randn(2, points, outputs, device=CUDA, generator=generator)
     runs = {
         "forward": lambda: kernels.forward(x, weight, stride, padding),
         "with statistics": lambda: kernels.forward_with_statistics(x, weight, stride, padding)[0],
@@ -141,20 +162,12 @@ def test_kernels_agree_with_the_library_on_every_sample(points, samples, inputs,
         "to input": lambda: kernels.to_input(gradient, x, weight, stride, padding),
         "to weight": lambda: kernels.to_weight(gradient, x, weight, stride, padding),
     }
-    expected = {name: [] for name in runs}
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        for k in range(points):
-            rows = slice(k * samples, (k + 1) * samples)
-            x_B = x[rows].float().requires_grad_()
-            weight_k = weight[k].to(dtype).float().requires_grad_()
-            y = nn.functional.conv2d(x_B, weight_k, None, stride, padding)
-            to_x, to_weight = torch.autograd.grad(y, (x_B, weight_k), gradient[rows].float())
-            normalised = (y * scale[k, :, None, None] + shift[k, :, None, None]).relu()
-            for name, found in zip(runs, (y, y, normalised, to_x, to_weight), strict=True):
-                expected[name].append(found.detach())
+    y, to_x, to_weight = by_the_library(x, gradient, weight, stride, padding)
+    scaled = y.unflatten(0, (points, -1)) * scale[:, None, :, None, None] + shift[:, None, :, None, None]
+    expected = dict(zip(runs, (y, y, scaled.relu().flatten(0, 1), to_x, to_weight), strict=True))
     for name, run in runs.items():
-        found, want = run(), torch.cat(expected[name]) if name != "to weight" else torch.stack(expected[name])
-        distance = (found.float() - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
+        found = run()
+        distance = apart(found, expected[name])
         bound = 1e-4 if name == "to weight" else torch.finfo(dtype).eps / 2
         assert distance.max() <= bound, f"{name}: {(distance > bound).sum()} of {len(distance)}, {distance.max():.2g}"
         for _ in range(5):
@@ -166,25 +179,11 @@ def test_kernels_agree_with_the_library_on_every_sample(points, samples, inputs,
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_wide_convolutions_are_right_on_every_sample(inputs, outputs, size, dtype):
-    points, samples, settings = 3, 512, ([1, 1], [1, 1], [1, 1], 1)
-    generator = torch.Generator(CUDA).manual_seed(0)
-
-    def images(channels):
-        x = torch.randn(points * samples, channels, size, size, device=CUDA, generator=generator)
-        return x.to(dtype).contiguous(memory_format=torch.channels_last)
-
-    x, gradient = images(inputs), images(outputs)
-    weight = torch.randn(points, outputs, inputs, 3, 3, device=CUDA, generator=generator) / inputs**0.5 / 3
+    x, gradient, weight = random_convolution(3, 512, inputs, outputs, size, 1, 3, dtype)
+    settings = [1, 1], [1, 1], [1, 1], 1
     found = convolution(x, weight, *settings), *convolution_backward(gradient, x, weight, *settings, True)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        for k in range(points):
-            rows = slice(k * samples, (k + 1) * samples)
-            x_B, weight_k = x[rows].float().requires_grad_(), weight[k].to(dtype).float().requires_grad_()
-            y = nn.functional.conv2d(x_B, weight_k, None, 1, 1)
-            expected = y.detach(), *torch.autograd.grad(y, (x_B, weight_k), gradient[rows].float())
-            for ours, exact in zip((found[0][rows], found[1][rows], found[2][k]), expected, strict=True):
-                distance = (ours.float() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
-                assert distance.max() <= torch.finfo(dtype).eps
+    for ours, exact in zip(found, by_the_library(x, gradient, weight, 1, 1), strict=True):
+        assert apart(ours, exact).max() <= torch.finfo(dtype).eps
 
 
 class Wandering(nn.Module):

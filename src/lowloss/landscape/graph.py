@@ -269,18 +269,18 @@ class Graph:
 
         Raises LowlossError where a step is much further from float32 than autocast is.
         """
-        x_KB, y_KB, seeds_K = rows
         gradients = gradients_KP is not None
-        kind = len(theta_KP) > 1, tuple(x_KB.shape[1:]), gradients
+        kind = len(theta_KP) > 1, tuple(rows[0].shape[1:]), gradients
         if kind in self._compared:
             return
-        theta_1P, batch = theta_KP[-1:], Batch(x_KB[-1], y_KB[-1], (int(seeds_K[-1]),))
+        theta_1P, x_1B, y_1B, seeds_1 = (part[-1:] for part in (theta_KP, *rows))
+        batch = Batch(x_1B, y_1B, (int(seeds_1),))
         exact = narrow = Loop(self.module, self.layout).losses(theta_1P, batch, gradients)
         if self.step_dtype != torch.float32:
             narrow = Loop(self.module, self.layout, self.step_dtype).losses(theta_1P, batch, gradients)
         loss_1, gradient_1P = exact
         if self._drops:
-            inputs = _laid_out(x_KB[-1:], torch.float32), y_KB[-1:], seeds_K[-1:].to(self.device)
+            inputs = _laid_out(x_1B, torch.float32), y_1B, seeds_1.to(self.device)
             loss_1, gradient_1P = _differentiated(self._losses, theta_1P, *inputs, gradients=gradients)
         if not loss_1.isfinite():
             return

@@ -27,11 +27,12 @@ FENCE = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
 
 
 @triton.jit
-def _fence():
-    """Put between loads and their product; each of 128 threads has to pass it."""
-    tl.inline_asm_elementwise(
-        "fence.proxy.async.shared::cta; mov.u32 $0, $1;", "=r,r", [tl.arange(0, 128)], tl.int32, is_pure=False, pack=1
-    )
+def _add_product(a, t, acc, FENCED: tl.constexpr):
+    if FENCED:
+        # One for each of 128 threads.
+        asm: tl.constexpr = "fence.proxy.async.shared::cta; mov.u32 $0, $1;"
+        tl.inline_asm_elementwise(asm, "=r,r", [tl.arange(0, 128)], tl.int32, is_pure=False, pack=1)
+    return tl.dot(a, t, acc)
 
 
 @triton.jit
@@ -136,9 +137,7 @@ def _gather_product(
                 else:
                     a = tl.load(start[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0)
                     t = tl.load(w + c[:, None] * O + column[None, :], mask=(c < C)[:, None] & used[None, :], other=0.0)
-                if FENCED:
-                    _fence()
-                acc = tl.dot(a, t, acc)
+                acc = _add_product(a, t, acc, FENCED)
     if STATISTICS:
         # Rows past the end are zero and drop out of both sums.
         total = tl.sum(tl.reshape(tl.sum(acc, 0), (TALL, BO)), 0)
@@ -250,9 +249,7 @@ def _pixel_product(
         inside = live[:, None] & (j < R * S * C)[None, :] & (h >= 0) & (h < H) & (v >= 0) & (v < W)
         a = tl.load(x + row[:, None] + column[None, :], mask=inside, other=0.0)
         t = tl.load(g + m.to(tl.int64)[:, None] * O + o[None, :], mask=live[:, None] & (o < O)[None, :], other=0.0)
-        if FENCED:
-            _fence()
-        acc = tl.dot(tl.trans(a), t, acc)
+        acc = _add_product(tl.trans(a), t, acc, FENCED)
     out += (split * tl.num_programs(2) + k) * (R * S * C * O)
     tl.store(out + j[:, None] * O + o[None, :], acc, mask=(j < R * S * C)[:, None] & (o < O)[None, :])
 
