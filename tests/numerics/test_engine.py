@@ -12,9 +12,10 @@ from torchvision.models import mobilenet_v2
 
 from lowloss import Data, LowlossError, NetworkLandscape, evaluate_points, train_minima
 from lowloss.landscape import Batch, Engine, Layout, convolution
+from lowloss.landscape.capture import compiled, differentiated, laid_out
 from lowloss.landscape.engine import Loop
 from lowloss.landscape.folded import FoldedDropout, fold
-from lowloss.landscape.graph import Graph, _compiled, _differentiated, _laid_out
+from lowloss.landscape.graph import Graph
 from lowloss.landscape.trust import Trust
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
 
@@ -82,12 +83,12 @@ def test_folded_points_equal_the_loop(family):
 def test_compiled_code_serves_any_number_of_points_and_is_made_anew_for_each_batch_size(monkeypatch):
     loop, graph = engines(CNN(width=4, hidden=8, input_shape=IMAGE, num_classes=10))
     made = torch._dynamo.utils.counters["stats"]
-    compiled = _compiled(graph._losses)
+    code = compiled(graph._losses)
     monkeypatch.setattr(
         graph,
         "_step",
-        lambda theta_KP, rows, gradients: _differentiated(
-            compiled, theta_KP, _laid_out(rows[0], torch.float32), *rows[1:], gradients=gradients
+        lambda theta_KP, rows, gradients: differentiated(
+            code, theta_KP, laid_out(rows[0], torch.float32), *rows[1:], gradients=gradients
         ),
     )
     found = []
@@ -619,7 +620,7 @@ def test_compiled_evaluation_serves_any_number_of_parts(monkeypatch):
     (theta_P,), x = points(loop, 1), torch.randn(60, *IMAGE)
     graph._samples_at_once = 1 << 30
     made = torch._dynamo.utils.counters["stats"]
-    monkeypatch.setattr(graph, "_evaluated", _compiled(graph._outputs))
+    monkeypatch.setattr(graph, "_evaluated", compiled(graph._outputs))
     found = []
     for count in (10, 5, 15):
         parts = torch.randperm(60)[: 4 * count].split(4)

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from lowloss import Data, NetworkLandscape, train_minima
 from lowloss.data import CropFlip
-from lowloss.landscape import Batch, Engine, graph
+from lowloss.landscape import Batch, Engine, capture, graph
 from lowloss.landscape.convolution import convolution, convolution_backward
 from lowloss.landscape.engine import Loop
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
@@ -331,14 +331,14 @@ def test_a_minibatch_stays_the_callers():
 def test_a_capture_that_fails_leaves_the_device_as_it_was(monkeypatch, caplog):
     x, y = torch.randn(40, 4), torch.randint(2, (40,))
     land = NetworkLandscape(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), Data(x, y, x, y)).to(CUDA)
-    differentiated = graph._differentiated
+    differentiated = capture.differentiated
 
     def waiting(*arguments, **settings):
         if torch.cuda.is_current_stream_capturing():
             torch.cuda.synchronize()
         return differentiated(*arguments, **settings)
 
-    monkeypatch.setattr(graph, "_differentiated", waiting)
+    monkeypatch.setattr(capture, "differentiated", waiting)
     theta_KP = torch.randn(3, land.dim, device=CUDA)
     batch = Batch(x[:8].to(CUDA), y[:8].to(CUDA), (0,))
     stream = torch.cuda.current_stream()

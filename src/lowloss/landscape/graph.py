@@ -11,16 +11,13 @@ Shapes: K points, P parameters, B samples of a minibatch, C classes.
 from __future__ import annotations
 
 import contextlib
-import gc
-import hashlib
 import logging
 import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +28,7 @@ from torch.nn.functional import cross_entropy
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
+from lowloss.landscape.capture import Step, compiled, differentiated, laid_out
 from lowloss.landscape.engine import Buffers, Loop, alike, places
 from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate
 from lowloss.seeding import derive
@@ -57,7 +55,6 @@ many activations as large as the largest live at once."""
 KEPT = 16
 """CUDA graphs kept at once."""
 
-Run = Callable[..., Tensor]
 T = TypeVar("T")
 
 log = logging.getLogger("lowloss")
@@ -87,7 +84,7 @@ class Graph:
         self.usable, self._strict, self._points_at_once = True, strict, 1 << 30
         self._samples_at_once, self._copies_at_once = 0, 1 << 30
         self._whole: tuple[Tensor, Tensor] | None = None
-        self._steps: dict[tuple[Any, ...], _Step] = {}
+        self._steps: dict[tuple[Any, ...], Step] = {}
         self._compared: set[tuple[Any, ...]] = set()
         try:
             self._fold()
@@ -95,8 +92,8 @@ class Graph:
         except Exception as reason:  # whatever a module does to points that it was not written for
             self._give_up(reason)
         on_gpu = self.device.type == "cuda"
-        self._losses_of = _compiled(self._losses) if on_gpu else self._losses
-        self._evaluated = _compiled(self._outputs) if on_gpu else self._outputs
+        self._losses_of = compiled(self._losses) if on_gpu else self._losses
+        self._evaluated = compiled(self._outputs) if on_gpu else self._outputs
 
     def _fold(self) -> None:
         if self.layout.dtype != torch.float32:
@@ -247,16 +244,16 @@ class Graph:
     ) -> tuple[Tensor, Tensor | None]:
         x_KB, y_KB, seeds_K = rows
         if self.device.type != "cuda":
-            inputs = _laid_out(x_KB, self.step_dtype), y_KB, seeds_K
-            return _differentiated(self._losses, theta_KP, *inputs, gradients=gradients)
+            inputs = laid_out(x_KB, self.step_dtype), y_KB, seeds_K
+            return differentiated(self._losses, theta_KP, *inputs, gradients=gradients)
         key = (tuple(x_KB.shape), gradients)
         if key not in self._steps:
             if len(self._steps) >= KEPT:
                 self._steps.pop(next(iter(self._steps)))
-            inputs = _laid_out(x_KB, self.step_dtype), y_KB, seeds_K.to(self.device)
+            inputs = laid_out(x_KB, self.step_dtype), y_KB, seeds_K.to(self.device)
             # Graphs share their memory, of which those before have no need when one runs.
             pool = next(iter(self._steps.values())).graph.pool() if self._steps else None
-            self._steps[key] = _Step(self._losses_of, theta_KP, inputs, gradients, pool)
+            self._steps[key] = Step(self._losses_of, theta_KP, inputs, gradients, pool)
         return self._steps[key](theta_KP, *rows)
 
     def _check_first(
@@ -280,8 +277,8 @@ class Graph:
             narrow = Loop(self.module, self.layout, self.step_dtype).losses(theta_1P, batch, gradients)
         loss_1, gradient_1P = exact
         if self._drops:
-            inputs = _laid_out(x_1B, torch.float32), y_1B, seeds_1.to(self.device)
-            loss_1, gradient_1P = _differentiated(self._losses, theta_1P, *inputs, gradients=gradients)
+            inputs = laid_out(x_1B, torch.float32), y_1B, seeds_1.to(self.device)
+            loss_1, gradient_1P = differentiated(self._losses, theta_1P, *inputs, gradients=gradients)
         if not loss_1.isfinite():
             return
         told = "its first {} is {:.2g} (relative) from float32, autocast {:.2g}"
@@ -327,7 +324,7 @@ class Graph:
         return self._whole[1]
 
     def _narrowed(self, x_KB: Tensor) -> Tensor:
-        x_KB = _laid_out(x_KB, self.evaluation_dtype)
+        x_KB = laid_out(x_KB, self.evaluation_dtype)
         axis = 0 if len(x_KB) > 1 else 1
         if x_KB.shape[axis] > 1:
             torch._dynamo.mark_dynamic(x_KB, axis)
@@ -363,8 +360,8 @@ class Graph:
 
         hooks += [part.register_forward_hook(note) for part in self.inference.modules()]
         with torch.no_grad(), self.loop.exact():
-            parameters, laid_out = separate(own_2P, self.layout.sizes), _laid_out(x_2B, sample.dtype)
-            outputs = self._outputs(self.inference, parameters, laid_out, given)
+            parameters, images_2B = separate(own_2P, self.layout.sizes), laid_out(x_2B, sample.dtype)
+            outputs = self._outputs(self.inference, parameters, images_2B, given)
             before = _random_states(self.device), [buffer.clone() for buffer in self.training.buffers()]
             self._losses(own_2P, x_2B, y_2B, seeds_2)
             if not all(map(torch.equal, before[0], _random_states(self.device))):
@@ -387,7 +384,7 @@ class Graph:
                 plain = loop.losses(own_2P, batch, True)
                 # How far rounding may move them: far, where BatchNorm has few numbers to normalise by.
                 moved = loop.losses(own_2P * (1 + MOVE * wave_P), batch, True)
-                folded = _differentiated(self._losses, own_2P, x_2B, y_2B, seeds_2, gradients=True)
+                folded = differentiated(self._losses, own_2P, x_2B, y_2B, seeds_2, gradients=True)
             pairs = []
             for k in range(2):
                 expected = self.loop.logits(own_2P[k], buffers, x_2B[k], count)
@@ -399,7 +396,7 @@ class Graph:
                     room = close * AGREEMENT * exact[k].norm() + MOVED * (near[k] - exact[k]).norm()
                     pairs.append((ours[k], exact[k], room))
             if self.batch_norms:
-                self._outputs(self.recording, parameters, laid_out, self._given(sums_2C))
+                self._outputs(self.recording, parameters, images_2B, self._given(sums_2C))
                 summed = self._given(sums_2C)
                 for k in range(2):
                     known, _ = self.loop.statistics(own_2P[k], x_2B[k], None)
@@ -430,95 +427,6 @@ class Graph:
         log.warning("engine: %s runs on the plain loop: %s", name, line)
 
 
-class _Step:
-    """One CUDA graph: losses and gradients of so many points at inputs of these shapes.
-
-    Args:
-        pool: of the graph that it shares memory with, if it does. A pool whose graphs are all gone is no pool.
-    """
-
-    def __init__(self, run: Run, theta_KP: Tensor, inputs: tuple[Tensor, ...], gradients: bool, pool: Any) -> None:
-        from torch._inductor.cudagraph_trees import clear_cublas_manager
-
-        # An engine that is gone and its compiled code refer to each other, and keep its graphs' memory until then.
-        gc.collect()
-        # Copies, since calls write to them, and a minibatch is the caller's.
-        self.inputs = tuple(given.clone() for given in (theta_KP, *inputs))
-        self.losses_K = theta_KP.new_empty(len(theta_KP))
-        self.gradients_KP = torch.empty_like(theta_KP) if gradients else None
-        self.graph = torch.cuda.CUDAGraph()
-        generator = torch.cuda.default_generators[theta_KP.device.index or 0]
-        side, current = _side_stream(theta_KP.device), torch.cuda.current_stream(theta_KP.device)
-        side.wait_stream(current)
-        # Around the capture too: one that fails leaves its stream the current one.
-        with torch.cuda.stream(side):
-            # What first calls allocate for good (handles, compiled code) must not lie in the graph's memory.
-            for _ in range(2):
-                _differentiated(run, *self.inputs, gradients=gradients)
-            try:
-                # Workspaces must: torch after 2.11 frees those of a stream with any graph of it (pytorch#193402).
-                with clear_cublas_manager(), torch.cuda.graph(self.graph, pool=pool, stream=side):
-                    losses_K, gradients_KP = _differentiated(run, *self.inputs, gradients=gradients)
-                    self.losses_K.copy_(losses_K)
-                    if self.gradients_KP is not None and gradients_KP is not None:
-                        self.gradients_KP.copy_(gradients_KP)
-            except BaseException as error:
-                # The device's generator would wait for the end of the capture, and refuse to draw.
-                generator.graphsafe_set_state(generator.clone_state())
-                # The end of a capture that failed fails too, and would hide why.
-                if isinstance(error, torch.AcceleratorError) and error.__context__ is not None:
-                    raise error.__context__ from None
-                raise
-        current.wait_stream(side)
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        for held, given in zip(self.inputs, inputs, strict=True):
-            held.copy_(given, non_blocking=True)
-        self.graph.replay()
-        return self.losses_K.clone(), None if self.gradients_KP is None else self.gradients_KP.clone()
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: graphs of two streams share a pool, but no memory."""
-    return torch.cuda.Stream(device)
-
-
-def _differentiated(run: Run, theta_KP: Tensor, *inputs: Tensor, gradients: bool) -> tuple[Tensor, Tensor | None]:
-    theta_KP = theta_KP.detach().requires_grad_(gradients)
-    if len(theta_KP) > 1:
-        for tensor in (theta_KP, *inputs):
-            torch._dynamo.mark_dynamic(tensor, 0)
-    with torch.set_grad_enabled(gradients):
-        losses_K = run(theta_KP, *inputs)
-        found = torch.autograd.grad(losses_K.sum(), theta_KP)[0] if gradients else None
-    return losses_K.detach(), found
-
-
-def _compiled(run: Run) -> Run:
-    # Gives wrong gradients in some networks, silently (pytorch#190796, #193061); torch 2.9 has no such option.
-    option = "triton.mix_order_reduction"
-    options: dict[str, Any] = {option: False} if option in torch._inductor.list_options() else {}
-    compiled = torch.compile(run, fullgraph=True, options=options)
-    # Compiled code is kept on disk by what the compiler saw, and it does not see the gradients of our operators.
-    sources = [Path(__file__).with_name(name).read_bytes() for name in ("convolution.py", "folded.py")]
-    tag = f"{torch.compiler.config.cache_key_tag} lowloss {hashlib.sha256(b''.join(sources)).hexdigest()}"
-
-    def call(*arguments: Any) -> Tensor:
-        # Code is kept for each pair of shapes and mode, and there are more than the default limit. Sizes that are not
-        # marked as dynamic are constants: code for any size is slower, and for a batch of any size does not compile.
-        with (
-            torch._dynamo.config.patch(
-                recompile_limit=256, accumulated_recompile_limit=4096, automatic_dynamic_shapes=False
-            ),
-            torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
-        ):
-            outputs: Tensor = compiled(*arguments)
-        return outputs
-
-    return call
-
-
 def _rows(batch: Batch, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
     """x (k, B, ...), y (k, B) and seeds (k,) of the points from first to end."""
     count = end - first
@@ -529,17 +437,6 @@ def _rows(batch: Batch, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
     else:
         x_KB, y_KB, seeds_K = batch.x[first:end], batch.y[first:end], torch.tensor(batch.seeds[first:end])
     return x_KB, y_KB, seeds_K.pin_memory() if batch.x.is_cuda else seeds_K
-
-
-def _laid_out(x_KB: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (K, B, ...) as floating point numbers of a dtype, images channels last."""
-    if not x_KB.is_floating_point():
-        return x_KB.contiguous()
-    if x_KB.dim() != 5:
-        return x_KB.to(dtype).contiguous()
-    shape = (x_KB.shape[0] * x_KB.shape[1], *x_KB.shape[2:])
-    out = torch.empty(shape, dtype=dtype, device=x_KB.device, memory_format=torch.channels_last)
-    return out.unflatten(0, x_KB.shape[:2]).copy_(x_KB)
 
 
 def _apart(ours: Tensor | None, theirs: Tensor | None, scale: Tensor) -> float:
