@@ -9,6 +9,7 @@ Shapes: K points, B samples, C channels.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,29 @@ def _(parts: list[Tensor]) -> Tensor:
 
 
 separate.register_autograd(lambda _, gradients: (join(gradients), None))
+
+
+@torch.library.custom_op("lowloss::widen", mutates_args=())
+def widen(x: Tensor) -> Tensor:
+    """x, as its precision rounds it, in float32.
+
+    A compiler that sees the conversion may leave out the rounding in one kernel and not in the next. Where a softmax
+    is that of other logits than it is compared with, samples that are right give no small gradient, and at a minimum
+    there are no others.
+    """
+    return x.to(torch.float32, copy=True)
+
+
+@widen.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=torch.float32)
+
+
+def _keep_precision(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.dtype = inputs[0].dtype
+
+
+widen.register_autograd(lambda ctx, gradient: gradient.to(ctx.dtype), setup_context=_keep_precision)
 
 
 def _unfold(x: Tensor, points: int) -> Tensor:

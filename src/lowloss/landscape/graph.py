@@ -30,7 +30,7 @@ from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.landscape.capture import Step, compiled, differentiated, laid_out
 from lowloss.landscape.engine import Buffers, Loop, alike, places
-from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate
+from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate, widen
 from lowloss.seeding import derive
 
 AGREEMENT = 1e-3
@@ -299,11 +299,14 @@ class Graph:
         for tensor in (y_KB, seeds_K):
             torch._check(tensor.shape[0] == theta_KP.shape[0])
         parameters = separate(theta_KP, self.layout.sizes)
-        outputs = self._outputs(self.training, parameters, x_KB, self._dropout_seeds(seeds_K))
+        outputs = widen(self._called(self.training, parameters, x_KB, self._dropout_seeds(seeds_K)))
         return cross_entropy(outputs, y_KB.flatten(), reduction="none").view(y_KB.shape).mean(1)
 
     def _outputs(self, folded: nn.Module, parameters: list[Tensor], x_KB: Tensor, given: Buffers) -> Tensor:
-        """(K·B, C)."""
+        """(K·B, C), in float32."""
+        return self._called(folded, parameters, x_KB, given).float()
+
+    def _called(self, folded: nn.Module, parameters: list[Tensor], x_KB: Tensor, given: Buffers) -> Tensor:
         points = parameters[0].shape[0]
         torch._check(x_KB.shape[0] == points)
         layout = zip(self.layout.names, parameters, self.layout.shapes, strict=True)
@@ -312,7 +315,7 @@ class Graph:
         named |= given
         tensors = {place: named[name] for place, name in self._places.items() if name in named}
         outputs: Tensor = functional_call(folded, tensors, (x_KB.flatten(0, 1),), tie_weights=False)
-        return outputs.float()
+        return outputs
 
     def _dropout_seeds(self, seeds_K: Tensor) -> Buffers:
         return {name: seeds_K + site for name, site in self._dropouts.items()}
