@@ -12,10 +12,10 @@ from torchvision.models import mobilenet_v2
 
 from lowloss import Data, LowlossError, NetworkLandscape, evaluate_points, train_minima
 from lowloss.landscape import Batch, Engine, Layout, convolution
-from lowloss.landscape.capture import compiled, differentiated, laid_out
+from lowloss.landscape.capture import compiled, differentiated
 from lowloss.landscape.engine import Loop
-from lowloss.landscape.folded import FoldedDropout, fold
-from lowloss.landscape.graph import Graph
+from lowloss.landscape.folded import FoldedDropout, fold, separate, widen
+from lowloss.landscape.graph import Graph, _laid_out
 from lowloss.landscape.trust import Trust
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
 
@@ -80,6 +80,30 @@ def test_folded_points_equal_the_loop(family):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_gradients_at_sure_points_are_as_near_to_float32_as_those_of_autocast(sure):
+    data, theta_KP = sure
+    module = nn.Linear(32, 10)
+    loop = Loop(module, Layout.of(module))
+    graph = Graph(loop, data.x_train[:4], torch.bfloat16, torch.float32)
+    batch = Batch(data.x_train, data.y_train, (0,))
+    _, exact = loop.losses(theta_KP, batch, True)
+    apart = [
+        (engine.losses(theta_KP, batch, True)[1] - exact).norm(dim=1) / exact.norm(dim=1)
+        for engine in (graph, Loop(module, loop.layout, torch.bfloat16))
+    ]
+    assert graph.usable
+    assert (apart[0] <= apart[1]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_operators_of_a_step_keep_their_contracts(dtype):
+    checks = "test_schema", "test_faketensor", "test_autograd_registration"
+    torch.library.opcheck(widen, (torch.randn(6, 10, dtype=dtype, requires_grad=True),), test_utils=checks)
+    sliced = torch.randn(3, 2, 16, dtype=dtype)[..., :10].flatten(0, 1)
+    torch.library.opcheck(widen, (sliced.requires_grad_(),), test_utils=checks)
+    torch.library.opcheck(separate, (torch.randn(3, 9, requires_grad=True), [4, 5]), test_utils=checks)
+
+
 def test_compiled_code_serves_any_number_of_points_and_is_made_anew_for_each_batch_size(monkeypatch):
     loop, graph = engines(CNN(width=4, hidden=8, input_shape=IMAGE, num_classes=10))
     made = torch._dynamo.utils.counters["stats"]
@@ -88,7 +112,7 @@ def test_compiled_code_serves_any_number_of_points_and_is_made_anew_for_each_bat
         graph,
         "_step",
         lambda theta_KP, rows, gradients: differentiated(
-            code, theta_KP, laid_out(rows[0], torch.float32), *rows[1:], gradients=gradients
+            code, theta_KP, _laid_out(rows[0], torch.float32), *rows[1:], gradients=gradients
         ),
     )
     found = []
@@ -788,7 +812,7 @@ def test_one_outlier_costs_no_more_than_itself():
 def test_a_point_beyond_16_bits_is_evaluated_in_float32():
     land = small_landscape()
     land._engine = Graph(land.loop, land.data.x_train[:4], torch.bfloat16, torch.float16)
-    wild = 1e4 * torch.randn(2, land.dim)
+    wild = 1e6 * torch.randn(2, land.dim)
     theta_KP = torch.cat([torch.randn(1, land.dim), wild])
     found = land.evaluate(theta_KP, logits=True)
     exact, outputs = land._scores(land.loop, theta_KP, "train", True)

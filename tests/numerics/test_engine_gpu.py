@@ -82,6 +82,7 @@ def test_agrees_with_the_loop_in_float32(family, data, capsys):
     assert error.max() <= 0.0005
     assert (losses - exact_losses).abs().max() <= 0.02 * exact_losses.abs().max()
     assert relative.max() <= 0.35
+    assert (relative <= 1.5 * autocast + 0.01).all()
 
 
 @pytest.mark.parametrize("family", ["resnet", "mlp", "cnn"])
@@ -228,16 +229,12 @@ def test_any_number_of_points_dropout_and_both_kinds_of_batches():
     assert land.losses(theta_KP[:0], rows).shape == (0,)
 
 
-def test_samples_that_are_right_give_as_small_gradients_as_in_float32():
-    generator = torch.Generator().manual_seed(0)
-    y = torch.randint(10, (512,), generator=generator)
-    x = torch.eye(32)[y] + 0.1 * torch.randn(512, 32, generator=generator)
-    land = NetworkLandscape(nn.Linear(32, 10), Data(x, y, x, y)).to(CUDA)
-    scale_K = torch.tensor([2.0, 12.0, 14.0])
-    weight_KP = (scale_K[:, None, None] * torch.eye(10, 32)).flatten(1)
-    theta_KP = torch.cat([weight_KP, 0.1 * torch.randn(3, 10, generator=generator)], 1).to(CUDA)
+def test_gradients_at_sure_points_are_as_small_as_in_float32(sure):
+    data, theta_KP = sure
+    land, theta_KP = NetworkLandscape(nn.Linear(32, 10), data).to(CUDA), theta_KP.to(CUDA)
     batch = land.batches(512, [0], shared=True)[0]
-    # With a padded product the compiler stores the logits rounded, and the softmax of them as they were.
+    # With torch 2.11 and a padded product the gradient of logits that the compiler rounds where it stores them is 200
+    # times as far from float32 as it is long.
     with torch._inductor.config.patch(force_shape_pad=True):
         losses, gradients = land.losses(theta_KP, batch), land.engine.losses(theta_KP, batch, True)[1]
     exact_losses, exact = land.loop.losses(theta_KP, batch, True)
@@ -249,7 +246,7 @@ def test_samples_that_are_right_give_as_small_gradients_as_in_float32():
 def test_a_point_that_overflows_16_bits_is_evaluated_in_float32():
     x, y = torch.randn(20, 4), torch.randint(2, (20,))
     land = NetworkLandscape(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), Data(x, y, x, y)).to(CUDA)
-    wild = torch.full((1, land.dim), 1000.0, device=CUDA) * torch.randn(land.dim, device=CUDA)
+    wild = torch.full((1, land.dim), 1e6, device=CUDA) * torch.randn(land.dim, device=CUDA)
     assert torch.allclose(land.evaluate(wild).loss_K, land._scores(land.loop, wild, "train", False)[0][:, 0].cpu())
     assert land.evaluate(wild).loss_K.isfinite().all()
 

@@ -1,4 +1,4 @@
-"""A step of K points as one CUDA graph: the function compiled, differentiated and captured.
+"""Functions of K points compiled and differentiated, and a step of them captured as a CUDA graph.
 
 Shapes: K points, P parameters, B samples of a minibatch.
 """
@@ -107,14 +107,3 @@ def compiled(run: Run) -> Run:
         return outputs
 
     return call
-
-
-def laid_out(x_KB: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (K, B, ...) as floating point numbers of a dtype, images channels last."""
-    if not x_KB.is_floating_point():
-        return x_KB.contiguous()
-    if x_KB.dim() != 5:
-        return x_KB.to(dtype).contiguous()
-    shape = (x_KB.shape[0] * x_KB.shape[1], *x_KB.shape[2:])
-    out = torch.empty(shape, dtype=dtype, device=x_KB.device, memory_format=torch.channels_last)
-    return out.unflatten(0, x_KB.shape[:2]).copy_(x_KB)

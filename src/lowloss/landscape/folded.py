@@ -82,9 +82,9 @@ separate.register_autograd(lambda _, gradients: (join(gradients), None))
 def widen(x: Tensor) -> Tensor:
     """x, as its precision rounds it, in float32.
 
-    A compiler that sees the conversion may leave out the rounding in one kernel and not in the next. Where a softmax
-    is that of other logits than it is compared with, samples that are right give no small gradient, and at a minimum
-    there are no others.
+    A compiler that sees the conversion may leave out the rounding in one kernel and not in the next (pytorch#151352).
+    The log-sum-exp would then be of unrounded logits and be subtracted from rounded ones: at a minimum, where all
+    samples are right, that difference is larger than the gradient.
     """
     return x.to(torch.float32, copy=True)
 
@@ -114,10 +114,16 @@ def _scaled(x: Tensor, weight: Tensor, bias: Tensor | None, after: int) -> Tenso
     return (x if bias is None else x + bias.view(shape)).flatten(0, 1)
 
 
-class _Linear(nn.Linear):
+class FoldedLinear(nn.Linear):
+    """`last`: its outputs are the module's, and computed in float32, as rounded logits are most of a step's error where
+    all samples are right."""
+
+    last = False
+
     def prepare(self) -> None: ...
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.float() if self.last else x
         weight = self.weight.to(x.dtype)
         rows = _unfold(x, len(weight)).flatten(1, -2)
         out = rows @ weight.mT
@@ -281,7 +287,7 @@ def _uniform(counter: Tensor) -> Tensor:
 
 FOLDED = {
     nn.Sequential: _Sequential,
-    nn.Linear: _Linear,
+    nn.Linear: FoldedLinear,
     nn.Conv2d: _Conv2d,
     nn.BatchNorm1d: _BatchNorm1d,
     nn.BatchNorm2d: _BatchNorm2d,

@@ -3,7 +3,7 @@
 A step of a small network is a thousand short kernels. Folding the points into the batch axis (folded.py) makes K
 steps as many kernels as one, compilation fuses what lies between the convolutions, and a CUDA graph starts them
 without the host. Steps compute in bfloat16, evaluation in float16 (it has three more bits, and nothing to overflow
-at a point worth reporting); parameters, statistics, losses and gradients are float32.
+at a point worth reporting); parameters, statistics, a linear layer at the end, losses and gradients are float32.
 
 Shapes: K points, P parameters, B samples of a minibatch, C classes.
 """
@@ -28,9 +28,9 @@ from torch.nn.functional import cross_entropy
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
-from lowloss.landscape.capture import Step, compiled, differentiated, laid_out
+from lowloss.landscape.capture import Step, compiled, differentiated
 from lowloss.landscape.engine import Buffers, Loop, alike, places
-from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate, widen
+from lowloss.landscape.folded import FoldedBatchNorm, FoldedDropout, FoldedLinear, fold, record, separate, widen
 from lowloss.seeding import derive
 
 AGREEMENT = 1e-3
@@ -244,13 +244,13 @@ class Graph:
     ) -> tuple[Tensor, Tensor | None]:
         x_KB, y_KB, seeds_K = rows
         if self.device.type != "cuda":
-            inputs = laid_out(x_KB, self.step_dtype), y_KB, seeds_K
+            inputs = _laid_out(x_KB, self.step_dtype), y_KB, seeds_K
             return differentiated(self._losses, theta_KP, *inputs, gradients=gradients)
         key = (tuple(x_KB.shape), gradients)
         if key not in self._steps:
             if len(self._steps) >= KEPT:
                 self._steps.pop(next(iter(self._steps)))
-            inputs = laid_out(x_KB, self.step_dtype), y_KB, seeds_K.to(self.device)
+            inputs = _laid_out(x_KB, self.step_dtype), y_KB, seeds_K.to(self.device)
             # Graphs share their memory, of which those before have no need when one runs.
             pool = next(iter(self._steps.values())).graph.pool() if self._steps else None
             self._steps[key] = Step(self._losses_of, theta_KP, inputs, gradients, pool)
@@ -277,7 +277,7 @@ class Graph:
             narrow = Loop(self.module, self.layout, self.step_dtype).losses(theta_1P, batch, gradients)
         loss_1, gradient_1P = exact
         if self._drops:
-            inputs = laid_out(x_1B, torch.float32), y_1B, seeds_1.to(self.device)
+            inputs = _laid_out(x_1B, torch.float32), y_1B, seeds_1.to(self.device)
             loss_1, gradient_1P = differentiated(self._losses, theta_1P, *inputs, gradients=gradients)
         if not loss_1.isfinite():
             return
@@ -299,14 +299,15 @@ class Graph:
         for tensor in (y_KB, seeds_K):
             torch._check(tensor.shape[0] == theta_KP.shape[0])
         parameters = separate(theta_KP, self.layout.sizes)
-        outputs = widen(self._called(self.training, parameters, x_KB, self._dropout_seeds(seeds_K)))
+        outputs = widen(self._raw_outputs(self.training, parameters, x_KB, self._dropout_seeds(seeds_K)))
         return cross_entropy(outputs, y_KB.flatten(), reduction="none").view(y_KB.shape).mean(1)
 
     def _outputs(self, folded: nn.Module, parameters: list[Tensor], x_KB: Tensor, given: Buffers) -> Tensor:
         """(K·B, C), in float32."""
-        return self._called(folded, parameters, x_KB, given).float()
+        return self._raw_outputs(folded, parameters, x_KB, given).float()
 
-    def _called(self, folded: nn.Module, parameters: list[Tensor], x_KB: Tensor, given: Buffers) -> Tensor:
+    def _raw_outputs(self, folded: nn.Module, parameters: list[Tensor], x_KB: Tensor, given: Buffers) -> Tensor:
+        """The same as the module gives them."""
         points = parameters[0].shape[0]
         torch._check(x_KB.shape[0] == points)
         layout = zip(self.layout.names, parameters, self.layout.shapes, strict=True)
@@ -327,7 +328,7 @@ class Graph:
         return self._whole[1]
 
     def _narrowed(self, x_KB: Tensor) -> Tensor:
-        x_KB = laid_out(x_KB, self.evaluation_dtype)
+        x_KB = _laid_out(x_KB, self.evaluation_dtype)
         axis = 0 if len(x_KB) > 1 else 1
         if x_KB.shape[axis] > 1:
             torch._dynamo.mark_dynamic(x_KB, axis)
@@ -355,16 +356,21 @@ class Graph:
         once = [part for part in once if not isinstance(part, FoldedDropout) or part.p]
         calls: Counter[nn.Module] = Counter()
         hooks = [part.register_forward_hook(lambda part, *_: calls.update([part])) for part in once]
-        activations = [x_2B[0, 0].numel()]
+        activations, given_by = [x_2B[0, 0].numel()], {}
 
         def note(part: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
                 activations.append(output.numel() // (2 * count))
+                given_by[part] = output
 
         hooks += [part.register_forward_hook(note) for part in self.inference.modules()]
         with torch.no_grad(), self.loop.exact():
-            parameters, images_2B = separate(own_2P, self.layout.sizes), laid_out(x_2B, sample.dtype)
-            outputs = self._outputs(self.inference, parameters, images_2B, given)
+            parameters, laid_out = separate(own_2P, self.layout.sizes), _laid_out(x_2B, sample.dtype)
+            outputs = self._outputs(self.inference, parameters, laid_out, given)
+            for name, part in self.inference.named_modules():
+                if isinstance(part, FoldedLinear) and given_by.get(part) is outputs:
+                    for module in (self.training, self.recording, self.inference):
+                        module.get_submodule(name).last = True  # type: ignore[assignment]
             before = _random_states(self.device), [buffer.clone() for buffer in self.training.buffers()]
             self._losses(own_2P, x_2B, y_2B, seeds_2)
             if not all(map(torch.equal, before[0], _random_states(self.device))):
@@ -399,7 +405,7 @@ class Graph:
                     room = close * AGREEMENT * exact[k].norm() + MOVED * (near[k] - exact[k]).norm()
                     pairs.append((ours[k], exact[k], room))
             if self.batch_norms:
-                self._outputs(self.recording, parameters, images_2B, self._given(sums_2C))
+                self._outputs(self.recording, parameters, laid_out, self._given(sums_2C))
                 summed = self._given(sums_2C)
                 for k in range(2):
                     known, _ = self.loop.statistics(own_2P[k], x_2B[k], None)
@@ -440,6 +446,17 @@ def _rows(batch: Batch, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
     else:
         x_KB, y_KB, seeds_K = batch.x[first:end], batch.y[first:end], torch.tensor(batch.seeds[first:end])
     return x_KB, y_KB, seeds_K.pin_memory() if batch.x.is_cuda else seeds_K
+
+
+def _laid_out(x_KB: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (K, B, ...) as floating point numbers of a dtype, images channels last."""
+    if not x_KB.is_floating_point():
+        return x_KB.contiguous()
+    if x_KB.dim() != 5:
+        return x_KB.to(dtype).contiguous()
+    shape = (x_KB.shape[0] * x_KB.shape[1], *x_KB.shape[2:])
+    out = torch.empty(shape, dtype=dtype, device=x_KB.device, memory_format=torch.channels_last)
+    return out.unflatten(0, x_KB.shape[:2]).copy_(x_KB)
 
 
 def _apart(ours: Tensor | None, theirs: Tensor | None, scale: Tensor) -> float:
