@@ -14,7 +14,7 @@ from lowloss import Data, LowlossError, NetworkLandscape, evaluate_points, train
 from lowloss.landscape import Batch, Engine, Layout, convolution
 from lowloss.landscape.capture import compiled, differentiated
 from lowloss.landscape.engine import Loop
-from lowloss.landscape.folded import FoldedDropout, fold, separate, widen
+from lowloss.landscape.folded import FoldedDropout, FoldedLinear, fold, separate, widen
 from lowloss.landscape.graph import Graph, _laid_out
 from lowloss.landscape.trust import Trust
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
@@ -56,6 +56,10 @@ def points(loop, count):
 def test_folded_points_equal_the_loop(family):
     loop, graph = engines(FAMILIES[family](input_shape=IMAGE, num_classes=10))
     assert graph.usable
+    for module in (graph.training, graph.recording, graph.inference):
+        *others, last = (part.last for part in module.modules() if isinstance(part, FoldedLinear))
+        assert last
+        assert not any(others)
     theta_KP = points(loop, 3)
     batch = Batch(torch.randn(3, 6, *IMAGE), torch.randint(10, (3, 6)), (0, 1, 2))
     with torch.no_grad():  # as within an autograd.Function
