@@ -83,7 +83,6 @@ def test_folded_points_equal_the_loop(family):
             assert torch.allclose(outputs, logits, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_gradients_at_sure_points_are_as_near_to_float32_as_those_of_autocast(sure):
     data, theta_KP = sure
     module = nn.Linear(32, 10)
@@ -108,6 +107,7 @@ def test_operators_of_a_step_keep_their_contracts(dtype):
     torch.library.opcheck(separate, (torch.randn(3, 9, requires_grad=True), [4, 5]), test_utils=checks)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_compiled_code_serves_any_number_of_points_and_is_made_anew_for_each_batch_size(monkeypatch):
     loop, graph = engines(CNN(width=4, hidden=8, input_shape=IMAGE, num_classes=10))
     made = torch._dynamo.utils.counters["stats"]

@@ -356,21 +356,22 @@ class Graph:
         once = [part for part in once if not isinstance(part, FoldedDropout) or part.p]
         calls: Counter[nn.Module] = Counter()
         hooks = [part.register_forward_hook(lambda part, *_: calls.update([part])) for part in once]
-        activations, given_by = [x_2B[0, 0].numel()], {}
+        activations = [x_2B[0, 0].numel()]
+        given_by: dict[Tensor, str] = {}
 
-        def note(part: nn.Module, inputs: Any, output: Any) -> None:
+        def note(name: str, part: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
                 activations.append(output.numel() // (2 * count))
-                given_by[part] = output
+                given_by.setdefault(output, name)  # not what hands it on
 
-        hooks += [part.register_forward_hook(note) for part in self.inference.modules()]
+        hooks += [part.register_forward_hook(partial(note, name)) for name, part in self.inference.named_modules()]
         with torch.no_grad(), self.loop.exact():
             parameters, laid_out = separate(own_2P, self.layout.sizes), _laid_out(x_2B, sample.dtype)
             outputs = self._outputs(self.inference, parameters, laid_out, given)
-            for name, part in self.inference.named_modules():
-                if isinstance(part, FoldedLinear) and given_by.get(part) is outputs:
-                    for module in (self.training, self.recording, self.inference):
-                        module.get_submodule(name).last = True  # type: ignore[assignment]
+            for module in (self.training, self.recording, self.inference):
+                part = module.get_submodule(given_by.get(outputs, ""))
+                if isinstance(part, FoldedLinear):
+                    part.last = True
             before = _random_states(self.device), [buffer.clone() for buffer in self.training.buffers()]
             self._losses(own_2P, x_2B, y_2B, seeds_2)
             if not all(map(torch.equal, before[0], _random_states(self.device))):
