@@ -29,6 +29,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.ticker import EngFormatter
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -348,8 +349,10 @@ def draw(table: pd.DataFrame, grown: pd.DataFrame, file: Path) -> None:
     for axis, (name, part) in zip(others, grown.groupby("grows", sort=False), strict=True):
         axis.loglog(part["value"], part["ms"], "o-")
         axis.minorticks_off()
-        axis.set_xticks(part["value"], [f"{value:,.4g}" for value in part["value"]])
-        axis.set_yticks(part["ms"], [f"{ms:,.4g}" for ms in part["ms"]])
+        axis.set_xticks(part["value"], [EngFormatter(places=0, sep="")(value) for value in part["value"]])
+        # All of them would overlap where the cost hardly grows.
+        ends = [part["ms"].min(), part["ms"].max()]
+        axis.set_yticks(ends, [f"{ms:,.3g}" for ms in ends])
         axis.set(xlabel=name, ylabel="ms")
     figure.tight_layout()
     figure.savefig(file, dpi=130)
