@@ -37,7 +37,18 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from lowloss import NEB, BezierCurve, Data, Grid, NetworkLandscape, evaluate_points, find_path, scan, train_minima
+from lowloss import (
+    NEB,
+    BezierCurve,
+    Data,
+    Grid,
+    LowlossError,
+    NetworkLandscape,
+    evaluate_points,
+    find_path,
+    scan,
+    train_minima,
+)
 from lowloss.data import CropFlip
 from lowloss.landscape import Engine
 from lowloss.landscape.engine import KINDS
@@ -380,7 +391,17 @@ def main() -> None:
     for name in ("points", "steps", "plain_steps", "scan"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    args.out.mkdir(parents=True, exist_ok=True)
+    if args.workers < 0:
+        parser.error("--workers must be at least 0")
+    if args.evaluation_batch is not None and args.evaluation_batch < 2:
+        parser.error("--evaluation-batch must be at least 2: BatchNorm has nothing to normalise in one sample")
+    if args.growth_depth and (args.growth_depth < 8 or (args.growth_depth - 2) % 6):
+        parser.error("--growth-depth is a ResNet's, 6n + 2 (8, 14, 20, ...), or 0")
+    try:
+        Engine(args.engine).graph_dtypes(DEVICE)
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (LowlossError, OSError) as error:
+        parser.error(str(error))
     flops, bandwidth = ceilings()
     device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device}: {flops / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s, torch {torch.__version__}", flush=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_engine.py"
 LITTLE = "--images 512 --points 2 --steps 2 --plain-steps 2 --scan 2 --workers 0 --growth-depth 0"
@@ -21,3 +23,26 @@ def test_a_row_for_each_work(tmp_path):
     np.testing.assert_allclose(table["ratio"], table["plain ms"] / table["engine ms"])
     assert (table[["plain ms", "engine ms", "fraction of floor"]] > 0).all(axis=None)
     assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--growth-depth", "7"], "--growth-depth is a ResNet's"),
+        (["--workers", "-1"], "--workers must be at least 0"),
+        (["--evaluation-batch", "0"], "--evaluation-batch must be at least 2"),
+        (["--out", SCRIPT], "File exists"),
+        pytest.param(
+            ["--engine", "graph"],
+            "engine=graph needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_measured(arguments, told, tmp_path):
+    command = [sys.executable, SCRIPT, *LITTLE.split(), "--out", tmp_path / "bench", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert told in done.stderr.splitlines()[-1]
+    assert not done.stdout
+    assert not any(tmp_path.glob("bench/*"))

@@ -209,6 +209,8 @@ def main() -> None:
     """Entry point: run the command line, and turn errors that a user can mend into one line and status 1."""
     # Hydra would print its own errors over several lines; raised, they are told in one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    # Before torch is loaded: waiting threads would keep the processors from other workers on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

@@ -837,6 +837,67 @@ def test_what_the_numbers_were_computed_in_can_be_told(precision, steps):
     assert land.arithmetic == f"loop, steps in {steps}, evaluation in float32"
 
 
+class OnlyFloat32(nn.Linear):
+    """Writes what a layer gives into float32, which autocast does not take part in."""
+
+    def forward(self, x):
+        out = torch.zeros(len(x), self.out_features)
+        out[torch.arange(len(x))] = super().forward(x)
+        return out
+
+
+def only_float32(**settings):
+    x, y = torch.randn(40, 4), torch.randint(2, (40,))
+    return NetworkLandscape(OnlyFloat32(4, 2), Data(x, y, x, y), engine=Engine(**settings))
+
+
+def test_a_module_that_fails_in_bfloat16_takes_its_steps_in_float32(monkeypatch, caplog):
+    monkeypatch.setattr("lowloss.landscape.engine._bfloat16_pays", lambda module, x: True)
+    land, exact = only_float32(), only_float32(precision="float32")
+    theta_KP, batch = torch.randn(2, land.dim), land.batches(8, [0], shared=True)[0]
+    assert torch.equal(land.losses(theta_KP, batch), exact.loop.losses(theta_KP, batch, False)[0])
+    assert land.arithmetic == "loop, steps in float32, evaluation in float32"
+    (line,) = caplog.messages
+    assert line.startswith("engine: OnlyFloat32 takes its steps in float32: in bfloat16 it fails: Index put")
+
+
+def test_a_module_that_fails_in_the_bfloat16_asked_for_is_an_error():
+    land = only_float32(precision="bfloat16")
+    with pytest.raises(LowlossError, match=r"OnlyFloat32 fails in bfloat16: .*: set engine.precision=float32"):
+        land.losses(torch.randn(1, land.dim), land.batches(8, [0], shared=True)[0])
+
+
+def test_bfloat16_is_refused_to_float64():
+    x, y = torch.randn(40, 4), torch.randint(2, (40,))
+    land = NetworkLandscape(nn.Linear(4, 2).double(), Data(x, y, x, y), engine=Engine(precision="bfloat16"))
+    with pytest.raises(LowlossError, match=r"is for float32 parameters, not torch.float64"):
+        land.evaluate(torch.randn(1, land.dim).double())
+
+
+def test_numbers_of_an_engine_that_gave_up_are_told(monkeypatch):
+    land = small_landscape()
+    graph = land._engine = Graph(land.loop, land.data.x_train[:4], torch.bfloat16, torch.float16)
+    theta_KP, batch = torch.randn(2, land.dim), land.batches(8, [0], shared=True)[0]
+    land.losses(theta_KP, batch)
+    monkeypatch.setattr(graph, "_step", None)
+    land.losses(theta_KP, batch)
+    ways = "graph, steps in bfloat16, evaluation in float16", "loop, steps in float32, evaluation in float32"
+    assert land.arithmetic == "; then ".join(ways)
+
+
+def test_a_step_whose_check_does_not_fit_the_memory_counts(monkeypatch, caplog):
+    land = small_landscape()
+    graph = Graph(land.loop, land.data.x_train[:4], torch.float32, torch.float32)
+    monkeypatch.setattr(Loop, "losses", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    theta_KP, batch = torch.randn(3, land.dim), land.batches(8, [0], shared=True)[0]
+    for _ in range(2):
+        found, _ = graph.losses(theta_KP, batch, True)
+    monkeypatch.undo()
+    assert torch.allclose(found, land.loop.losses(theta_KP, batch, False)[0])
+    assert graph._points_at_once >= 3
+    assert caplog.messages == ["engine: a step could not be checked against float32, which does not fit the memory"]
+
+
 def test_a_graph_needs_a_gpu():
     land = small_landscape(kind="graph")
     with pytest.raises(LowlossError, match="needs a GPU"):

@@ -38,6 +38,16 @@ def test_a_finished_study_is_answered_without_torch(lowloss, whole):
     assert done.stdout.strip() == "[]"
 
 
+def test_waiting_threads_leave_the_processors_to_other_workers(tmp_path):
+    program = (
+        "import atexit, os, sys; from lowloss.cli import main; assert 'torch' not in sys.modules; "
+        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'])); sys.argv[1:] = ['--help']; main()"
+    )
+    for given in ({}, {"OMP_WAIT_POLICY": "active"}):
+        done = run(sys.executable, "-c", program, folder=tmp_path, **given)
+        assert done.stdout.splitlines()[-1] == given.get("OMP_WAIT_POLICY", "passive"), done.stderr
+
+
 def test_help_lists_groups_stages_and_examples(tmp_path):
     help_ = run(str(SCRIPT), "--help", folder=tmp_path)
     assert help_.returncode == 0, help_.stderr

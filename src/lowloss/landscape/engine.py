@@ -60,8 +60,14 @@ class Engine:
                 raise LowlossError(f"engine.{key} must be one of {', '.join(known)}, got {value!r}")
 
     def loop_dtype(self, module: nn.Module, x: Tensor) -> torch.dtype | None:
-        """To what the loop casts activations in steps, if it does."""
-        if next(module.parameters()).dtype != torch.float32:
+        """To what the loop casts activations in steps, if it does.
+
+        Raises LowlossError where bfloat16 is asked for and the parameters are not float32.
+        """
+        exact = next(module.parameters()).dtype
+        if exact != torch.float32:
+            if self.precision == "bfloat16":
+                raise LowlossError(f"engine.precision=bfloat16 is for float32 parameters, not {exact}: set it to auto")
             return None
         gains = self.precision == "auto" and x.device.type == "cpu" and _bfloat16_pays(module, x)
         return torch.bfloat16 if gains or self.precision == "bfloat16" else None
@@ -74,7 +80,10 @@ class Engine:
         if self.kind == "loop" or (self.kind == "auto" and device.type != "cuda"):
             return None
         if device.type != "cuda":
-            raise LowlossError("engine=graph needs a GPU: set engine=auto, which takes one where there is one")
+            raise LowlossError(
+                "engine=graph needs a GPU, and the landscape is on the CPU: set engine=auto, which takes a GPU where "
+                "there is one (of the API: landscape.to('cuda'))"
+            )
         if self.precision == "float32":
             return torch.float32, torch.float32
         return torch.bfloat16, torch.float16
@@ -124,6 +133,8 @@ class Loop:
     """One point after the other, in the parameters' own precision, or with `step_dtype` autocast in `losses`."""
 
     usable = True
+    used = False
+    """Whether it has given a result; told of an engine that is not usable any more."""
 
     def __init__(self, module: nn.Module, layout: Layout, step_dtype: torch.dtype | None = None) -> None:
         self.module, self.layout, self.step_dtype = module, layout, step_dtype

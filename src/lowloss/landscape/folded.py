@@ -33,7 +33,9 @@ def fold(module: nn.Module) -> nn.Module:
             part.__class__ = kind
             part.prepare()
         elif any(True for _ in part.parameters(recurse=False)) or isinstance(part, nn.modules.dropout._DropoutNd):
-            raise LowlossError(f"{name or 'the module'} is a {type(part).__name__}")
+            raise LowlossError(
+                f"{name or 'the module'} is a {type(part).__name__}, which does not run at several points at once"
+            )
     return folded
 
 

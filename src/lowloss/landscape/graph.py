@@ -81,7 +81,7 @@ class Graph:
     ) -> None:
         self.loop, self.module, self.layout, self.batch_norms = loop, loop.module, loop.layout, loop.batch_norms
         self.step_dtype, self.evaluation_dtype = step_dtype, evaluation_dtype
-        self.usable, self._strict, self._points_at_once = True, strict, 1 << 30
+        self.usable, self.used, self._strict, self._points_at_once = True, False, strict, 1 << 30
         self._samples_at_once, self._copies_at_once = 0, 1 << 30
         self._whole: tuple[Tensor, Tensor] | None = None
         self._steps: dict[tuple[Any, ...], Step] = {}
@@ -131,6 +131,7 @@ class Graph:
                 rows = _rows(batch, first, first + len(part_KP))
                 parts.append(self._step(part_KP, rows, gradients))
                 self._check_first(part_KP, rows, *parts[-1])
+            self.used = True
             if len(parts) == 1:
                 return parts[0]
             losses_K = torch.cat([losses for losses, _ in parts])
@@ -259,17 +260,30 @@ class Graph:
     def _check_first(
         self, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], losses_K: Tensor, gradients_KP: Tensor | None
     ) -> None:
-        """Compare the first step of each kind with the plain loop's, in float32 and in autocast: wrong is far worse.
+        """Compare the first step of each kind with the plain loop's, if that fits the memory.
+
+        Raises LowlossError where it is much further from float32 than autocast is.
+        """
+        kind = len(theta_KP) > 1, tuple(rows[0].shape[1:]), gradients_KP is not None
+        if kind in self._compared:
+            return
+        try:
+            if self._compare(theta_KP, rows, losses_K, gradients_KP):
+                self._compared.add(kind)
+        except torch.OutOfMemoryError:
+            # It takes one point: fewer at once would not help.
+            log.warning("engine: a step could not be checked against float32, which does not fit the memory")
+            self._compared.add(kind)
+
+    def _compare(
+        self, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], losses_K: Tensor, gradients_KP: Tensor | None
+    ) -> bool:
+        """Whether a step could be compared with the plain loop's, in float32 and in autocast: wrong is far worse.
 
         At the last point: what a kernel mistakes lies rather far from where it begins. The loop draws other dropout;
         there the folded module, uncompiled and in float32, is what to compare with.
-
-        Raises LowlossError where a step is much further from float32 than autocast is.
         """
         gradients = gradients_KP is not None
-        kind = len(theta_KP) > 1, tuple(rows[0].shape[1:]), gradients
-        if kind in self._compared:
-            return
         theta_1P, x_1B, y_1B, seeds_1 = (part[-1:] for part in (theta_KP, *rows))
         batch = Batch(x_1B, y_1B, (int(seeds_1),))
         exact = narrow = Loop(self.module, self.layout).losses(theta_1P, batch, gradients)
@@ -280,7 +294,7 @@ class Graph:
             inputs = _laid_out(x_1B, torch.float32), y_1B, seeds_1.to(self.device)
             loss_1, gradient_1P = differentiated(self._losses, theta_1P, *inputs, gradients=gradients)
         if not loss_1.isfinite():
-            return
+            return False
         told = "its first {} is {:.2g} (relative) from float32, autocast {:.2g}"
         scale = loss_1.norm().clamp_min(1)
         far, rounded = _apart(losses_K[-1:], loss_1, scale), _apart(narrow[0], exact[0], scale)
@@ -292,7 +306,7 @@ class Graph:
             cosine = torch.cosine_similarity(gradients_KP[-1], gradient_1P[0], dim=0)
             if not (far <= GRADIENT_ROOM + AUTOCAST_ROOM * rounded and cosine >= GRADIENT_ROUNDING):
                 raise LowlossError(told.format("gradient", far, rounded))
-        self._compared.add(kind)
+        return True
 
     def _losses(self, theta_KP: Tensor, x_KB: Tensor, y_KB: Tensor, seeds_K: Tensor) -> Tensor:
         # Tells the compiler that these are one size, without which it divides one by the other in every kernel.
@@ -419,7 +433,10 @@ class Graph:
         for ours, exact, room in pairs:
             # Past the numbers there is nothing to compare.
             if exact.isfinite().all() and not (ours - exact).norm() <= room + ROUNDING:
-                raise LowlossError("its samples or parameters meet outside of the layers that run several points")
+                raise LowlossError(
+                    "several points at once give other outputs than each by itself: its samples or parameters meet "
+                    "outside of the known layers, or its control flow depends on the data"
+                )
 
     def _give_up(self, reason: Exception) -> None:
         self.usable = False

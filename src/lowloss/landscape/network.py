@@ -127,6 +127,7 @@ class NetworkLandscape:
                 scores_K2, kept = self._scores(engine, theta_KP, split, logits)
             loss_K, error_K = scores_K2.unbind(1)
             if engine is not self.loop:
+                engine.used = True
                 self._compare(theta_KP, scores_K2, split)
                 # What 16 bits may not tell, or what overflowed in them far from any minimum, float32 does.
                 wild = (~self._trust[split].holds(loss_K)).nonzero().flatten()
@@ -237,25 +238,43 @@ class NetworkLandscape:
         """What runs the points on the present device, chosen when it is first needed."""
         if self._engine is None:
             # From all over the set: the first may be alike, in a set sorted by class.
-            sample = self.data.x_train[torch.linspace(0, len(self.data.x_train) - 1, SAMPLE).long()]
-            self.loop.step_dtype = self.settings.loop_dtype(self.loop.module, sample)
+            chosen = torch.linspace(0, len(self.data.x_train) - 1, SAMPLE).long()
+            sample = self.data.x_train[chosen]
+            self.loop.step_dtype = self._narrowest(Batch(sample, self.data.y_train[chosen], (0,)))
             dtypes = self.settings.graph_dtypes(sample.device)
             self._engine = (
                 Graph(self.loop, sample, *dtypes, strict=self.settings.kind == "graph") if dtypes else self.loop
             )
         return self._engine
 
+    def _narrowest(self, batch: Batch) -> torch.dtype | None:
+        """To what the plain loop casts activations in steps, if that runs."""
+        module, dtype = self.loop.module, self.settings.loop_dtype(self.loop.module, batch.x)
+        if dtype is None:
+            return None
+        try:
+            Loop(module, self.layout, dtype).losses(self.point(module)[None], batch, True)
+        except Exception as error:  # whatever a module that is written for float32 does to others
+            name, reason = type(module).__name__, str(error).splitlines()[0]
+            if self.settings.precision != "auto":
+                raise LowlossError(f"{name} fails in bfloat16: {reason}: set engine.precision=float32") from error
+            log.warning("engine: %s takes its steps in float32: in bfloat16 it fails: %s", name, reason)
+            return None
+        return dtype
+
     @property
     def arithmetic(self) -> str:
         """The engine in use and its precisions, for a result's provenance."""
         engine, exact = self.engine, self.layout.dtype
-        if isinstance(engine, Graph) and engine.usable:
+        told = []
+        if isinstance(engine, Graph) and (engine.usable or engine.used):
             text = f"graph, steps in {engine.step_dtype}, evaluation in {engine.evaluation_dtype}"
             limits = {split: trust.limit for split, trust in self._trust.items() if trust.limit < inf}
             text += "".join(f", of {split} losses from {limit:.3g} on in {exact}" for split, limit in limits.items())
-        else:
-            text = f"loop, steps in {self.loop.step_dtype or exact}, evaluation in {exact}"
-        return text.replace("torch.", "")
+            told.append(text)
+        if not isinstance(engine, Graph) or not engine.usable:
+            told.append(f"loop, steps in {self.loop.step_dtype or exact}, evaluation in {exact}")
+        return "; then ".join(told).replace("torch.", "")
 
     def _build(self, seed: int) -> nn.Module:
         assert not isinstance(self.model, nn.Module)
