@@ -255,7 +255,7 @@ class NetworkLandscape:
         try:
             Loop(module, self.layout, dtype).losses(self.point(module)[None], batch, True)
         except Exception as error:  # whatever a module that is written for float32 does to others
-            name, reason = type(module).__name__, str(error).splitlines()[0]
+            name, reason = type(module).__name__, (str(error) or type(error).__name__).splitlines()[0]
             if self.settings.precision != "auto":
                 raise LowlossError(f"{name} fails in bfloat16: {reason}: set engine.precision=float32") from error
             log.warning("engine: %s takes its steps in float32: in bfloat16 it fails: %s", name, reason)
