@@ -395,8 +395,11 @@ def main() -> None:
         parser.error("--workers must be at least 0")
     if args.evaluation_batch is not None and args.evaluation_batch < 2:
         parser.error("--evaluation-batch must be at least 2: BatchNorm has nothing to normalise in one sample")
-    if args.growth_depth and (args.growth_depth < 8 or (args.growth_depth - 2) % 6):
-        parser.error("--growth-depth is a ResNet's, 6n + 2 (8, 14, 20, ...), or 0")
+    try:
+        if args.growth_depth:
+            ResNet(INPUT, 10, args.growth_depth)
+    except ValueError as error:
+        parser.error(f"--growth-depth is a ResNet's, or 0: {error}")
     try:
         Engine(args.engine).graph_dtypes(DEVICE)
         args.out.mkdir(parents=True, exist_ok=True)
