@@ -9,9 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from lowloss.conf import options
 from lowloss.errors import LowlossError
 from lowloss.report.architectures import draw_architectures, overview
-from lowloss.runs import Study
+from lowloss.study import Study
 
 
 def main() -> None:
@@ -21,7 +22,9 @@ def main() -> None:
     parser.add_argument("--to", default=Path("outputs/architectures"), type=Path)
     arguments = parser.parse_args()
     try:
-        table = overview([Study(root) for root in arguments.studies])
+        table = overview(
+            [Study(root) for root in arguments.studies], {group: options(group) for group in ("model", "data")}
+        )
         picture = draw_architectures(table, arguments.finder, arguments.to)
     except LowlossError as error:
         sys.exit(f"architectures: {error}")

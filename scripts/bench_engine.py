@@ -41,17 +41,17 @@ from lowloss import (
     NEB,
     BezierCurve,
     Data,
+    Exact,
     Grid,
     LowlossError,
     NetworkLandscape,
-    evaluate_points,
     find_path,
-    scan,
+    tabulate,
     train_minima,
 )
 from lowloss.data import CropFlip
 from lowloss.landscape import Engine
-from lowloss.landscape.engine import KINDS
+from lowloss.landscape.engine.loop import KINDS
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
 
 MODELS = {
@@ -227,7 +227,8 @@ def engine_rows(
     def evaluate(runs: Iterator[int], n: int) -> None:
         # No two alike, of one run or of two, whose statistics would be known.
         run = next(runs)
-        evaluate_points(landscape, lambda i: minima[i % points] * (1 + 1e-4 * i[:, None] + 1e-6 * run), n, ["train"])
+        shifted = lambda i: minima[i % points] * (1 + 1e-4 * i[:, None] + 1e-6 * run)  # noqa: E731
+        tabulate(landscape, shifted, n, [Exact(["train"])])
 
     for work in works:
         if work == "train":
@@ -244,11 +245,11 @@ def engine_rows(
             axis = torch.linspace(-1, 1, resolution, dtype=torch.float64)
             grid = Grid(origin_P, directions_2P, (axis, axis), torch.zeros(1, 2), ("o",))
             one = Grid(origin_P, directions_2P, (axis[:1], axis[:1]), torch.zeros(1, 2), ("o",))
-            scan(landscape, one, ["train"])
+            tabulate(landscape, one.points, 1, [Exact(["train"])])
             print(f"{name}: scan …", flush=True)
             if CUDA:
                 torch.cuda.reset_peak_memory_stats()
-            total = seconds(partial(scan, landscape, grid, ["train"]))
+            total = seconds(partial(tabulate, landscape, grid.points, resolution**2, [Exact(["train"])]))
             peak = torch.cuda.max_memory_allocated() / 2**30 if CUDA else float("nan")
             found[work] = total / resolution**2, peak
             print(f"{name}: {resolution} × {resolution} points in {total:.1f} s", flush=True)

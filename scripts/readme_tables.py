@@ -1,6 +1,7 @@
-"""Print a study's tables as Markdown and copy its figures, for the README.
+"""Print a study's tables as Markdown and copy some of its figures, for the READMEs.
 
-python scripts/readme_tables.py outputs/quickstart .readme
+python scripts/readme_tables.py STUDY FOLDER FIGURE ...
+python scripts/readme_tables.py outputs/quickstart .readme paths plane-0000-0001
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+
+FILES = ("report/table_b1.csv", "ensemble.csv", "report/comparison.csv")
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -25,16 +28,17 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def main(study: str, figures: str) -> None:
-    root, folder = Path(study), Path(figures)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in ("report/table_b1.csv", "ensemble.csv"):
-        print(f"{file}\n\n{markdown(pd.read_csv(root / file))}\n")
-    for picture in sorted((root / "report" / "figures").glob("*.png")):
-        shutil.copy(picture, folder / f"{root.name}-{picture.name}")
+def main(study: str, folder: str, *figures: str) -> None:
+    root = Path(study)
+    for file in FILES:
+        if (root / file).is_file():
+            print(f"{file}\n\n{markdown(pd.read_csv(root / file))}\n")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        shutil.copy(root / "report" / "figures" / f"{figure}.png", Path(folder) / f"{root.name}-{figure}.png")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) < 3:
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -246,10 +246,11 @@ def main() -> int:
 
     lowloss.imports.light = True
     import lowloss.report.page
-    import lowloss.training.ensemble
-    import lowloss.training.minima
-    import lowloss.training.path
-    import lowloss.training.scan
+    import lowloss.training.methods
+    import lowloss.training.tabulate
+    from lowloss.jobs.pipeline import stages
+
+    stages()
 
     # By an exception, so that the disk is unmounted.
     signal.signal(signal.SIGTERM, interrupt)

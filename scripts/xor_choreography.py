@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lowloss import AutoNEB, Data, NetworkLandscape, find_path, train_minima
 from lowloss.finder import Polyline
-from lowloss.report.style import STYLE
+from lowloss.report.pictures import STYLE
 
 CORNERS = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -57,7 +57,7 @@ def minimum(seeds: int = 6) -> Tensor:
         return torch.optim.Adam(parameters, lr=0.03, weight_decay=1e-4)  # type: ignore[arg-type]
 
     found = train_minima(landscape, count=seeds, epochs=800, batch_size=4, optimizer=optimizer)
-    return found.theta_KP[landscape.evaluate(found.theta_KP).loss_K.argmin()]
+    return found.theta_KP[landscape.evaluate(found.theta_KP)["loss"].argmin()]
 
 
 def neurons(theta_P: Tensor, hidden: int) -> Tensor:
@@ -116,7 +116,7 @@ def _along(landscape: NetworkLandscape, bends_BP: Tensor, t_T: Tensor, knots_B: 
     arc_T = torch.cat([torch.zeros(1).double(), path.lengths(t_T).cumsum(0)])
     theta_TP = path.points(t_T)
     result = landscape.evaluate(theta_TP)
-    return Choreography(arc_T / arc_T[-1], result.loss_K, result.error_K, theta_TP)
+    return Choreography(arc_T / arc_T[-1], result["loss"], result["error"], theta_TP)
 
 
 def draw(two: Choreography, three: Choreography, file: Path) -> None:

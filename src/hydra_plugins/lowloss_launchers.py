@@ -18,6 +18,8 @@ from hydra.plugins.launcher import Launcher
 class _Launcher(Launcher):
     """Turns the overrides of a batch into jobs, has them run, and ends with a table of those that failed."""
 
+    threads: int
+
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.config, self.loader = config, hydra_context.config_loader
 
@@ -32,8 +34,7 @@ class _Launcher(Launcher):
         self.folder = Path(str(self.config.hydra.sweep.dir)) / f"{stamp}-{os.getpid()}-{initial_job_idx}"
         groups = [self._jobs(job_overrides, initial_job_idx, *group) for group in self.groups()]
         ended = self.run(groups)
-        lines = failures(ended)
-        if lines:
+        if lines := failures(ended):
             progress.say("\n".join(lines))
         ended_well.extend(end.status == 0 for _, end in ended)
         returns = []
@@ -54,9 +55,6 @@ class _Launcher(Launcher):
         """Each job is there once a group: the label of the group, and its stages if not those of the configuration."""
         return [("", [])]
 
-    def environment(self) -> dict[str, str]:
-        return {}
-
     def run(self, groups: list[list[Any]]) -> list[Any]:
         """Run the groups of jobs; returns (job, end) of all, a group after the other."""
         raise NotImplementedError
@@ -65,10 +63,11 @@ class _Launcher(Launcher):
         from hydra.core.hydra_config import HydraConfig
         from hydra.core.singleton import Singleton
 
-        from lowloss.cli import config_flags, quoted, study_name
+        from lowloss.arguments import quoted
+        from lowloss.cli import config_flags, study_name
         from lowloss.launch import Job
 
-        before = Singleton.get_state()
+        before, threads = Singleton.get_state(), os.environ.get("OMP_NUM_THREADS", str(self.threads))
         jobs = []
         try:
             for number, overrides in enumerate(job_overrides, start=first):
@@ -79,7 +78,7 @@ class _Launcher(Launcher):
                 arguments = (*config_flags(), *overrides, *chosen, f"study={quoted(name)}")
                 log = (self.folder / f"{number:03d}{label}.log").absolute()
                 shown = f"{name} [{label[1:]}]" if label else name
-                jobs.append(Job(shown, arguments, log, self.environment()))
+                jobs.append(Job(shown, arguments, log, {"OMP_NUM_THREADS": threads}))
         finally:
             Singleton.set_state(before)
         return jobs
@@ -119,9 +118,6 @@ class LocalLauncher(_Launcher):
 
     def groups(self) -> list[tuple[str, list[str]]]:
         return [(f"-{i}" if self.processes > 1 else "", []) for i in range(self.processes)]
-
-    def environment(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads))}
 
     def run(self, groups: list[list[Any]]) -> list[Any]:
         from lowloss.launch import run_here
@@ -170,11 +166,11 @@ class SlurmLauncher(_Launcher):
         check_s: float = 30,
     ) -> None:
         self.settings = {name: value for name, value in locals().items() if name != "self"}
-        self.pipeline, self.wait, self.check_s = pipeline, wait, check_s
+        self.pipeline, self.wait, self.check_s, self.threads = pipeline, wait, check_s, cpus_per_task
 
     def check(self) -> None:
         from lowloss.errors import LowlossError
-        from lowloss.stages import STAGES
+        from lowloss.jobs.pipeline import stages as known_stages
 
         ones = ("cpus_per_task", "timeout_min", "array_parallelism")
         zeros = ("gpus_per_node", "requeues", "signal_delay_s")
@@ -195,8 +191,9 @@ class SlurmLauncher(_Launcher):
                 f"hydra.launcher.pipeline must be a list of lists of stages like [[minima],[path]], got {rounds}"
             )
         for stage in (stage for stages in rounds for stage in stages):
-            if stage not in STAGES:
-                raise LowlossError(f"hydra.launcher.pipeline has {stage!r}, but the stages are {', '.join(STAGES)}")
+            if stage not in known_stages():
+                known = ", ".join(known_stages())
+                raise LowlossError(f"hydra.launcher.pipeline has {stage!r}, but the stages are {known}")
 
     def parameters(self) -> dict[str, Any]:
         """submitit's names of the settings."""
@@ -213,9 +210,6 @@ class SlurmLauncher(_Launcher):
         if self.pipeline is None:
             return [("", [])]
         return [("-" + "-".join(stages), list(stages)) for stages in self.pipeline]
-
-    def environment(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.settings["cpus_per_task"]))}
 
     def run(self, groups: list[list[Any]]) -> list[Any]:
         from lowloss import progress

@@ -8,55 +8,84 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowloss.data import Data
-    from lowloss.ensemble import FGE, ensemble_curve
+    from lowloss.data import Classification, Data, LanguageModel, Regression, Task
+    from lowloss.ensemble import FGE, ensemble_metrics
     from lowloss.errors import LowlossError
     from lowloss.finder import NEB, AutoNEB, BezierCurve, Line, PolygonalChain
-    from lowloss.landscape import GaussianMixture, MullerBrown, NetworkLandscape, Wedge
-    from lowloss.scans import Grid, plane
-    from lowloss.training.ensemble import fast_ensemble
-    from lowloss.training.evaluation import evaluate_points
-    from lowloss.training.minima import train_minima
-    from lowloss.training.path import find_path
-    from lowloss.training.scan import scan
+    from lowloss.landscape import (
+        AnalyticSurface,
+        Charted,
+        GaussianMixture,
+        MullerBrown,
+        NetworkLandscape,
+        Normal,
+        Regularised,
+        Span,
+        Wedge,
+    )
+    from lowloss.measure import Exact
+    from lowloss.papers import compare, published
+    from lowloss.points import Grid, plane
+    from lowloss.training.methods import fast_ensemble, find_path, train_minima
+    from lowloss.training.tabulate import tabulate
 
 __version__ = version("lowloss")
 
 _HOMES = {
-    "lowloss.data": ("Data",),
-    "lowloss.ensemble": ("FGE", "ensemble_curve"),
+    "lowloss.data": ("Classification", "Data", "LanguageModel", "Regression", "Task"),
+    "lowloss.ensemble": ("FGE", "ensemble_metrics"),
     "lowloss.errors": ("LowlossError",),
     "lowloss.finder": ("NEB", "AutoNEB", "BezierCurve", "Line", "PolygonalChain"),
-    "lowloss.landscape": ("GaussianMixture", "MullerBrown", "NetworkLandscape", "Wedge"),
-    "lowloss.scans": ("Grid", "plane"),
-    "lowloss.training.ensemble": ("fast_ensemble",),
-    "lowloss.training.evaluation": ("evaluate_points",),
-    "lowloss.training.minima": ("train_minima",),
-    "lowloss.training.path": ("find_path",),
-    "lowloss.training.scan": ("scan",),
+    "lowloss.landscape": (
+        "AnalyticSurface",
+        "Charted",
+        "GaussianMixture",
+        "MullerBrown",
+        "NetworkLandscape",
+        "Normal",
+        "Regularised",
+        "Span",
+        "Wedge",
+    ),
+    "lowloss.measure": ("Exact",),
+    "lowloss.papers": ("compare", "published"),
+    "lowloss.points": ("Grid", "plane"),
+    "lowloss.training.methods": ("fast_ensemble", "find_path", "train_minima"),
+    "lowloss.training.tabulate": ("tabulate",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "FGE",
     "NEB",
+    "AnalyticSurface",
     "AutoNEB",
     "BezierCurve",
+    "Charted",
+    "Classification",
     "Data",
+    "Exact",
     "GaussianMixture",
     "Grid",
+    "LanguageModel",
     "Line",
     "LowlossError",
     "MullerBrown",
     "NetworkLandscape",
+    "Normal",
     "PolygonalChain",
+    "Regression",
+    "Regularised",
+    "Span",
+    "Task",
     "Wedge",
-    "ensemble_curve",
-    "evaluate_points",
+    "compare",
+    "ensemble_metrics",
     "fast_ensemble",
     "find_path",
     "plane",
-    "scan",
+    "published",
+    "tabulate",
     "train_minima",
 ]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -15,19 +16,47 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from lowloss import files, group, imports
-from lowloss.errors import LowlossError
+from lowloss.arguments import normalised, quoted
+from lowloss.checking import Name, check_arguments, check_value
+from lowloss.conf import config_folder, read_families
+from lowloss.errors import LowlossError, nearest
+from lowloss.settings import MADE, check_settings
+from lowloss.subcommands import run_other
 
 Config = dict[str, Any]
 
 
-def config_folder() -> Path:
-    """conf/ of the checkout, or its copy inside an installed package."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+def register_families() -> None:
+    """Make options of the group `experiment` of the rows of every family, also of a user's --config-dir, and of the
+    family's name the sweep over its rows. Where a YAML file has the name of a row, Hydra takes the file."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    folders = [config_folder(), *config_dirs()]
+    store = ConfigStore.instance().store
+    for family, rows in (item for folder in folders for item in read_families(folder).items()):
+        for row in rows:
+            given = {key: cell for key, cell in row.items() if cell and key not in ("experiment", "base")}
+            groups = [key for key in given if any((folder / key).is_dir() for folder in folders)]
+            chosen = OmegaConf.from_dotlist([f"{key}={given.pop(key)}" for key in groups])
+            defaults = [row["base"], *({"override /" + str(key): option} for key, option in chosen.items())]
+            values = OmegaConf.from_dotlist([f"{key}={cell}" for key, cell in given.items()])
+            node = {"defaults": defaults, "name": row["experiment"], **values}
+            store(row["experiment"], node, "experiment", "_global_")
+        # A group of its own, in the experiment's place, so that what comes after it wins over a row as well.
+        swept = {"experiment@_global_": ",".join(row["experiment"] for row in rows)}
+        sweep = {"mode": "MULTIRUN", "sweeper": {"params": swept}}
+        node = {"defaults": ["_self_", {"/experiment@_global_": None}], "name": family, "hydra": sweep}
+        store(family, node, "experiment", "_global_")
+
+
+def config_dirs() -> list[Path]:
+    """The user's own configuration folders."""
+    flags = config_flags()
+    return [Path(flag.removeprefix("--config-dir=")) for flag in flags if flag not in ("--config-dir", "-cd")]
 
 
 def run_config(config: Any) -> float | None:
@@ -39,6 +68,7 @@ def run_config(config: Any) -> float | None:
     sweep = hydra.mode == RunMode.MULTIRUN
     try:
         if sweep:
+            check_value("study", config.get("study"), Name | int)
             config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
         elif any(re.match("hydra/launcher=(?!basic$)", override) for override in hydra.overrides.hydra):
             raise LowlossError("without -m this process does the work itself, not hydra/launcher: lowloss -m …")
@@ -60,12 +90,13 @@ def _run_job(config: Any, overrides: Any) -> float | None:
     from omegaconf import OmegaConf
 
     from lowloss import progress
+    from lowloss.jobs.bench import Bench
+    from lowloss.jobs.pipeline import run_grouped, run_stages, stages
     from lowloss.launch import VALUE
-    from lowloss.run import Run
-    from lowloss.runs import Study
-    from lowloss.stages import run_grouped, run_stages
+    from lowloss.study import Study
 
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_settings(plain, group_options("finder"))
     root = Path(plain["outputs"]) / str(plain["study"])
     place, count = group.place(), device_count(plain["trainer"])
     if count > 1 and place is None:
@@ -77,8 +108,8 @@ def _run_job(config: Any, overrides: Any) -> float | None:
     progress.shown = place is None or place[0] == 0
     kept = [o for o in overrides.task if not o.startswith(("stages=", "study="))]
     command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
-    run = Run(Study(root), plain, _Builder(plain), command)
-    value = run_stages(run) if count == 1 else run_grouped(run, first=place == (0, count))
+    bench = Bench(Study(root), plain, _Builder(plain), command, stages())
+    value = run_stages(bench) if count == 1 else run_grouped(bench, first=place == (0, count))
     if not progress.shown:
         return None
     if VALUE in os.environ:  # a launcher waits for it in another process
@@ -88,9 +119,9 @@ def _run_job(config: Any, overrides: Any) -> float | None:
 
 def device_count(trainer: Config) -> int:
     """The number of devices of a trainer's settings. Raises LowlossError if they leave it open, or do not split."""
-    devices = trainer["devices"]
+    devices: Any = trainer.get("devices")
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 0
-    if count < 1:
+    if not 1 <= count <= max(8, os.cpu_count() or 1):  # no machine has more devices than processors
         raise LowlossError(f"trainer.devices must be a number of devices or a list of their numbers, got {devices!r}")
     if count > 1 and trainer.get("strategy") != "ddp":
         raise LowlossError(f"trainer.devices={devices} needs trainer=ddp, which starts a process for each device")
@@ -135,13 +166,14 @@ def study_name(config: Any, sweeper: Any, overrides: Sequence[str], number: int)
     named = [o.replace("/", "_") for o, key in chosen.items() if key.split("@")[0] != "experiment"]
     if chosen and not named:
         return str(config.study)
-    return f"{config.study}/{','.join(sorted(named)) or number}"
+    name = ",".join(sorted(named)) or str(number)
+    if len(name.encode()) > LONGEST:  # a file system takes no more than 255
+        name = f"{name[:100]}…{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
+    return f"{config.study}/{name}"
 
 
-def quoted(text: Any) -> str:
-    """A text as Hydra's grammar reads it back, whatever is in it."""
-    plain = re.fullmatch(r"[\w./-]+", str(text))
-    return str(text) if plain else "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+LONGEST = 200
+"""Bytes of a folder's name for a job of a sweep, beyond which it is cut and told apart by a digest."""
 
 
 SWEPT = "LOWLOSS_SWEPT"
@@ -162,47 +194,36 @@ class _Builder:
 
     def __call__(self, key: str, partial: bool = False) -> Any:
         from hydra.errors import InstantiationException
-        from hydra.utils import instantiate
+        from hydra.utils import get_object, instantiate
 
-        from lowloss.runs import lookup
+        from lowloss.study import lookup
 
         node = lookup(self.config, key)
-        _check_types(key, node)
+        _check_node(key, node)
         try:
-            return instantiate(node, _partial_=partial, _convert_="all")
+            made = instantiate(node, _partial_=partial, _convert_="all")
         except InstantiationException as error:
             causes = list(_causes(error))
             ours = [cause for cause in causes if isinstance(cause, LowlossError)]
             raise LowlossError(f"{key}: {(ours or causes[-1:])[0]}") from error
+        wanted = MADE.get(key.split(".")[0])
+        if wanted is not None and not partial and not isinstance(made, get_object(wanted)):
+            raise LowlossError(f"{key} must make {wanted}, got {type(made).__name__}: set {key}._target_")
+        return made
 
 
-def _check_types(key: str, node: dict[str, Any]) -> None:
-    """Raise LowlossError for a key that our own constructors or torch's optimizers do not know, or a value that is no
-    number, flag or text where they ask for one."""
+def _check_node(key: str, node: Any) -> None:
+    """Raise LowlossError for a key that one of our own constructors or torch's optimizers does not know, or a value
+    that is not what they ask for; within the node as well."""
     from hydra.utils import get_object
 
-    if not str(node.get("_target_")).startswith(("lowloss.", "torch.optim.")):
-        return
-    try:
-        target = get_object(node["_target_"])
-    except (ImportError, AttributeError, ValueError):  # told by whoever builds it
-        return
-    known = inspect.signature(target).parameters
-    given = [name for name in node if not name.startswith("_")]
-    unknown = [name for name in given if name not in known]
-    if unknown and all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known.values()):
-        raise LowlossError(f"{key} has no {', '.join(unknown)}; it has {', '.join(known) or 'no keys'}")
-    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    target = node.get("_target_")
+    if str(target).startswith(("lowloss.", "torch.optim.", "lightning.")):
+        with contextlib.suppress(ImportError, AttributeError, NameError, ValueError):  # told by whoever builds it
+            check_arguments(key, get_object(target), node)
     for name, value in node.items():
-        hint = hints.get(name)
-        kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
-        # A learning rate may be a tensor, which no configuration holds.
-        kinds = {kind for kind in kinds if getattr(kind, "__name__", "") != "Tensor"}
-        if kinds and kinds <= {int, float, bool, str, type(None)}:
-            fitting = kinds | {int} if float in kinds else kinds
-            if type(value) not in fitting:
-                names = " or ".join(sorted(getattr(kind, "__name__", "") for kind in kinds)).replace("NoneType", "null")
-                raise LowlossError(f"{key}.{name} must be {names}, got {value!r}")
+        if isinstance(value, dict) and "_target_" in value:
+            _check_node(f"{key}.{name}", value)
 
 
 def main() -> None:
@@ -211,27 +232,38 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Before torch is loaded: waiting threads would keep the processors from other workers on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    imports.light = True
+    for asked in STOP:
+        signal.signal(asked, _stop)
+    group.follow_parent()
+    try:
+        if run_other(sys.argv[1:]):
+            return
+    except (LowlossError, OSError) as error:
+        _tell(error)
+        sys.exit(1)
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
-    imports.light = True
+    # As for `python -m`, so that a model in the current folder is found.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    sys.argv[1:] = normalised(sys.argv[1:], lambda override: bool(_parsed(override)))
     # What it says of a failed trial has been told.
     logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
-    for asked in STOP:
-        signal.signal(asked, _stop)
-    group.follow_parent()
-    if sys.argv[1:2] == ["compare"]:
-        _compare(sys.argv[2:])
-        return
     app = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run_config)
     try:
+        os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
+        register_families()
         app()
     except (HydraException, OmegaConfBaseException, LowlossError) as error:
         _tell(error)
         sys.exit(1)
-    except ValueError as error:
+    except (TypeError, ValueError, RecursionError) as error:
+        if told := str(error) if re.search("flag can only|Exceeds|recursion", str(error)) else _explain_group():
+            _tell(LowlossError(told))
+            sys.exit(1)
         # Optuna's, when a search has ended and there is no best trial.
         if "No trials are completed" not in str(error):
             raise
@@ -267,54 +299,51 @@ def _stop(*_: object) -> None:
     sys.exit(143)
 
 
-def _compare(arguments: list[str]) -> None:
-    """`lowloss compare FOLDER ... [--to FOLDER]`."""
-    import argparse
-
-    from lowloss import progress
-    from lowloss.report.compare import compare
-
-    parser = argparse.ArgumentParser(
-        "lowloss compare", description="Gather studies into one table (CSV) and one HTML page that needs no network."
-    )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a study, or a folder that holds some")
-    parser.add_argument("--to", metavar="FOLDER", help="where to write; by default `compare` beside them")
-    given = parser.parse_args(arguments)
-    progress.shown = True
-    try:
-        if "" in (*given.folders, given.to):  # most often a variable of the shell that is not set
-            raise LowlossError("a folder's name is empty: name the folder of a study or of a sweep")
-        folders, to = [Path(folder) for folder in given.folders], Path(given.to) if given.to else None
-        page, damaged = compare(folders, {group: _options(group) for group in ("model", "data")}, to)
-    except (LowlossError, OSError) as error:
-        _tell(error)
-        sys.exit(1)
-    for line in damaged:
-        progress.say(f"left out: {line}")
-    progress.say(f"compare: {page}")
+def _explain_group() -> str:
+    """What is wrong with an override of this command line that gives a group no name; "" if none does."""
+    for argument in sys.argv[1:]:
+        override = _parsed(argument)
+        value = None if override is None else override.value()
+        names = value if isinstance(value, list) else [value]
+        if override is None or override.is_delete() or all(isinstance(name, str) for name in names):
+            continue
+        key = override.key_or_group
+        if not key:
+            return f"{argument} names no key: settings are KEY=VALUE"
+        if options := group_options(key):
+            return f"{argument}, but {key} takes the name of an option, of {', '.join(options)}; ~{key} leaves it out"
+    return ""
 
 
-def _options(group: str) -> dict[str, dict[str, Any]]:
-    """The options of a configuration group by their names."""
-    import yaml
-
-    found = sorted((config_folder() / group).glob("*.yaml"))
-    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in found}
+def group_options(key: str) -> list[str]:
+    """The options of a group, the user's own among them; none for what is no group."""
+    folders = [config_folder(), *config_dirs()]
+    return sorted({file.stem for folder in folders for file in (folder / key).glob("*.yaml")})
 
 
-def _swept(arguments: list[str]) -> list[str]:
-    """The keys of the overrides that have several values."""
+def _parsed(argument: str) -> Any:
+    """An override as Hydra reads it; None for a flag, or what Hydra will complain of."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    try:
+        return OverridesParser.create().parse_overrides([argument])[0]
+    except (HydraException, RecursionError, ValueError):
+        return None
+
+
+def _swept(arguments: list[str]) -> list[str]:
+    """The keys of the overrides that have several values. Raises LowlossError for a range of none, or of millions."""
+    from hydra.core.override_parser.types import RangeSweep
+
     keys = []
-    for argument in arguments:
-        try:
-            (override,) = OverridesParser.create().parse_overrides([argument])
-        except HydraException:  # a flag, or what Hydra will complain of
-            continue
-        if override.is_sweep_override():
+    for override in map(_parsed, arguments):
+        if override is not None and override.is_sweep_override():
             keys.append(override.key_or_group)
+            r = override.value()
+            count = ((r.stop or 0) - (r.start or 0)) / (r.step or 1) if isinstance(r, RangeSweep) else 1
+            if not 0 < count <= 100_000:
+                raise LowlossError(f"{override.input_line} has {max(0, count):.0f} values: 1 … 100000 can be swept")
     return keys
 
 
@@ -325,7 +354,7 @@ def _tell(error: Exception) -> None:
 
     if isinstance(error, group.ToldError):
         return
-    if isinstance(error, (LowlossError, OSError, HydraException, OmegaConfBaseException)):
+    if isinstance(error, (LowlossError, OSError, MemoryError, HydraException, OmegaConfBaseException)):
         print(f"lowloss: {' '.join(_explain(error).split())}", file=sys.stderr)
     elif group.TRACE in os.environ and (group.place() or (0,))[0] == 0:
         Path(os.environ[group.TRACE]).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
@@ -339,18 +368,27 @@ def _explain(error: BaseException) -> str:
     from omegaconf.errors import MissingMandatoryValue
 
     text = str(error)
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for this ({text or 'no reason given'}): make it smaller"
     if isinstance(error, OSError) and error.errno in files.REMEDIES:
         return f"{text}: {files.REMEDIES[error.errno]}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be set: {error.full_key}=VALUE"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group = config_folder() / Path(error.missing_cfg_file).parent
-        options = sorted(file.stem for file in group.glob("*.yaml"))
-        return f"there is no {error.missing_cfg_file}; {group.name} can be {', '.join(options)}"
+        group, _, name = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        # Hydra does not tell them where a list names several.
+        options = error.options or group_options(group)
+        key = f"{group}/{name}" if group else name
+        return f"there is no {key}{nearest(name, options)}; {group or 'there'} can be {', '.join(options)}"
     for cause in _causes(error):
         parent = getattr(cause, "parent_node", None)
         if parent is not None and hasattr(parent, "keys"):
-            return f"{text.splitlines()[0]} (the keys there are {', '.join(map(str, parent.keys()))})"
+            keys = [str(key) for key in parent]
+            if "study" in keys:  # at the top, where groups stand as well, some of which leave no key
+                groups = {f.parent.name for d in (config_folder(), *config_dirs()) for f in d.glob("*/*.yaml")}
+                keys += sorted(groups - {*keys})
+            near = nearest(str(getattr(cause, "key", "")), keys)
+            return f"{text.splitlines()[0].rstrip('.')}{near} (the keys there are {', '.join(keys)})"
     return text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
 from math import inf
 from numbers import Integral, Real
 
@@ -37,3 +39,19 @@ def check_sgd(momentum: float, weight_decay: float, batch_size: int) -> None:
     if not 0 <= weight_decay < inf:
         raise LowlossError(f"weight_decay must be at least 0 and finite, got {weight_decay}")
     check_number("batch_size", batch_size, int, 1)
+
+
+def check_collect(key: str, epochs: object) -> None:
+    """Raise LowlossError unless these are epochs at which minima can be kept: none, every one, or a list."""
+    listed = isinstance(epochs, (list, tuple)) and all(is_number(e, float) and 0 <= e < inf for e in epochs)
+    if epochs is not None and epochs != "every" and not listed:
+        raise LowlossError(f"{key} must be null, every or a list of epochs, got {epochs!r}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names that are most like a wrong one, as a question; nothing where none is."""
+    return did_you_mean(difflib.get_close_matches(name, list(known), 2))
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    return f" (did you mean {' or '.join(names)}?)" if names else ""

@@ -7,10 +7,11 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from lowloss.errors import LowlossError
 
@@ -52,12 +53,23 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def digest(stream: BinaryIO) -> str:
-    """The SHA-256 of a stream, in hexadecimal."""
+def digest(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     state = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        state.update(block)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            state.update(block)
     return state.hexdigest()
+
+
+def place(file: Path, target: Path) -> None:
+    """Have a finished file at another place too, written once where the file system has hard links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+        sync(target)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -78,10 +90,14 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, 
             raise unwritable(file, error) from error
 
 
+def reason(error: Exception) -> str:
+    """The first line of what an error of a library tells; its type where it tells nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def unwritable(file: Path, error: Exception) -> LowlossError:
     """The error for a library's own complaint that it could not write, most often for want of space."""
-    reason = str(error).splitlines()[0]
-    return LowlossError(f"{file} cannot be written ({reason}): {REMEDIES[errno.ENOSPC]}")
+    return LowlossError(f"{file} cannot be written ({reason(error)}): {REMEDIES[errno.ENOSPC]}")
 
 
 def unreadable(file: Path, error: Exception) -> LowlossError:
@@ -102,7 +118,9 @@ def load_notes(file: Path) -> dict[str, Any]:
 
 
 def _notes(archive: Any) -> dict[str, Any]:
-    notes: dict[str, Any] = json.loads((archive.metadata() or {}).get("notes", "{}"))
+    notes = json.loads((archive.metadata() or {}).get("notes", "{}"))
+    if not isinstance(notes, dict):
+        raise ValueError("its notes are no mapping")
     return notes
 
 
@@ -119,5 +137,5 @@ def _opened(file: Path, framework: str) -> Iterator[Any]:
     try:
         with safe_open(file, framework=framework) as archive:
             yield archive
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise unreadable(file, error) from error

@@ -78,7 +78,7 @@ def run_group(arguments: Sequence[str], count: int) -> None:
                     processes.append(subprocess.Popen(command, env=environment, stdout=told, stderr=told))
             failed = _first_failure(processes)
         finally:
-            _end(processes)
+            end_processes(processes)
         if failed is None:
             return
         status = processes[failed].returncode
@@ -122,12 +122,13 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
         time.sleep(0.05)
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask processes to stop, and kill those that have not in time."""
     for process in processes:
         process.terminate()
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(15)
+            process.wait(20)
         process.kill()
         process.wait()
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lowloss import files, progress
+from lowloss.group import RANKS, end_processes
 
 VALUE = "LOWLOSS_VALUE"
 """Environment variable with the file for the value of a job's objective."""
@@ -112,12 +113,7 @@ def run_here(jobs: Sequence[Job], parallel: int, gpus: int = 0) -> list[End]:
                 _tell(jobs[number], ends[number], len(ends), len(jobs), time.monotonic() - began)
             time.sleep(0.1)
     finally:
-        for _, process, _ in running.values():
-            process.terminate()
-        for _, process, _ in running.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            process.kill()
+        end_processes([process for _, process, _ in running.values()])
     return [ends[number] for number in range(len(jobs))]
 
 
@@ -134,9 +130,8 @@ class SlurmTask:
 
     def __call__(self) -> None:
         # The process stands for itself: it must not take the task's ranks for its own.
-        for name in [name for name in os.environ if name.startswith("SLURM_")]:
-            if name.startswith(("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_NAME")):
-                del os.environ[name]
+        for name in [name for name in os.environ if name.startswith(RANKS)]:
+            del os.environ[name]
         status = self.job.start().wait()
         if status in (128 + signal.SIGTERM, -signal.SIGTERM):
             # SLURM stops it, to queue it again or for good: how it ends is SLURM's to tell.
@@ -245,9 +240,7 @@ def _fate(number: str) -> str:
 def failures(ended: Sequence[tuple[Job, End]]) -> list[str]:
     """A table of the jobs that failed, and why; nothing if none did."""
     rows = [(job.name, " ".join(end.reason.split()), str(job.log)) for job, end in ended if end.status]
-    if not rows:
-        return []
-    return aligned([("study", "why", "log"), *rows])
+    return aligned([("study", "why", "log"), *rows]) if rows else []
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import netrc
 import os
+import re
 import socket
 import uuid
 from pathlib import Path
@@ -15,15 +16,10 @@ from lightning.pytorch.loggers.logger import Logger
 
 from lowloss import claims, files, progress
 from lowloss.errors import LowlossError
-from lowloss.runs import MACHINE, Config, Study
+from lowloss.study import MACHINE, Config, Study
 
 if TYPE_CHECKING:
     import wandb
-
-KINDS = {"minima": "minima", "path": "paths", "ensemble": "ensembles", "scan": "scans"}
-"""The folder of a stage's results."""
-MADE_FROM = {"path": ("minima",), "ensemble": ("minima",), "scan": ("minima", "path")}
-"""The stages whose results a stage starts from."""
 
 
 class Wandb(Logger):
@@ -46,18 +42,14 @@ class Wandb(Logger):
 
     def __init__(
         self,
-        project: str = "lowloss",
-        entity: str | None = None,
-        group: str | None = None,
-        tags: list[str] | None = None,
-        save_dir: str = ".",
-        patience: float = 5.0,
-    ) -> None:
+        project: str = "lowloss", entity: str | None = None, group: str | None = None, tags: list[str] | None = None,
+        save_dir: str = ".", patience: float = 5.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.project, self.entity, self.group, self.tags = project, entity, group, tags or []
         self.folder, self.patience = Path(save_dir), patience
-        self._stage, self._study, self._config = "", Study(Path()), Config()
         self._run: wandb.Run | None = None
+        self.begin("", None, [], Study(Path()), {})
 
     @property
     def name(self) -> str:
@@ -80,20 +72,14 @@ class Wandb(Logger):
 
             study = str(self._config["study"])
             self.folder.mkdir(parents=True, exist_ok=True)
-            settings: dict[str, Any] = {
-                "project": self.project,
-                "entity": self.entity,
-                "group": self.group or study.partition("/")[0],
-                "job_type": self._stage,
-                "name": f"{study.rpartition('/')[2]} {self._stage}",
-                "tags": [*self.tags, *self._config["finder"]],
-                "config": self._config,
-                "dir": self.folder,
+            settings: Any = {
+                "project": self.project, "entity": self.entity, "group": self.group or study.partition("/")[0],
+                "job_type": self._stage, "name": f"{study.rpartition('/')[2]} {self._stage}",
+                "tags": [*self.tags, *self._config["finder"]], "config": self._config, "dir": self.folder,
                 # An agent of a W&B sweep waits for the run that it names itself.
-                "id": None if "WANDB_SWEEP_ID" in os.environ else self.version,
-                "resume": "allow",
+                "id": None if "WANDB_SWEEP_ID" in os.environ else self.version, "resume": "allow",
                 "settings": wandb.Settings(silent=True, init_timeout=30),
-            }
+            }  # fmt: skip
             try:
                 self._run = wandb.init(**settings, mode=self._mode())
             except wandb.errors.CommError as error:
@@ -105,9 +91,14 @@ class Wandb(Logger):
             self._run.define_metric("*", step_metric="step")
         return self._run
 
-    def begin(self, stage: str, study: Study, config: Config) -> None:
-        """From now on, what is logged belongs to this stage."""
-        self._stage, self._study, self._config = stage, study, config
+    def begin(self, stage: str, kind: str | None, sources: list[str], study: Study, config: Config) -> None:
+        """From now on, what is logged belongs to this stage.
+
+        Args:
+            kind: of the stage's artifacts, if it has any.
+            sources: the stages whose artifacts it starts from.
+        """
+        self._stage, self._kind, self._sources, self._study, self._config = stage, kind, sources, study, config
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.experiment.log({**metrics, "step": step})
@@ -121,9 +112,8 @@ class Wandb(Logger):
         import wandb
 
         root = self._study.root
-        found: dict[str, Any] = {}
-        for picture in sorted((root / "report" / "figures").glob("*.png")):
-            found[picture.stem] = wandb.Image(str(picture))
+        pictures = sorted((root / "report" / "figures").glob("*.png"))
+        found: dict[str, Any] = {picture.stem: wandb.Image(str(picture)) for picture in pictures}
         for table in (root / "report" / "table_b1.csv", root / "summary.csv", root / "ensemble.csv"):
             frame = pd.read_csv(table) if table.exists() else pd.DataFrame()
             if len(frame):
@@ -139,8 +129,8 @@ class Wandb(Logger):
         """End the stage's run, if it was begun; after success with the stage's results as an artifact."""
         if self._run is None:
             return
-        if status == 0 and self._stage in KINDS:
-            self._log_artifact(self._run)
+        if status == 0 and self._kind is not None:
+            self._log_artifact(self._run, self._kind)
         self._run.finish(exit_code=status)
         self._run = None
 
@@ -153,14 +143,14 @@ class Wandb(Logger):
                     files.write_text(file, uuid.uuid4().hex)
         return file.read_text(encoding="utf-8")
 
-    def _log_artifact(self, run: wandb.Run) -> None:
+    def _log_artifact(self, run: wandb.Run, kind: str) -> None:
         import wandb
 
-        sources = [self._artifact_name(stage) for stage in MADE_FROM.get(self._stage, ())]
+        sources = [self._artifact_name(stage) for stage in self._sources]
         artifact = wandb.Artifact(self._artifact_name(self._stage), type=self._stage, metadata={"made_from": sources})
-        for result in self._study.complete(KINDS[self._stage]):
-            for file in sorted(result.folder.iterdir()):
-                artifact.add_file(str(file), name=f"{result.name}/{file.name}")
+        for result in self._study.complete(kind):
+            for file in sorted(path for path in result.folder.rglob("*") if path.is_file()):
+                artifact.add_file(str(file), name=str(file.relative_to(result.folder.parent)))
         # W&B draws the lineage from what a run used; offline it takes no note, and the metadata have to do.
         if not run.offline:
             for name in sources:
@@ -168,15 +158,17 @@ class Wandb(Logger):
         run.log_artifact(artifact)
 
     def _artifact_name(self, stage: str) -> str:
-        kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in str(self._config["study"]))
-        return f"{kept}-{stage}"
+        return re.sub(r"[^\w.-]", "-", f"{self._config['study']}-{stage}")
 
     def _mode(self) -> Any:
         """None leaves it to the environment."""
         if "WANDB_MODE" in os.environ:
             return None
         server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-        if not (os.environ.get("WANDB_API_KEY") or _has_key(server.hostname or "")):
+        try:
+            if not (os.environ.get("WANDB_API_KEY") or netrc.netrc().authenticators(server.hostname or "")):
+                return "offline"
+        except (OSError, netrc.NetrcParseError):
             return "offline"
         try:
             port = server.port or {"http": 80}.get(server.scheme, 443)
@@ -185,10 +177,3 @@ class Wandb(Logger):
             progress.say(f"wandb: {server.hostname} does not answer ({error}); offline, send later with `wandb sync`")
             return "offline"
         return "online"
-
-
-def _has_key(host: str) -> bool:
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

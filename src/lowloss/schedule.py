@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import cos, pi
+from typing import Annotated
 
+from annotated_types import Ge
+
+from lowloss.checking import Positive
 from lowloss.errors import LowlossError
 
 
@@ -31,7 +35,7 @@ class Steps:
         factor: multiplier.
     """
 
-    def __init__(self, milestones: Sequence[float] = (0.5, 0.75), factor: float = 0.1) -> None:
+    def __init__(self, milestones: Sequence[float] = (0.5, 0.75), factor: Positive = 0.1) -> None:
         if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
             raise LowlossError(f"schedule.milestones must rise between 0 and 1, got {list(milestones)}")
         self.milestones, self.factor = tuple(milestones), factor
@@ -48,7 +52,7 @@ class Plateau:
         floor: the last factor.
     """
 
-    def __init__(self, fall_from: float = 0.5, fall_to: float = 0.9, floor: float = 0.01) -> None:
+    def __init__(self, fall_from: float = 0.5, fall_to: float = 0.9, floor: Annotated[float, Ge(0)] = 0.01) -> None:
         if not 0 <= fall_from < fall_to <= 1:
             raise LowlossError(f"schedule needs 0 <= fall_from < fall_to <= 1, got {fall_from} and {fall_to}")
         self.fall_from, self.fall_to, self.floor = fall_from, fall_to, floor

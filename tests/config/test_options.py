@@ -15,15 +15,26 @@ import lowloss.data
 import lowloss.ensemble
 import lowloss.finder
 import lowloss.model
-import lowloss.scans
+import lowloss.points
 import lowloss.schedule
+from lowloss import cli
+from lowloss.checking import check_arguments
+from lowloss.conf import read_families
 from lowloss.finder import AutoNEB, Phase
+from lowloss.settings import check_settings
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra")
+EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
+# Of each family the first row and the last.
+ROWS = [rows[i]["experiment"] for rows in read_families(CONF).values() for i in (0, -1)]
+# Folders of tables.
+TABLES = {"family", "paper"}
+# Groups whose options set keys of others.
+SPREAD = ("experiment", "recipe", "scale")
 LISTED = ("finder", "scan")
 # Groups whose classes live under another name.
-HOMES = {"scan": "scans", "engine": "landscape"}
+HOMES = {"scan": "points", "engine": "landscape", "chart": "landscape"}
 # Filled in from the data.
 FROM_DATA = {"input_shape", "num_classes"}
 
@@ -31,6 +42,7 @@ FROM_DATA = {"input_shape", "num_classes"}
 @pytest.fixture(scope="module")
 def compose():
     """Composes the configuration of a command line; interpolations of Hydra's own values work."""
+    cli.register_families()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
 
         def composed(*overrides):
@@ -56,24 +68,34 @@ def targets(node):
             yield from targets(value)
 
 
+def flat(node, prefix=""):
+    """The values of nested mappings by dotted keys, lists as texts."""
+    if not isinstance(node, dict):
+        return {prefix: str(node)}
+    return {key: value for name in node for key, value in flat(node[name], f"{prefix}.{name}").items()}
+
+
 def yaml_of(group, option):
     return yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
 
 
 def test_every_group_has_options():
     groups = {group for group, _ in OPTIONS}
-    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", *TABLES}
     assert groups >= {
         "model",
         "data",
         "optimizer",
         "schedule",
+        "minima",
         "finder",
         "ensemble",
         "scan",
         "trainer",
         "engine",
+        "chart",
         "logger",
+        "scale",
     }
 
 
@@ -83,10 +105,11 @@ def test_option_composes(compose, group, option):
     OmegaConf.to_container(compose(chosen(group, option)), resolve=True)
     content = yaml_of(group, option)
     if group == "experiment":
-        assert plain["study"] == content["study"] == option
-    elif group == "recipe":
-        for section in set(content) - {"defaults"}:
-            assert plain[section].items() >= content[section].items()
+        # The study's name follows from it, so that another scale has a study of its own.
+        assert plain["name"] == content["name"] == option
+        assert "study" not in content
+    elif group in SPREAD:
+        assert flat(plain).items() >= flat({key: content[key] for key in set(content) - {"defaults"}}).items()
     elif group in LISTED:
         assert plain[group] == {option: content}
     else:
@@ -106,7 +129,32 @@ def test_study_is_named_after_data_and_model(compose):
     assert compose("model=resnet20", "data=cifar10").study == "cifar10-resnet20"
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] not in ("experiment", "recipe")])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *ROWS])
+def test_every_experiment_can_be_tiny(compose, name):
+    config, full = (compose(f"experiment={name}", *scale) for scale in (["scale=tiny"], []))
+    assert config.study == f"{full.study}-tiny" == f"{name}-tiny"
+    assert config.data == OmegaConf.create(yaml_of("data", "tiny"))
+    assert config.trainer == OmegaConf.create(yaml_of("trainer", "auto"))
+    assert config.minima.items() >= {"count": 3, "epochs": 2, "batch_size": 16}.items()
+    assert config.path.budget.pairs == 2
+    assert config.published is None
+    for group in ("model", "optimizer", "schedule"):
+        assert config[group] == full[group]
+    assert config.evaluation_batch == full.evaluation_batch
+    for finder in config.finder.values():
+        if "_target_" in finder and "batch_size" in finder:
+            assert finder.batch_size == 16
+            assert finder.get("steps", 2) == 2
+
+
+def test_the_command_line_wins_over_the_scale(compose):
+    given = ("data=cifar10", "trainer=cpu", "minima.count=5", "study=mine")
+    config = compose("experiment=draxler2018", "scale=tiny", *given)
+    assert (config.data._target_, config.trainer.accelerator) == ("lowloss.data.cifar10", "cpu")
+    assert (config.minima.count, config.minima.epochs, config.study) == (5, 2, "mine")
+
+
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] not in SPREAD])
 def test_keys_are_the_arguments_of_the_target(group, option):
     for node in targets(yaml_of(group, option)):
         target = get_object(node["_target_"])
@@ -119,6 +167,34 @@ def test_keys_are_the_arguments_of_the_target(group, option):
         if node["_target_"].startswith("lowloss."):
             assert keys | FROM_DATA >= named
             assert node["_target_"].startswith(f"lowloss.{HOMES.get(group, group)}.")
+
+
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] not in SPREAD])
+def test_option_has_what_its_target_asks_for(group, option):
+    for node in targets(yaml_of(group, option)):
+        set_here = {key: value for key, value in node.items() if value != "???" and "${" not in str(value)}
+        check_arguments(group, get_object(node["_target_"]), set_here)
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *ROWS])
+@pytest.mark.parametrize("scale", [(), ("scale=tiny",)], ids=["full", "tiny"])
+def test_every_experiment_has_settings_that_make_sense(compose, name, scale):
+    plain = OmegaConf.to_container(compose(f"experiment={name}", *scale), resolve=True)
+    check_settings(plain, cli.group_options("finder"))
+    for group in LISTED:
+        for key, node in plain[group].items():
+            if "_target_" in node:
+                check_arguments(f"{group}.{key}", get_object(node["_target_"]), node)
+
+
+def test_every_constructor_of_ours_describes_its_arguments():
+    """What has no annotation is not compared with anything."""
+    for group, option in OPTIONS:
+        for node in targets(yaml_of(group, option)):
+            if node["_target_"].startswith("lowloss."):
+                target = get_object(node["_target_"])
+                for name, parameter in inspect.signature(target).parameters.items():
+                    assert parameter.annotation is not inspect.Parameter.empty, f"{node['_target_']}: {name}"
 
 
 @pytest.mark.parametrize(
@@ -151,8 +227,8 @@ def test_everything_that_can_be_an_option_is_one():
         lowloss.ensemble.FGE,
         *(
             value
-            for value in exported(lowloss.scans)
-            if inspect.isclass(value) and issubclass(value, lowloss.scans.Plane)
+            for value in exported(lowloss.points)
+            if inspect.isclass(value) and issubclass(value, lowloss.points.Plane)
         ),
         *(value for value in exported(lowloss.schedule) if inspect.isclass(value)),
         *(value for value in exported(lowloss.data) if inspect.isfunction(value)),

@@ -13,7 +13,7 @@ from lowloss import NEB, AutoNEB, BezierCurve, LowlossError, MullerBrown, Polygo
 from lowloss.finder import Polyline
 from lowloss.finder.base import Phase
 from lowloss.finder.neb import redistribute, stretch, tangents
-from lowloss.scans.planes import RandomPlane
+from lowloss.points.planes import RandomPlane
 
 Array = NDArray[np.float64]
 START, END = (np.array(minimum[:2]) for minimum in MullerBrown.minima[:2])

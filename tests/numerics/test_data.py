@@ -1,6 +1,10 @@
-"""Minibatches and augmentation."""
+"""Data sets, their normalisation, minibatches and augmentation."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -8,7 +12,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from lowloss import Data, LowlossError
-from lowloss.data import Batches, CropFlip
+from lowloss.data import Batches, Classification, CropFlip, Regression, arrays, cifar10, mnist, tiny
+from lowloss.data.base import Pixels
 from lowloss.data.sources import digits, stratified_split
 
 
@@ -159,6 +164,141 @@ def test_tensors_that_would_train_wrongly_are_refused() -> None:
         Data(x, y, torch.zeros(3, 4), y)
     with pytest.raises(LowlossError, match="test split's inputs hold NaN"):
         Data(x, y, torch.full_like(x, torch.nan), y)
+    with pytest.raises(LowlossError, match="0 … 1"):
+        Data(x, y, x, y, task=Classification(2))
+
+
+def test_labels_may_have_any_integer_type() -> None:
+    x, y = torch.zeros(3, 2), torch.tensor([0, 2, 1], dtype=torch.uint16)
+    data = Data(x, y, x, y.to(torch.int8))
+    assert data.num_classes == 3
+    assert data.y_train.dtype == data.y_test.dtype == torch.long
+
+
+def pixels(*shape: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def stored(file: Path, **changed: Any) -> str:
+    kept = {"x_train": pixels(20, 2, 5, 4), "y_train": np.arange(20) % 3, "x_test": pixels(6, 2, 5, 4)}
+    np.savez(file, **{**kept, "y_test": np.arange(6) % 3, **changed})
+    return str(file)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_pixels_are_normalised_when_they_are_asked_for(given: bool, tmp_path: Path) -> None:
+    mean, std = ([0.3, 0.6], [0.2, 0.7]) if given else (None, None)
+    data = arrays(stored(tmp_path / "a.npz"), mean=mean, std=std)
+    scaled = torch.from_numpy(pixels(20, 2, 5, 4)).float() / 255
+    centre = torch.tensor(mean) if given else scaled.mean((0, 2, 3))
+    spread = torch.tensor(std) if given else scaled.std((0, 2, 3))
+    expected = (scaled - centre[:, None, None]) / spread[:, None, None]
+    assert isinstance(data.x_train, Pixels)
+    assert data.x_train.pixels.dtype == torch.uint8
+    assert data.input_shape == (2, 5, 4)
+    index = torch.tensor([[3, 0], [19, 3]])
+    # To the last bit, however many are asked for.
+    assert torch.equal(data.x_train[:], expected)
+    assert torch.equal(data.x_train[4:7], expected[4:7])
+    assert torch.equal(data.x_train[index], expected[index])
+    wide = data.moved(dtype=torch.float64)
+    assert torch.equal(wide.x_train[:], expected.double())
+    assert torch.equal(data.x_train[:], expected)
+    for step in range(5):
+        batch = Batches(data, 4, [1, 2], shared=False)[step]
+        held = Batches(Data(expected, data.y_train, expected, data.y_train), 4, [1, 2], shared=False)[step]
+        assert torch.equal(batch.x, held.x)
+        assert torch.equal(batch.y, held.y)
+    assert torch.equal(Batches(data, None, [1], shared=True)[0].x, expected)
+
+
+def test_a_constant_channel_stays_finite(tmp_path: Path) -> None:
+    x = pixels(20, 2, 5, 4)
+    x[:, 1] = 51
+    data = arrays(stored(tmp_path / "a.npz", x_train=x))
+    assert data.x_train[:][:, 1].abs().max() < 1e-6
+    assert data.x_test[:].isfinite().all()
+
+
+def test_arrays_of_floats_features_and_images_without_channels(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(3, 2, (20, 4))
+    data = arrays(stored(tmp_path / "a.npz", x_train=x, x_test=x[:6]))
+    assert isinstance(data.x_train, Tensor)
+    assert data.x_train.dtype == torch.float32
+    np.testing.assert_allclose(data.x_train, (x - x.mean(0)) / x.std(0, ddof=1), rtol=1e-4, atol=1e-6)
+    data = arrays(stored(tmp_path / "a.npz", x_train=pixels(20, 5, 4), x_test=pixels(6, 5, 4)), std=[0.5])
+    assert data.input_shape == (1, 5, 4)
+    flat = pixels(20, 5, 4).astype(np.float64) / 255
+    np.testing.assert_allclose(data.x_train[:][:, 0], (flat - flat.mean()) / 0.5, rtol=1e-4, atol=1e-6)
+    # Floats of three axes may be sequences: they stay as they are.
+    data = arrays(stored(tmp_path / "a.npz", x_train=x.reshape(20, 2, 2), x_test=x[:6].reshape(6, 2, 2)))
+    assert data.input_shape == (2, 2)
+
+
+def test_arrays_with_a_task_of_their_own(tmp_path: Path) -> None:
+    y = np.random.default_rng(0).normal(size=(20, 2))
+    data = arrays(stored(tmp_path / "a.npz", y_train=y, y_test=y[:6]), task=Regression())
+    np.testing.assert_array_equal(data.y_train, y)
+    with pytest.raises(LowlossError, match="give a task"):
+        arrays(stored(tmp_path / "a.npz", y_train=y, y_test=y[:6]))
+
+
+def test_arrays_that_do_not_do_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.npz"
+    with pytest.raises(LowlossError, match="complex"):
+        arrays(stored(file, x_train=np.zeros((20, 4), complex)[:, :4], x_test=np.zeros((6, 4), complex)))
+    for std in ([0.5, 0.0], [-1.0], [float("nan")]):
+        with pytest.raises(LowlossError, match=r"data\.std must be positive"):
+            arrays(stored(file), std=std)
+    with pytest.raises(LowlossError, match=r"data\.mean has 3 entries for 2 channels"):
+        arrays(stored(file), mean=[0.0, 0.0, 0.0])
+    with pytest.raises(LowlossError, match="the same in both splits"):
+        arrays(stored(file, x_test=pixels(6, 2, 4, 4)))
+    with pytest.raises(LowlossError, match="two axes"):
+        arrays(stored(file, x_train=np.zeros(20), x_test=np.zeros(6)))
+    file.write_text("no archive")
+    with pytest.raises(LowlossError, match=r"savez"):
+        arrays(str(file))
+    np.savez(file, x=np.zeros(2))
+    with pytest.raises(LowlossError, match=r"lacks x_train"):
+        arrays(str(file))
+
+
+def test_images_of_torchvision_stay_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stored:
+        classes = ("cat", "dog", "owl")
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            samples = 6 if train else 3
+            shape = (samples, 5, 4, 3) if root == "colour" else (samples, 5, 4)
+            self.data = pixels(*shape) if root == "colour" else torch.from_numpy(pixels(*shape))
+            self.targets = [i % 3 for i in range(samples)]
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Stored)
+    monkeypatch.setattr("torchvision.datasets.MNIST", Stored)
+    colour, grey = cifar10("colour", mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0]), mnist("grey", mean=[0.1], std=[2.0])
+    assert isinstance(colour.x_train, Pixels)
+    assert isinstance(grey.x_test, Pixels)
+    assert (colour.num_classes, colour.input_shape, grey.input_shape) == (3, (3, 5, 4), (1, 5, 4))
+    x = torch.from_numpy(pixels(6, 5, 4, 3)).float() / 255
+    expected = (x - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([1.0, 2.0, 3.0])
+    assert torch.equal(colour.x_train[:], expected.permute(0, 3, 1, 2))
+    assert torch.equal(grey.x_test[:][:, 0], (torch.from_numpy(pixels(3, 5, 4)).float() / 255 - 0.1) / 2.0)
+
+
+def test_tiny_data_are_the_first_of_the_digits() -> None:
+    data, whole = tiny(size=24, samples=10, channels=3), digits()
+    assert data.input_shape == (3, 24, 24)
+    assert data.num_classes == 10
+    for name, count in (("train", 10), ("test", 5)):
+        (x, y), (x_whole, y_whole) = data.split(name), whole.split(name)
+        expected = torch.nn.functional.interpolate(x_whole[:count], size=(24, 24), mode="nearest")
+        assert torch.equal(x[:], expected.expand(-1, 3, -1, -1))
+        assert torch.equal(y, y_whole[:count])
+    assert (len(tiny().y_train), len(tiny().y_test), tiny().input_shape) == (128, 64, (1, 8, 8))
+    for settings in ({"size": 12}, {"samples": 800}, {"samples": 1}, {"channels": 0}):
+        with pytest.raises(LowlossError, match=next(iter(settings))):
+            tiny(**settings)
 
 
 def test_digits_are_those_of_scikit_learn() -> None:

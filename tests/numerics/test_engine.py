@@ -10,16 +10,18 @@ from torch import nn
 from torch.nn.functional import conv2d, dropout, linear
 from torchvision.models import mobilenet_v2
 
-from lowloss import Data, LowlossError, NetworkLandscape, evaluate_points, train_minima
-from lowloss.landscape import Batch, Engine, Layout, convolution
-from lowloss.landscape.capture import compiled, differentiated
-from lowloss.landscape.engine import Loop
-from lowloss.landscape.folded import FoldedDropout, FoldedLinear, fold, separate, widen
-from lowloss.landscape.graph import Graph, _laid_out
-from lowloss.landscape.trust import Trust
+from lowloss import Classification, Data, LowlossError, NetworkLandscape, tabulate, train_minima
+from lowloss.landscape import Batch, Engine, Layout
+from lowloss.landscape.engine import convolution
+from lowloss.landscape.engine.capture import compiled, differentiated, laid_out
+from lowloss.landscape.engine.checked import Trust
+from lowloss.landscape.engine.folded import FoldedDropout, FoldedLinear, fold, separate, widen
+from lowloss.landscape.engine.graph import Graph
+from lowloss.landscape.engine.loop import Loop
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
 
 IMAGE = (3, 32, 32)
+TASK = Classification(10)
 FAMILIES = {
     "mlp": partial(MLP, hidden=(32, 16), batch_norm=True),
     "cnn": partial(CNN, width=6, depth=2, hidden=16),
@@ -41,10 +43,20 @@ FAMILIES = {
 }
 
 
+def joined(chunks):
+    """The outputs of all chunks."""
+    return torch.cat(list(chunks))
+
+
+def labelled(x):
+    """Inputs with targets, which an engine is compared on."""
+    return x, torch.zeros(len(x), dtype=torch.int64)
+
+
 def engines(module, step=torch.float32, evaluation=torch.float32):
     layout = Layout.of(module)
-    loop = Loop(module, layout)
-    return loop, Graph(loop, torch.randn(4, *IMAGE), step, evaluation)
+    loop = Loop(module, layout, TASK)
+    return loop, Graph(loop, labelled(torch.randn(4, *IMAGE)), step, evaluation)
 
 
 def points(loop, count):
@@ -61,7 +73,7 @@ def test_folded_points_equal_the_loop(family):
         assert last
         assert not any(others)
     theta_KP = points(loop, 3)
-    batch = Batch(torch.randn(3, 6, *IMAGE), torch.randint(10, (3, 6)), (0, 1, 2))
+    batch = Batch(torch.randn(3, 6, *IMAGE), torch.randint(10, (3, 6)), (0, 1, 2), shared=False)
     with torch.no_grad():  # as within an autograd.Function
         losses, gradients = graph.losses(theta_KP, batch, True)
     expected_losses, expected = loop.losses(theta_KP, batch, True)
@@ -77,8 +89,8 @@ def test_folded_points_equal_the_loop(family):
             if not name.endswith("tracked"):
                 # A whole split is normalised by the unbiased variance, as evaluation normalises it.
                 assert torch.allclose(buffers[name], buffer, rtol=5e-2 if whole else 1e-3, atol=1e-3)
-        logits = graph.logits(theta_KP[0], buffers, x, 12)
-        assert torch.allclose(logits, loop.logits(theta_KP[0], buffers, x, 12), atol=1e-3)
+        logits = joined(graph.outputs(theta_KP[0], buffers, x, 12))
+        assert torch.allclose(logits, joined(loop.outputs(theta_KP[0], buffers, x, 12)), atol=1e-3)
         if whole and loop.batch_norms:
             assert torch.allclose(outputs, logits, atol=1e-4)
 
@@ -86,13 +98,13 @@ def test_folded_points_equal_the_loop(family):
 def test_gradients_at_sure_points_are_as_near_to_float32_as_those_of_autocast(sure):
     data, theta_KP = sure
     module = nn.Linear(32, 10)
-    loop = Loop(module, Layout.of(module))
-    graph = Graph(loop, data.x_train[:4], torch.bfloat16, torch.float32)
+    loop = Loop(module, Layout.of(module), TASK)
+    graph = Graph(loop, labelled(data.x_train[:4]), torch.bfloat16, torch.float32)
     batch = Batch(data.x_train, data.y_train, (0,))
     _, exact = loop.losses(theta_KP, batch, True)
     apart = [
         (engine.losses(theta_KP, batch, True)[1] - exact).norm(dim=1) / exact.norm(dim=1)
-        for engine in (graph, Loop(module, loop.layout, torch.bfloat16))
+        for engine in (graph, Loop(module, loop.layout, TASK, torch.bfloat16))
     ]
     assert graph.usable
     assert (apart[0] <= apart[1]).all()
@@ -116,13 +128,15 @@ def test_compiled_code_serves_any_number_of_points_and_is_made_anew_for_each_bat
         graph,
         "_step",
         lambda theta_KP, rows, gradients: differentiated(
-            code, theta_KP, _laid_out(rows[0], torch.float32), *rows[1:], gradients=gradients
+            code, theta_KP, laid_out(rows[0], torch.float32), *rows[1:], gradients=gradients
         ),
     )
     found = []
     for count, size in ((2, 4), (3, 4), (5, 4), (3, 6)):
         theta_KP = points(loop, count)
-        batch = Batch(torch.randn(count, size, *IMAGE), torch.randint(10, (count, size)), tuple(range(count)))
+        batch = Batch(
+            torch.randn(count, size, *IMAGE), torch.randint(10, (count, size)), tuple(range(count)), shared=False
+        )
         with torch.no_grad():
             losses, gradients = graph.losses(theta_KP, batch, True)
         expected_losses, expected = loop.losses(theta_KP, batch, True)
@@ -140,12 +154,12 @@ def test_sixteen_bits_stay_close_to_float32(family, digits_in_colour):
     land = NetworkLandscape(model, data, len(data.y_train), Engine(precision="float32"))
     minima = train_minima(land, count=2, epochs=4, batch_size=32).theta_KP
     land.to(torch.device("cpu"))
-    graph = Graph(land.loop, data.x_train[:4], torch.bfloat16, torch.float16)
+    graph = Graph(land.loop, labelled(data.x_train[:4]), torch.bfloat16, torch.float16)
     for theta_P in (*minima, minima.mean(0)):  # two low points and what lies between
         slow = land.evaluate(theta_P[None])
-        fast, _ = land._scores(graph, theta_P[None], "train", False)
-        assert abs(fast[0, 0] - slow.loss_K[0]) <= 1e-3 * max(1, slow.loss_K[0])
-        assert abs(fast[0, 1] - slow.error_K[0]) <= 0.0005 + 1 / len(data.y_train)
+        fast, _ = land._columns(graph, theta_P[None], "train", False, None)
+        assert abs(fast["loss"][0] - slow["loss"][0]) <= 1e-3 * max(1, slow["loss"][0])
+        assert abs(fast["error"][0] - slow["error"][0]) <= 0.0005 + 1 / len(data.y_train)
     batch = land.batches(32, [0], shared=True)[0]
     losses, _ = graph.losses(minima, batch, True)
     assert torch.allclose(losses, land.loop.losses(minima, batch, False)[0], rtol=0.05, atol=0.02)
@@ -166,7 +180,7 @@ def digits_in_colour():
 def kernels(monkeypatch):
     """The GPU's kernels: run there, or by Triton's interpreter."""
     pytest.importorskip("triton")
-    from lowloss.landscape import kernels
+    from lowloss.landscape.engine import kernels
 
     monkeypatch.setattr(convolution, "narrow", lambda *settings: True)
     return kernels
@@ -258,15 +272,15 @@ def test_batch_norm_within_the_convolutions(kernels, monkeypatch):
         if isinstance(part, nn.BatchNorm2d):
             nn.init.normal_(part.weight)
             nn.init.normal_(part.bias)
-    loop = Loop(net, Layout.of(net))
-    graph = Graph(loop, x := torch.randn(64, 3, 8, 8), torch.float32, torch.float16)
+    loop = Loop(net, Layout.of(net), TASK)
+    graph = Graph(loop, labelled(x := torch.randn(64, 3, 8, 8)), torch.float32, torch.float16)
     assert graph.usable
     calls, normalised, recorded = [], kernels.forward_normalised, kernels.forward_with_statistics
     monkeypatch.setattr(kernels, "forward_normalised", lambda *call: calls.append(call[4]) or normalised(*call))
     monkeypatch.setattr(kernels, "forward_with_statistics", lambda *call: calls.append("sums") or recorded(*call))
     (theta_P,) = points(loop, 1)
     buffers, _ = loop.statistics(theta_P, x, None)
-    found, expected = graph.logits(theta_P, buffers, x, 64), loop.logits(theta_P, buffers, x, 64)
+    found, expected = joined(graph.outputs(theta_P, buffers, x, 64)), joined(loop.outputs(theta_P, buffers, x, 64))
     assert calls == [True, False, False]
     assert (found - expected).norm() <= 3e-3 * expected.norm()
     calls.clear()
@@ -382,9 +396,9 @@ class SharesDropout(nn.Module):
     ],
 )
 def test_what_cannot_be_folded_runs_on_the_loop_and_says_so_once(module, reason, caplog):
-    loop = Loop(module, Layout.of(module))
+    loop = Loop(module, Layout.of(module), TASK)
     sample = torch.randn(8, *IMAGE, dtype=loop.layout.dtype)
-    graph = Graph(loop, sample, torch.bfloat16, torch.float16)
+    graph = Graph(loop, labelled(sample), torch.bfloat16, torch.float16)
     theta_KP = points(loop, 2).to(loop.layout.dtype)
     batch = Batch(sample, torch.randint(10, (8,)), (0,))
     for _ in range(2):
@@ -396,11 +410,13 @@ def test_what_cannot_be_folded_runs_on_the_loop_and_says_so_once(module, reason,
         buffers, _ = graph.statistics(theta_KP[0], sample, parts)
         expected_buffers, _ = loop.statistics(theta_KP[0], sample, parts)
         assert all(torch.equal(buffers[name], buffer) for name, buffer in expected_buffers.items())
-    assert torch.equal(graph.logits(theta_KP[0], buffers, sample, 2), loop.logits(theta_KP[0], buffers, sample, 2))
+    assert torch.equal(
+        joined(graph.outputs(theta_KP[0], buffers, sample, 2)), joined(loop.outputs(theta_KP[0], buffers, sample, 2))
+    )
     assert caplog.text.count("runs on the plain loop") == 1
     assert reason in caplog.text
     with pytest.raises(LowlossError, match="cannot run with engine=graph"):
-        Graph(loop, sample, torch.bfloat16, torch.float16, strict=True)
+        Graph(loop, labelled(sample), torch.bfloat16, torch.float16, strict=True)
 
 
 def test_an_error_of_the_compiler_is_told_by_its_own_line(caplog):
@@ -414,13 +430,18 @@ def test_an_error_of_the_compiler_is_told_by_its_own_line(caplog):
 
 @pytest.mark.parametrize("draw", [random.random, lambda: np.random.rand()])  # noqa: NPY002
 def test_random_numbers_of_python_are_seen(draw, caplog):
-    Graph(Loop(module := DrawsFrom(draw), Layout.of(module)), torch.randn(4, *IMAGE), torch.float32, torch.float32)
+    Graph(
+        Loop(module := DrawsFrom(draw), Layout.of(module), TASK),
+        labelled(torch.randn(4, *IMAGE)),
+        torch.float32,
+        torch.float32,
+    )
     assert "random numbers" in caplog.text
 
 
 def test_a_module_that_changes_its_buffers_runs_on_the_loop(caplog):
     module = Counts(nn.Flatten(), nn.Linear(3072, 10))
-    Graph(Loop(module, Layout.of(module)), torch.randn(8, *IMAGE), torch.float32, torch.float32)
+    Graph(Loop(module, Layout.of(module), TASK), labelled(torch.randn(8, *IMAGE)), torch.float32, torch.float32)
     assert "changes its buffers" in caplog.text
 
 
@@ -436,13 +457,17 @@ class OnlyInTraining(nn.Module):
 
 def test_a_batch_norm_that_evaluation_does_not_use_is_no_obstacle():
     module = OnlyInTraining()
-    assert Graph(Loop(module, Layout.of(module)), torch.randn(8, *IMAGE), torch.float32, torch.float32).usable
+    assert Graph(
+        Loop(module, Layout.of(module), TASK), labelled(torch.randn(8, *IMAGE)), torch.float32, torch.float32
+    ).usable
 
 
 def test_rounding_in_deep_networks_is_no_obstacle():
     """Where BatchNorm normalises by four numbers, the plain loop's own gradient is wrong by more than a tenth."""
     module = mobilenet_v2(num_classes=10)
-    assert Graph(Loop(module, Layout.of(module)), torch.randn(8, *IMAGE), torch.float32, torch.float32).usable
+    assert Graph(
+        Loop(module, Layout.of(module), TASK), labelled(torch.randn(8, *IMAGE)), torch.float32, torch.float32
+    ).usable
 
 
 class MixesOutputsInTraining(nn.Sequential):
@@ -454,9 +479,13 @@ class MixesOutputsInTraining(nn.Sequential):
 def test_what_mixes_samples_is_seen_in_deep_networks_too():
     layers = [part for _ in range(12) for part in (nn.Linear(600, 600), nn.ReLU())]
     module = MixesOutputsInTraining(nn.Flatten(), nn.Linear(3072, 600), *layers, nn.Linear(600, 10))
-    assert not Graph(Loop(module, Layout.of(module)), torch.randn(8, *IMAGE), torch.float32, torch.float32).usable
+    assert not Graph(
+        Loop(module, Layout.of(module), TASK), labelled(torch.randn(8, *IMAGE)), torch.float32, torch.float32
+    ).usable
     plain = nn.Sequential(*module)
-    assert Graph(Loop(plain, Layout.of(plain)), torch.randn(8, *IMAGE), torch.float32, torch.float32).usable
+    assert Graph(
+        Loop(plain, Layout.of(plain), TASK), labelled(torch.randn(8, *IMAGE)), torch.float32, torch.float32
+    ).usable
 
 
 def test_what_came_before_a_graph_gave_up_is_not_reported():
@@ -465,8 +494,8 @@ def test_what_came_before_a_graph_gave_up_is_not_reported():
     land = NetworkLandscape(net, Data(x, y, x, y), evaluation_batch=100)
     theta_KP = torch.stack([land.initial(0), land.initial(1)])
     theta_KP[:, :216] *= 3e5  # outputs of the first layer that 16 bits do not hold
-    expected = [land.evaluate(theta_KP, split).loss_K for split in land.splits]
-    graph = land._engine = Graph(land.loop, x[:8], torch.float32, torch.float16)
+    expected = [land.evaluate(theta_KP, split)["loss"] for split in land.splits]
+    graph = land._engine = Graph(land.loop, labelled(x[:8]), torch.float32, torch.float16)
     evaluated = graph._evaluated
 
     def failing(folded, *arguments):
@@ -475,7 +504,7 @@ def test_what_came_before_a_graph_gave_up_is_not_reported():
         return evaluated(folded, *arguments)
 
     graph._evaluated = failing
-    found = [land.evaluate(theta_KP, split).loss_K for split in land.splits]
+    found = [land.evaluate(theta_KP, split)["loss"] for split in land.splits]
     assert all(map(torch.equal, found, expected))
     assert land.arithmetic == "loop, steps in float32, evaluation in float32"
 
@@ -489,13 +518,13 @@ def test_hooks_of_layers_that_would_run_as_one_are_called(kernels):
     )
     net[0][0].register_forward_hook(lambda part, given, y: y * y.abs())
     net[1][2].register_forward_pre_hook(lambda part, given: (given[0].clamp(max=0.3),))
-    loop = Loop(net, Layout.of(net))
-    graph = Graph(loop, x := torch.randn(64, 3, 8, 8), torch.float32, torch.float16)
+    loop = Loop(net, Layout.of(net), TASK)
+    graph = Graph(loop, labelled(x := torch.randn(64, 3, 8, 8)), torch.float32, torch.float16)
     assert graph.usable
     (theta_P,) = points(loop, 1)
     buffers, _ = loop.statistics(theta_P, x, None)
-    expected = loop.logits(theta_P, buffers, x, 64)
-    assert (graph.logits(theta_P, buffers, x, 64) - expected).norm() <= 3e-3 * expected.norm()
+    expected = joined(loop.outputs(theta_P, buffers, x, 64))
+    assert (joined(graph.outputs(theta_P, buffers, x, 64)) - expected).norm() <= 3e-3 * expected.norm()
     assert (graph.statistics(theta_P, x, None)[1] - expected).norm() <= 5e-3 * expected.norm()
 
 
@@ -548,7 +577,7 @@ def test_a_step_is_as_near_as_autocast(noise, taken, monkeypatch, caplog):
 
 def test_a_gradient_of_another_direction_is_refused_however_far_autocast_is(monkeypatch):
     loop, graph = engines(FAMILIES["cnn"](input_shape=IMAGE, num_classes=10), torch.bfloat16)
-    monkeypatch.setattr("lowloss.landscape.graph.AUTOCAST_ROOM", 1e6)
+    monkeypatch.setattr("lowloss.landscape.engine.checked.AUTOCAST_ROOM", 1e6)
     alter_steps(graph, monkeypatch, lambda losses, gradients: (losses, -0.2 * gradients))
     graph.losses(points(loop, 2), Batch(torch.randn(6, *IMAGE), torch.randint(10, (6,)), (0,)), True)
     assert not graph.usable
@@ -659,8 +688,8 @@ def test_compiled_evaluation_serves_any_number_of_parts(monkeypatch):
         found.append(made["unique_graphs"])
     assert found[0] == found[2]
     for size in (60, 50):
-        logits = graph.logits(theta_P, buffers, x[:size], 20)
-        assert torch.allclose(logits, loop.logits(theta_P, buffers, x[:size], 20), atol=1e-3)
+        logits = joined(graph.outputs(theta_P, buffers, x[:size], 20))
+        assert torch.allclose(logits, joined(loop.outputs(theta_P, buffers, x[:size], 20)), atol=1e-3)
         found.append(made["unique_graphs"])
     assert found[3] == found[4] == found[0] + 1
     assert graph.usable
@@ -682,12 +711,12 @@ def test_samples_that_do_not_fit_together_are_evaluated_in_parts(monkeypatch):
     expected, _ = loop.statistics(theta_P, x, parts)
     assert all(torch.allclose(buffers[name], expected[name], rtol=1e-4, atol=1e-4) for name in graph._running)
     graph._samples_at_once = 1 << 10
-    logits = graph.logits(theta_P, buffers, x, 5)
-    assert torch.allclose(logits, loop.logits(theta_P, buffers, x, 5), atol=1e-3)
+    logits = joined(graph.outputs(theta_P, buffers, x, 5))
+    assert torch.allclose(logits, joined(loop.outputs(theta_P, buffers, x, 5)), atol=1e-3)
     assert graph._samples_at_once == 10
     room = 4
     with pytest.raises(torch.OutOfMemoryError):
-        graph.logits(theta_P, buffers, x, 5)
+        joined(graph.outputs(theta_P, buffers, x, 5))
     with pytest.raises(torch.OutOfMemoryError):
         graph.statistics(theta_P, x, parts)
     assert graph.usable
@@ -714,12 +743,13 @@ def test_evaluation_that_differs_from_float32_is_not_reported(caplog):
     expected = land.evaluate(theta_KP)
 
     class Wrong(Loop):
-        def logits(self, theta_P, buffers, x_N, at_once):
-            return super().logits(theta_P, buffers, x_N, at_once) * 1.1
+        def outputs(self, theta_P, buffers, x_N, at_once, streams=None):
+            for chunk in super().outputs(theta_P, buffers, x_N, at_once):
+                yield chunk * 1.1
 
-    land._engine = Wrong(land.loop.module, land.layout)
+    land._engine = Wrong(land.loop.module, land.layout, land.task)
     found = land.evaluate(theta_KP)
-    assert torch.equal(found.loss_K, expected.loss_K)
+    assert torch.equal(found["loss"], expected["loss"])
     land.evaluate(theta_KP)
     assert caplog.text.count("in float32 on the plain loop") == 1
 
@@ -730,14 +760,15 @@ def test_losses_above_those_that_were_seen_to_agree_are_compared_again(caplog):
     expected = land.evaluate(torch.stack([low, high]))
 
     class WrongHighUp(Loop):
-        def logits(self, theta_P, buffers, x_N, at_once):
-            return super().logits(theta_P, buffers, x_N, at_once) * (1.0001 if theta_P.norm() < 10 else 1.1)
+        def outputs(self, theta_P, buffers, x_N, at_once, streams=None):
+            for chunk in super().outputs(theta_P, buffers, x_N, at_once):
+                yield chunk * (1.0001 if theta_P.norm() < 10 else 1.1)
 
-    land._engine = WrongHighUp(land.loop.module, land.layout)
+    land._engine = WrongHighUp(land.loop.module, land.layout, land.task)
     first = land.evaluate(low[None])
-    assert first.loss_K[0] != expected.loss_K[0]
+    assert first["loss"][0] != expected["loss"][0]
     both = land.evaluate(torch.stack([high, low]))
-    assert both.loss_K.tolist() == [expected.loss_K[1], first.loss_K[0]]
+    assert both["loss"].tolist() == [expected["loss"][1], first["loss"][0]]
     assert caplog.text.count("in float32 on the plain loop") == 1
 
 
@@ -745,13 +776,13 @@ def test_a_chunk_holds_two_samples_where_there_are_two():
     x, y = torch.randn(5, 4), torch.arange(5) % 2
     net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
     land = NetworkLandscape(net, Data(x, y, x, y), evaluation_batch=2)
-    assert land.evaluate(land.initial(0)[None]).loss_K.isfinite().all()
+    assert land.evaluate(land.initial(0)[None])["loss"].isfinite().all()
     with pytest.raises(LowlossError, match="evaluation_batch=1"):
         NetworkLandscape(net, Data(x, y, x, y), evaluation_batch=1)
     # Also where the outputs are computed, which some layers see.
     bare = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2))
     land = NetworkLandscape(bare, Data(x, y, x, y), evaluation_batch=np.int64(4))
-    assert land.evaluate(land.initial(0)[None]).loss_K.isfinite().all()
+    assert land.evaluate(land.initial(0)[None])["loss"].isfinite().all()
     with pytest.raises(LowlossError, match="batch_size=1"):
         land.batches(1, [0], shared=True)
 
@@ -768,28 +799,31 @@ def test_a_module_that_changes_its_inputs_is_refused():
 
 
 def test_sixteen_bits_are_trusted_between_losses_that_float32_confirmed():
-    trust = Trust(1000)
+    def scores(loss, error):
+        return {"loss": loss, "error": error}
+
+    trust = Trust(1000, Classification.units)
     losses = torch.tensor([0.04, torch.nan, 4.0, 1.0])
     assert not trust.holds(losses).any()
     assert trust.doubtful(losses, lowest=False) == 2
-    assert trust.compare((4.0, 0.5), (4.002, 0.5))
+    assert trust.compare(scores(4.0, 0.5), scores(4.002, 0.5))
     assert trust.doubtful(losses, lowest=False) is None
     assert trust.doubtful(losses, lowest=True) == 0
-    assert trust.compare((0.04, 0.0101), (0.0405, 0.01))
+    assert trust.compare(scores(0.04, 0.0101), scores(0.0405, 0.01))
     assert trust.doubtful(losses, lowest=True) is None
     assert trust.holds(torch.tensor([0.04, torch.nan, 7.9, 8.1])).tolist() == [True, False, True, False]
     # An outlier leaves what lies below it as it was.
     assert trust.doubtful(torch.tensor([250.0, 1.0]), lowest=False) == 0
-    assert not trust.compare((250.0, 0.9), (255.0, 0.9))
+    assert not trust.compare(scores(250.0, 0.9), scores(255.0, 0.9))
     assert trust.limit == 250
     assert trust.holds(torch.tensor([1.0, 250.0])).tolist() == [True, False]
     # Much lower ones are compared again, and where they differ nothing above them holds.
     assert trust.doubtful(torch.tensor([0.01, 1.0]), lowest=True) == 0
-    assert not trust.compare((0.01, 0.004), (0.013, 0.004))
+    assert not trust.compare(scores(0.01, 0.004), scores(0.013, 0.004))
     assert not trust.holds(torch.tensor([0.01, 1.0])).any()
     assert trust.doubtful(torch.tensor([0.005, 1.0]), lowest=False) == 0
     # Below what is compared at all, one is as another.
-    assert trust.compare((1e-4, 0.0), (1e-4, 0.0))
+    assert trust.compare(scores(1e-4, 0.0), scores(1e-4, 0.0))
     assert trust.doubtful(torch.tensor([1e-7]), lowest=True) is None
 
 
@@ -800,29 +834,34 @@ def test_one_outlier_costs_no_more_than_itself():
     class WrongFarOut(Loop):
         calls = 0
 
-        def logits(self, theta_P, buffers, x_N, at_once):
+        def outputs(self, theta_P, buffers, x_N, at_once, streams=None):
             self.calls += 1
-            return super().logits(theta_P, buffers, x_N, at_once) * (1.0001 if theta_P.norm() < 10 else 1.1)
+            for chunk in super().outputs(theta_P, buffers, x_N, at_once):
+                yield chunk * (1.0001 if theta_P.norm() < 10 else 1.1)
 
-    land._engine = WrongFarOut(land.loop.module, land.layout)
+    land._engine = WrongFarOut(land.loop.module, land.layout, land.task)
     both = land.evaluate(torch.stack([good, far]))
-    exact = land._scores(land.loop, torch.stack([good, far]), "train", False)[0]
-    assert both.loss_K[1] == exact[1, 0]
-    assert both.loss_K[0] != exact[0, 0]
+    exact, _ = land._columns(land.loop, torch.stack([good, far]), "train", False, None)
+    assert both["loss"][1] == exact["loss"][1]
+    assert both["loss"][0] != exact["loss"][0]
     land.evaluate(good[None] * 1.001)
     assert land._engine.calls == 3
 
 
 def test_a_point_beyond_16_bits_is_evaluated_in_float32():
     land = small_landscape()
-    land._engine = Graph(land.loop, land.data.x_train[:4], torch.bfloat16, torch.float16)
+    land._engine = Graph(land.loop, labelled(land.data.x_train[:4]), torch.bfloat16, torch.float16)
     wild = 1e6 * torch.randn(2, land.dim)
     theta_KP = torch.cat([torch.randn(1, land.dim), wild])
-    found = land.evaluate(theta_KP, logits=True)
-    exact, outputs = land._scores(land.loop, theta_KP, "train", True)
-    assert found.loss_K.isfinite().all()
-    assert torch.allclose(found.loss_K, exact[:, 0], rtol=1e-3)
-    assert torch.equal(found.logits_KNC[1:], torch.stack(outputs)[1:])
+    found = land.evaluate(theta_KP)
+    exact, _ = land._columns(land.loop, theta_KP, "train", False, None)
+    assert found["loss"].isfinite().all()
+    assert torch.allclose(found["loss"], exact["loss"], rtol=1e-3)
+    for theta_P in wild:
+        outputs = joined(chunk for chunk, _ in land.outputs(theta_P, "train"))
+        assert torch.equal(
+            outputs, joined(land.loop.outputs(theta_P, land.statistics(theta_P), land.data.x_train, 1000))
+        )
 
 
 @pytest.mark.parametrize(("key", "value"), [("kind", "fast"), ("precision", "fp8")])
@@ -852,7 +891,7 @@ def only_float32(**settings):
 
 
 def test_a_module_that_fails_in_bfloat16_takes_its_steps_in_float32(monkeypatch, caplog):
-    monkeypatch.setattr("lowloss.landscape.engine._bfloat16_pays", lambda module, x: True)
+    monkeypatch.setattr("lowloss.landscape.engine.loop._bfloat16_pays", lambda module, x: True)
     land, exact = only_float32(), only_float32(precision="float32")
     theta_KP, batch = torch.randn(2, land.dim), land.batches(8, [0], shared=True)[0]
     assert torch.equal(land.losses(theta_KP, batch), exact.loop.losses(theta_KP, batch, False)[0])
@@ -876,7 +915,7 @@ def test_bfloat16_is_refused_to_float64():
 
 def test_numbers_of_an_engine_that_gave_up_are_told(monkeypatch):
     land = small_landscape()
-    graph = land._engine = Graph(land.loop, land.data.x_train[:4], torch.bfloat16, torch.float16)
+    graph = land._engine = Graph(land.loop, labelled(land.data.x_train[:4]), torch.bfloat16, torch.float16)
     theta_KP, batch = torch.randn(2, land.dim), land.batches(8, [0], shared=True)[0]
     land.losses(theta_KP, batch)
     monkeypatch.setattr(graph, "_step", None)
@@ -887,7 +926,7 @@ def test_numbers_of_an_engine_that_gave_up_are_told(monkeypatch):
 
 def test_a_step_whose_check_does_not_fit_the_memory_counts(monkeypatch, caplog):
     land = small_landscape()
-    graph = Graph(land.loop, land.data.x_train[:4], torch.float32, torch.float32)
+    graph = Graph(land.loop, labelled(land.data.x_train[:4]), torch.float32, torch.float32)
     monkeypatch.setattr(Loop, "losses", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
     theta_KP, batch = torch.randn(3, land.dim), land.batches(8, [0], shared=True)[0]
     for _ in range(2):
@@ -909,7 +948,7 @@ def test_bfloat16_steps_on_a_processor_are_float32_to_three_digits():
     theta_KP = points(loop, 2)
     batch = Batch(torch.randn(16, *IMAGE), torch.randint(10, (16,)), (0,))
     exact, exact_gradients = loop.losses(theta_KP, batch, True)
-    narrow = Loop(loop.module, loop.layout, torch.bfloat16)
+    narrow = Loop(loop.module, loop.layout, TASK, torch.bfloat16)
     losses, gradients = narrow.losses(theta_KP, batch, True)
     assert losses.dtype == gradients.dtype == torch.float32
     assert torch.allclose(losses, exact, atol=0.01)
@@ -925,8 +964,7 @@ def test_no_points_and_one_point():
     assert gradients.shape == (0, loop.layout.dim)
     assert graph.losses(points(loop, 1), batch, True)[1].shape == (1, loop.layout.dim)
     land = small_landscape()
-    none = land.evaluate(torch.empty(0, land.dim), logits=True)
-    assert none.loss_K.shape == (0,)
-    assert none.logits_KNC.shape == (0, 40, 2)
+    none = land.evaluate(torch.empty(0, land.dim))
+    assert none["loss"].shape == none["error"].shape == (0,)
     with pytest.raises(LowlossError, match="no point to evaluate"):
-        evaluate_points(land, lambda index: torch.zeros(len(index), land.dim), 0)
+        tabulate(land, lambda index: torch.zeros(len(index), land.dim), 0)

@@ -10,11 +10,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import interpolate
 
-from lowloss import Data, NetworkLandscape, train_minima
+from lowloss import Data, LanguageModel, NetworkLandscape, Regression, train_minima
 from lowloss.data import CropFlip
-from lowloss.landscape import Batch, Engine, capture, graph
-from lowloss.landscape.convolution import convolution, convolution_backward
-from lowloss.landscape.engine import Loop
+from lowloss.data.base import Carry, Pixels
+from lowloss.landscape import Batch, Engine
+from lowloss.landscape.engine import capture, checked
+from lowloss.landscape.engine.convolution import convolution, convolution_backward
+from lowloss.landscape.engine.loop import Loop
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
 
 pytestmark = [
@@ -60,23 +62,23 @@ def test_agrees_with_the_loop_in_float32(family, data, capsys):
     points = torch.stack([minima[0], minima[1], minima.mean(0)])
     fast = land.evaluate(points, "train")
     slow = NetworkLandscape(land.model, data, len(data.y_train), Engine("loop")).to(CUDA).evaluate(points, "train")
-    loss, error = (fast.loss_K - slow.loss_K).abs(), (fast.error_K - slow.error_K).abs()
+    loss, error = (fast["loss"] - slow["loss"]).abs(), (fast["error"] - slow["error"]).abs()
     batch = land.batches(512, [3], shared=True)[0]
-    with graph._without_dropout(land.engine.training), graph._without_dropout(land.loop.module):
+    with checked._without_dropout(land.engine.training), checked._without_dropout(land.loop.module):
         land.engine._steps.clear()
         losses, gradients = land.engine.losses(points, batch, True)
         with land.loop.exact():
             exact_losses, exact = land.loop.losses(points, batch, True)
-        _, narrow = Loop(land.loop.module, land.layout, torch.bfloat16).losses(points, batch, True)
+        _, narrow = Loop(land.loop.module, land.layout, land.task, torch.bfloat16).losses(points, batch, True)
     relative, autocast = apart(gradients, exact), apart(narrow, exact)
     with capsys.disabled():
         print(
-            f"\n{family:12s} loss {slow.loss_K.tolist()} error {slow.error_K.tolist()} "
+            f"\n{family:12s} loss {slow['loss'].tolist()} error {slow['error'].tolist()} "
             f"differences: loss {loss.max():.1e}, error {100 * error.max():.3f} points, "
             f"step loss {(losses - exact_losses).abs().max():.1e}, gradient {relative.tolist()}, "
             f"of autocast {autocast.tolist()}"
         )
-    assert land._trust["train"].holds(slow.loss_K).all()
+    assert land._trust["train"].holds(slow["loss"]).all()
     assert land.arithmetic == "graph, steps in bfloat16, evaluation in float16"
     assert loss.max() <= 1e-3
     assert error.max() <= 0.0005
@@ -93,8 +95,8 @@ def test_evaluation_in_parts_agrees_with_the_loop(family, data):
     minima = train_minima(land, count=2, epochs=2, batch_size=128, optimizer=optimizer).theta_KP.to(CUDA)
     for split in ("train", "test"):
         found, expected = land.evaluate(minima, split), slow.evaluate(minima, split)
-        assert (found.loss_K - expected.loss_K).abs().max() <= 1e-3
-        assert (found.error_K - expected.error_K).abs().max() <= 0.0005 + 1 / len(data.split(split)[1])
+        assert (found["loss"] - expected["loss"]).abs().max() <= 1e-3
+        assert (found["error"] - expected["error"]).abs().max() <= 0.0005 + 1 / len(data.split(split)[1])
     assert "losses from" not in land.arithmetic
     # All parts of a length went through together.
     assert land.engine._samples_at_once >= len(data.y_train)
@@ -151,7 +153,7 @@ def apart(found, expected):
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_kernels_agree_with_the_library_on_every_sample(points, samples, inputs, outputs, size, stride, taps, dtype):
-    from lowloss.landscape import kernels
+    from lowloss.landscape.engine import kernels
 
     x, gradient, weight = random_convolution(points, samples, inputs, outputs, size, stride, taps, dtype)
     scale, shift = torch.randn(2, points, outputs, device=CUDA)
@@ -219,7 +221,7 @@ def test_any_number_of_points_dropout_and_both_kinds_of_batches():
     assert torch.equal(together[0], again[0])
     for k in range(5):
         alone = land.engine.losses(
-            theta_KP[k : k + 1], Batch(rows.x[k : k + 1], rows.y[k : k + 1], rows.seeds[k : k + 1]), True
+            theta_KP[k : k + 1], Batch(rows.x[k : k + 1], rows.y[k : k + 1], rows.seeds[k : k + 1], shared=False), True
         )
         assert torch.allclose(alone[0], together[0][k], atol=1e-5)
         assert torch.allclose(alone[1][0], together[1][k], atol=1e-5)
@@ -248,8 +250,9 @@ def test_a_point_that_overflows_16_bits_is_evaluated_in_float32():
     x, y = torch.randn(20, 4), torch.randint(2, (20,))
     land = NetworkLandscape(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), Data(x, y, x, y)).to(CUDA)
     wild = torch.full((1, land.dim), 1e6, device=CUDA) * torch.randn(land.dim, device=CUDA)
-    assert torch.allclose(land.evaluate(wild).loss_K, land._scores(land.loop, wild, "train", False)[0][:, 0].cpu())
-    assert land.evaluate(wild).loss_K.isfinite().all()
+    exact, _ = land._columns(land.loop, wild, "train", False, None)
+    assert torch.allclose(land.evaluate(wild)["loss"], exact["loss"])
+    assert land.evaluate(wild)["loss"].isfinite().all()
 
 
 def test_chunks_where_the_memory_is_small(monkeypatch):
@@ -365,3 +368,56 @@ def test_a_capture_that_fails_leaves_the_device_as_it_was(monkeypatch, caplog):
     assert land.arithmetic == "loop, steps in float32, evaluation in float32"
     assert torch.allclose(losses, land.loop.losses(theta_KP, batch, False)[0])
     assert torch.randn(3, device=CUDA).isfinite().all()
+
+
+def test_pixels_are_the_same_bits_as_on_the_cpu():
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(64, 3, 1).view(64, 3, 16, 16)
+    on_cpu = Pixels(pixels, torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616]))
+    on_gpu = on_cpu.to(device=CUDA)
+    assert torch.equal(on_gpu[:].cpu(), on_cpu[:])
+    index = torch.randint(64, (2, 8))
+    assert torch.equal(on_gpu[index.to(CUDA)].cpu(), on_cpu[index])
+
+
+def test_a_regression_is_folded_and_minibatches_follow_the_landscape():
+    x = torch.randn(600, 4)
+    y = torch.stack([x.sin().sum(1), x.cos().sum(1)], 1)
+    given = Data(x, y, x[:100], y[:100], task=Regression.normalised(y))
+    land = NetworkLandscape(lambda: nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 2)), given)
+    batches = land.batches(100, [0, 1], shared=False)  # before the landscape moves
+    land.to(CUDA)
+    theta_KP = torch.stack([land.initial(k) for k in range(2)]).to(CUDA)
+    losses, gradients = land.engine.losses(theta_KP, batches[0], True)
+    assert land.engine is not land.loop
+    assert land.engine.usable
+    exact, exact_gradients = land.loop.losses(theta_KP, batches[0], True)
+    assert torch.allclose(losses, exact, rtol=0.02)
+    assert apart(gradients, exact_gradients).max() <= 0.05
+    v_KP = torch.randn_like(theta_KP)
+    on_cpu = NetworkLandscape(land.model, given)
+    expected = on_cpu.product(theta_KP.cpu(), v_KP.cpu(), "train")
+    assert apart(land.product(theta_KP, v_KP, "train").cpu(), expected).max() <= 1e-4
+
+
+def test_a_carried_state_continues_on_the_device():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.lstm, self.head = nn.Embedding(9, 8), nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 9)
+
+        def forward(self, x, state=None):
+            h, state = self.lstm(self.embed(x), state)
+            return self.head(h), state
+
+    tokens = torch.randint(9, (40, 6))
+    land = NetworkLandscape(Recurrent, Data(tokens, tokens, tokens, tokens, task=LanguageModel(9), streams=4)).to(CUDA)
+    theta_KP = torch.stack([land.initial(k) for k in range(2)]).to(CUDA)
+    carry = Carry(2)
+    for step in range(2):
+        x = tokens[step * 4 : step * 4 + 4].to(CUDA)
+        losses = land.losses(theta_KP, Batch(x, x, (0, 1), carry=carry))
+    assert losses.is_cuda
+    assert carry.states[0][0].is_cuda
+    slow = NetworkLandscape(Recurrent, Data(tokens, tokens, tokens, tokens, task=LanguageModel(9), streams=4))
+    expected, found = slow.evaluate(theta_KP.cpu()), land.evaluate(theta_KP)
+    assert torch.allclose(found["perplexity"], expected["perplexity"], rtol=1e-4)

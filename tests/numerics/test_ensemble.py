@@ -5,8 +5,9 @@ from math import log
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from lowloss import FGE, LowlossError, MullerBrown, ensemble_curve, fast_ensemble
+from lowloss import FGE, Data, LowlossError, MullerBrown, NetworkLandscape, ensemble_metrics, fast_ensemble
 
 
 def test_rate_over_a_cycle() -> None:
@@ -82,9 +83,22 @@ CLASS_0 = torch.tensor([[0.001, 0.2], [0.8, 0.1], [0.8, 0.3]], dtype=torch.float
 LABELS = torch.tensor([0, 1])
 
 
+def together(logits_MNC: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Error and loss of the first 1, 2, … members of networks whose parameters are their logits."""
+    count, classes = logits_MNC.shape[1:]
+    x = torch.eye(count, dtype=torch.float64)
+    landscape = NetworkLandscape(
+        nn.Linear(count, classes, bias=False, dtype=torch.float64), Data(x, y_N, x, y_N, classes)
+    )
+    metrics, alone = ensemble_metrics(landscape, logits_MNC.transpose(1, 2).flatten(1).double())
+    for m, logits_NC in enumerate(logits_MNC.double()):
+        assert alone["loss"][m].item() == pytest.approx(torch.nn.functional.cross_entropy(logits_NC, y_N).item())
+    return metrics["error"], metrics["loss"]
+
+
 def test_probabilities_are_averaged_not_logits() -> None:
     logits_MNC = torch.stack([CLASS_0, 1 - CLASS_0], dim=2).log() + 3.0
-    error_M, nll_M = ensemble_curve(logits_MNC, LABELS)
+    error_M, nll_M = together(logits_MNC, LABELS)
     assert error_M.tolist() == [0.5, 0.5, 0]
     right = [(0.001, 0.8), (0.801 / 2, (0.8 + 0.9) / 2), (1.601 / 3, (0.8 + 0.9 + 0.7) / 3)]
     assert nll_M.tolist() == pytest.approx([-(log(first) + log(second)) / 2 for first, second in right])
@@ -96,7 +110,7 @@ def test_probabilities_are_averaged_not_logits() -> None:
 
 def test_confident_members_do_not_underflow() -> None:
     logits_MNC = torch.tensor([[[0.0, 3000.0]], [[0.0, 2000.0]], [[0.0, -5000.0]]])
-    error_M, nll_M = ensemble_curve(logits_MNC, torch.tensor([0]))
+    error_M, nll_M = together(logits_MNC, torch.tensor([0]))
     assert error_M.dtype == nll_M.dtype == torch.float64
     # Together: 2000 - ln(1/2) for two; a third of certainty for three.
     assert nll_M.tolist() == pytest.approx([3000, 2000 + log(2), log(3)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lowloss.report.graph import interactive_graph, merge
+from lowloss.report.disconnectivity import interactive_graph, merge
 
 # A square with a diagonal; 3 and 7 are joined first, then 4 to them, and 9 at last.
 NAMED = [3, 4, 7, 9]

@@ -137,12 +137,12 @@ def test_a_point_has_no_memory(module: nn.Module) -> None:
         landscape.losses(5 * torch.randn(2, landscape.dim, dtype=dtype), landscape.batches(8, [1], True)[other])
         landscape.evaluate(5 * torch.randn(2, landscape.dim, dtype=dtype), "test")
     assert torch.equal(landscape.losses(theta_KP, batch), first)
-    assert torch.equal(landscape.evaluate(theta_KP).loss_K, exact.loss_K)
+    assert torch.equal(landscape.evaluate(theta_KP)["loss"], exact["loss"])
     fresh = deepcopy(module)
     for part in fresh.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.reset_running_stats()
-    assert torch.equal(NetworkLandscape(fresh, data).evaluate(theta_KP).loss_K, exact.loss_K)
+    assert torch.equal(NetworkLandscape(fresh, data).evaluate(theta_KP)["loss"], exact["loss"])
     assert all(torch.equal(tensor, kept[name]) for name, tensor in module.state_dict().items())
 
 
@@ -213,7 +213,7 @@ def test_untrained_classifier_has_loss_ln_classes(classes: int) -> None:
     for factory in (MLP, CNN):
         landscape = NetworkLandscape(factory, data)
         theta_KP = torch.stack([landscape.initial(seed) for seed in range(3)])
-        assert landscape.evaluate(theta_KP).loss_K.mean() == pytest.approx(log(classes), abs=0.25)
+        assert landscape.evaluate(theta_KP)["loss"].mean() == pytest.approx(log(classes), abs=0.25)
 
 
 def test_initial_points_are_the_modules_own_initialisation() -> None:
@@ -303,10 +303,10 @@ def test_a_factory_learns_the_datas_shape_and_its_errors_are_reported() -> None:
 def test_landscapes_of_different_precision_share_a_data_set() -> None:
     data = random_data()
     single = NetworkLandscape(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), data)
-    before = single.evaluate(single.initial(0)[None]).loss_K
+    before = single.evaluate(single.initial(0)[None])["loss"]
     double = NetworkLandscape(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double(), data)
-    assert torch.equal(single.evaluate(single.initial(0)[None]).loss_K, before)
-    torch.testing.assert_close(double.evaluate(single.initial(0)[None].double()).loss_K, before, rtol=1e-5, atol=0)
+    assert torch.equal(single.evaluate(single.initial(0)[None])["loss"], before)
+    torch.testing.assert_close(double.evaluate(single.initial(0)[None].double())["loss"], before, rtol=1e-5, atol=0)
 
 
 def test_points_are_rows_of_a_matrix_of_the_right_width() -> None:

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from lowloss.finder import Bezier, Path, Polyline
-from lowloss.finder.path import path_from_tensors
+from lowloss.points.path import path_from_tensors
 
 T = torch.linspace(0, 1, 37, dtype=torch.float64)
 UNEVEN = torch.tensor([0, 0.15, 0.5, 0.55, 1], dtype=torch.float64)

@@ -1,13 +1,16 @@
 """Directions, planes and tables of the loss."""
 
+from math import prod
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lowloss import Data, Grid, LowlossError, MullerBrown, NetworkLandscape, evaluate_points, scan
+from lowloss import Data, Exact, Grid, LowlossError, MullerBrown, NetworkLandscape, tabulate
 from lowloss.finder import Polyline
-from lowloss.landscape import AnalyticSurface, Layout
-from lowloss.scans import PathPlane, RandomPlane, line, plane, random_direction
+from lowloss.landscape import AnalyticSurface, Landscape, Layout
+from lowloss.points import PathPlane, RandomPlane, line, plane, random_direction
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -151,6 +154,12 @@ def test_a_random_plane_is_centred_on_its_minimum(module: nn.Module) -> None:
         assert torch.cosine_similarity(first[name], second[name]).abs().max() < 0.999
 
 
+def scan(landscape: Landscape, grid: Grid, **settings: Any) -> dict[str, Tensor]:
+    """The exact metrics on a grid, in its shape."""
+    table = tabulate(landscape, grid.points, prod(grid.shape), **settings)
+    return {name: column.view(grid.shape) for name, column in table.items()}
+
+
 def skewed() -> Grid:
     """Directions that are neither orthogonal nor of length one, axes of different lengths that start at 0."""
     return Grid(
@@ -188,7 +197,7 @@ def test_the_first_axis_of_a_table_is_the_first_direction() -> None:
     surface, grid = MullerBrown(), skewed()
     flat = Grid(grid.origin_P[:2] - 1, grid.directions_DP[:, :2] / 4, grid.axes, grid.anchors_AD, ("a",))
     table = scan(surface, flat)
-    assert set(table) == {"train_loss", "train_error"}
+    assert set(table) == {"train_loss"}
     assert table["train_loss"].shape == (3, 7)
     for i, u in enumerate((0, 0.5, 1)):
         for j, v in enumerate((0, 0.5, 1, 1.5, 2, 2.5, 3)):
@@ -205,9 +214,9 @@ def test_a_table_of_a_network_is_its_evaluation() -> None:
     assert set(table) == {"train_loss", "train_error", "test_loss", "test_error"}
     for split in ("train", "test"):
         result = landscape.evaluate(grid.points(torch.arange(20)), split)
-        assert torch.equal(table[f"{split}_loss"], result.loss_K.view(4, 5))
-        assert torch.equal(table[f"{split}_error"], result.error_K.view(4, 5))
-    assert set(scan(landscape, grid, splits=["test"])) == {"test_loss", "test_error"}
+        assert torch.equal(table[f"{split}_loss"], result["loss"].view(4, 5))
+        assert torch.equal(table[f"{split}_error"], result["error"].view(4, 5))
+    assert set(scan(landscape, grid, measures=[Exact(["test"])])) == {"test_loss", "test_error"}
 
 
 class Logarithm(AnalyticSurface):
@@ -233,6 +242,6 @@ def test_points_are_made_a_chunk_at_a_time() -> None:
         asked.append(indices_T.tolist())
         return indices_T[:, None].double()
 
-    table = evaluate_points(Logarithm(), points, count=7, chunk=3)
+    table = tabulate(Logarithm(), points, count=7, chunk=3)
     assert asked == [[0, 1, 2], [3, 4, 5], [6]]
     torch.testing.assert_close(table["train_loss"], torch.arange(7).double().log())

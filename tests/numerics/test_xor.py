@@ -25,9 +25,9 @@ def theta_P() -> Tensor:
 
 def test_the_minimum_and_its_mirror_image_solve_xor_alike(theta_P: Tensor) -> None:
     both = xor.xor(2).evaluate(torch.stack([theta_P, xor.exchanged(theta_P)]))
-    assert both.error_K.tolist() == [0, 0]
-    assert both.loss_K[0] < 0.01
-    torch.testing.assert_close(both.loss_K[0], both.loss_K[1])
+    assert both["error"].tolist() == [0, 0]
+    assert both["loss"][0] < 0.01
+    torch.testing.assert_close(both["loss"][0], both["loss"][1])
     assert (theta_P - xor.exchanged(theta_P)).norm() > 1
 
 
@@ -40,7 +40,7 @@ def test_two_neurons_have_a_barrier(theta_P: Tensor) -> None:
     for _ in range(40):
         bends_BP = torch.stack([theta_P, *3 * torch.randn(3, 12, generator=generator).double(), xor.exchanged(theta_P)])
         path = Polyline(bends_BP)
-        assert xor.xor(2).evaluate(path.points(path.grid(41, 9))).error_K.max() >= 0.25
+        assert xor.xor(2).evaluate(path.points(path.grid(41, 9)))["error"].max() >= 0.25
 
 
 def test_three_neurons_have_none(theta_P: Tensor) -> None:

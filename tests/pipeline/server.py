@@ -30,12 +30,10 @@ import sklearn.model_selection  # noqa: F401
 import torchvision  # noqa: F401
 
 import lowloss.report.page
-import lowloss.stages
-import lowloss.training.ensemble
-import lowloss.training.minima
-import lowloss.training.path
-import lowloss.training.scan  # noqa: F401
+import lowloss.training.methods
+import lowloss.training.tabulate  # noqa: F401
 from lowloss.cli import main
+from lowloss.jobs.pipeline import stages
 
 
 def run(job):
@@ -82,6 +80,7 @@ def watch(job):
     return hook
 
 
+stages()
 # A shell starts what runs in the background with this ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 print("ready", flush=True)

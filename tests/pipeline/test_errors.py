@@ -80,6 +80,22 @@ def test_wrong_value_is_refused_before_any_work(lowloss, tmp_path, case):
     assert nothing_made(tmp_path)
 
 
+COLLECT = "minima.collect must be null, every or a list of epochs, got "
+# What only training takes, and thus would tell late.
+LATE = {
+    "collect-of-words": ("minima.collect=foo", f"{COLLECT}'foo'"),
+    "collect-before-the-start": ("minima.collect=[0,-1]", f"{COLLECT}[0, -1]"),
+    "decay-under-a-chart": ("chart=span chart.dim=2", "optimizer.weight_decay=0.0001 would act on the coordinates"),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_what_training_would_refuse_is_refused_before_anything_is_begun(lowloss, tmp_path, case):
+    arguments, told = LATE[case]
+    assert told in lowloss(tmp_path, *SHORT.split(), *arguments.split()).message
+    assert not list(tmp_path.glob("t/*"))
+
+
 def test_the_error_is_all_that_is_told(lowloss, tmp_path):
     refused = lowloss(tmp_path, "stages=[minma]")
     assert refused.out == ""

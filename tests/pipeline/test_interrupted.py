@@ -1,5 +1,6 @@
 """A run that is killed anywhere and started again gives the bytes of one that was not."""
 
+import json
 import re
 import shutil
 from collections import Counter
@@ -55,7 +56,9 @@ def test_killed_and_started_again(lowloss, whole, tmp_path, kill):
     shown = {name: value for name, value in lowloss.results(root).items() if "/." not in name}
     assert shown == lowloss.results(whole.root)
     assert (root / "report" / "index.html").is_file()
-    # Nothing was done twice, but for what was about to be put into its place.
+    # Nothing was done twice, but for what was about to be put into its place, and what is collected with it.
+    while struck.name == "last.ckpt" and renamed and renamed[-1][1].name.startswith("collected-"):
+        renamed.pop()
     done = work_done([*renamed, *again.renames], tmp_path, missing)
     assert done == work_done(whole.made.renames, whole.outputs, missing)
     assert done or stage == "report"
@@ -73,6 +76,21 @@ def test_interrupted_politely(lowloss, whole, tmp_path, signal):
     # A job script must not take the stopped run for a finished one.
     assert interrupted.status == {"SIGINT": 130, "SIGTERM": 143}[signal]
     assert interrupted.err.splitlines()[-1] == "lowloss: interrupted; the same command continues"
+
+
+def test_sixty_minima_train_together_and_a_killed_command_knows_them(lowloss, tmp_path):
+    """A work folder that named them all would have too long a name."""
+    sixty = ("model=mlp", "model.hidden=[2]", "minima.count=60", "minima.epochs=2", "stages=[minima]")
+    killed = lowloss(tmp_path, *sixty, strike=("SIGKILL", "*/last.ckpt", 2))
+    assert killed.status == -9, killed.err
+    (work,) = (tmp_path / "t" / "minima").glob(".rows-*.work")
+    names = [f"{k:04d}" for k in range(60)]
+    assert json.loads((work / "rows.json").read_text()) == names
+    # What has begun goes on as it began, whatever is asked for now.
+    again = lowloss(tmp_path, *sixty, "minima.together=7")
+    assert again.status == 0, again.err
+    assert again.err.count("minima 60 ×") == 1
+    assert sorted(path.name for path in (tmp_path / "t" / "minima").glob("[!.]*")) == names
 
 
 # As KILLS, and the file that is cut in half after the kill.
@@ -118,7 +136,7 @@ def test_no_code_is_run_from_a_checkpoint(lowloss, tmp_path):
 
 
 def test_damaged_minimum_is_named_and_its_remedy_works(lowloss, whole, tmp_path):
-    missing = ("paths/0000-0001-line", "ensembles/fge-0000")
+    missing = ("paths/0000-0001-line", "ensembles/independent-3")
     root = whole.copy(tmp_path, *missing)
     file = root / "minima" / "0001" / "result.safetensors"
     file.write_bytes(file.read_bytes()[:100])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lowloss.logger import Wandb
-from lowloss.runs import Study
+from lowloss.study import Study
 
 WANDB = Path(sys.executable).with_name("wandb")
 
@@ -136,7 +136,7 @@ def test_a_run_is_a_stage_of_one_study(tmp_path):
         logger = Wandb()
         data = {"_target_": "lowloss.data.cifar10", "root": root}
         config = {"study": "t", "seed": 0, "model": {}, "data": data, "optimizer": {"lr": lr}}
-        logger.begin(stage, Study(tmp_path / outputs / "t"), config)
+        logger.begin(stage, None, [], Study(tmp_path / outputs / "t"), config)
         return logger.version
 
     assert run_id() == run_id() == run_id(root="elsewhere")

@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from lowloss import LowlossError
-from lowloss.files import load_tensors, save_tensors
+from lowloss.conf import options as options_of
 from lowloss.report.architectures import draw_architectures, overview
-from lowloss.runs import Study
+from lowloss.study import Study
 
 STAGES = ("minima", "path", "ensemble", "scan", "report")
 SUMMARY = """
@@ -58,9 +58,9 @@ def test_every_result_tells_how_it_was_computed(whole):
 
 def test_ensemble_table_compares_the_three_methods(whole):
     rows, columns = table(whole.root / "ensemble.csv")
-    assert columns == ["method", "members", "test_error", "test_nll"]
+    assert columns == ["method", "members", "test_loss", "test_error"]
     assert [(row["method"], row["members"]) for row in rows] == [("single", "1"), ("fge", "2"), ("independent", "3")]
-    assert all(0 <= float(row["test_error"]) <= 1 and float(row["test_nll"]) > 0 for row in rows)
+    assert all(0 <= float(row["test_error"]) <= 1 and float(row["test_loss"]) > 0 for row in rows)
 
 
 def test_table_b1_is_what_the_spanning_star_gives(whole):
@@ -82,7 +82,7 @@ def test_a_class_has_one_colour_in_a_figure(whole, tmp_path, monkeypatch):
     from lowloss.report import search
 
     figures = []
-    monkeypatch.setattr(search, "save", lambda figure, folder, name: figures.append(figure) or tmp_path / name)
+    monkeypatch.setattr(search, "save", lambda figure, *_: figures.append(figure))
     monkeypatch.setattr(search, "SHOWN", 4)
     artifact = next(path for path in Study(whole.root).complete("paths") if path.name.endswith("autoneb"))
     search._classes(artifact, artifact.load()[0], "a path", tmp_path)
@@ -109,18 +109,29 @@ def test_misclassified_samples_and_classes_are_counted(whole):
         assert path["test_error"][end] == pytest.approx(minima[k]["test_wrong"].mean())
 
 
-def test_a_papers_row_stands_beside_ours(lowloss, whole, tmp_path):
+def test_published_numbers_stand_beside_ours(lowloss, whole, tmp_path):
     root = whole.copy(tmp_path)
-    paper = ("+paper.source=Someone et al.", "+paper.row={train_loss_min: 0.25, epoch: 7}")
-    made = lowloss.tiny(tmp_path, "stages=[report]", *paper)
+    assert not (root / "report" / "comparison.csv").exists()
+    made = lowloss.tiny(tmp_path, "stages=[report]", "published=draxler2018_c10_cnn12")
     assert made.status == 0, made.err
-    rows, _ = table(root / "report" / "comparison.csv")
-    ours, _ = table(root / "report" / "table_b1.csv")
-    assert [row["finder"] for row in rows] == ["Someone et al.", *(f"here, {row['finder']}" for row in ours)]
-    assert (rows[0]["train_loss_min"], rows[0]["epoch"], rows[0]["delta"]) == ("0.25", "7.0", "")
-    assert rows[1]["train_loss_min"] == ours[0]["train_loss_min"]
-    (line,) = (line for line in made.err.splitlines() if line.strip().startswith("train_loss_min"))
-    assert line.split()[1:] == ["0.25", *(f"{float(row['train_loss_min']):.4g}" for row in ours)]
+    rows, columns = table(root / "report" / "comparison.csv")
+    assert columns == ["result", "experiment", "method", "column", "unit", "published", "ours", "difference"]
+    ours = {row["finder"]: row for row in table(root / "report" / "table_b1.csv")[0]}
+    # The line is there for contrast only.
+    assert {row["method"] for row in rows} == {"autoneb", "bezier"}
+    assert {(row["result"], row["experiment"]) for row in rows} == {("Table B.1", "draxler2018_c10_cnn12")}
+    published = {row["column"]: (row["unit"], row["published"]) for row in rows}
+    assert published["train_loss_min"] == ("nats", "0.5428")
+    assert published["epoch_first"] == ("epochs", "78.0")
+    for row in rows:
+        assert row["ours"] == ours[row["method"]][row["column"]]
+        if row["ours"]:
+            assert float(row["difference"]) == pytest.approx(float(row["ours"]) - float(row["published"]))
+    lines = [line.split() for line in made.err.splitlines() if " train_loss_min " in line]
+    rounded = [(row["method"], f"{float(row['ours']):.4g}") for row in rows if row["column"] == "train_loss_min"]
+    assert [(line[2], line[6]) for line in lines] == rounded
+    assert [line[3:6] for line in lines] == [["train_loss_min", "nats", "0.5428"]] * 2
+    assert "Beside what was published (Table B.1)" in (root / "report" / "index.html").read_text(encoding="utf-8")
 
 
 def test_settings_of_a_finder_that_is_not_chosen_are_left_out(lowloss, whole):
@@ -140,14 +151,6 @@ def test_each_pair_is_connected_once_in_whatever_order_it_is_named(lowloss, whol
     assert lowloss.results(root)[name] == lowloss.results(whole.root)[name]
 
 
-def test_a_path_that_an_earlier_version_turned_is_kept(lowloss, whole, tmp_path):
-    root = whole.copy(tmp_path, "paths/0000-0002-bezier")
-    (root / "paths" / "0000-0001-bezier").rename(root / "paths" / "0001-0000-bezier")
-    made = lowloss.tiny(tmp_path, "stages=[path]", "finder=[autoneb,bezier]", "path.pairs=[[0,1]]")
-    assert "path: all 2 are complete" in made.err
-    assert not (root / "paths" / "0000-0001-bezier").exists()
-
-
 def test_an_epoch_that_there_is_not_is_a_dash_on_the_page(lowloss, whole, tmp_path):
     root = whole.copy(tmp_path, "report")
     for file in root.glob("minima/*/metrics.csv"):
@@ -163,20 +166,18 @@ def test_an_epoch_that_there_is_not_is_a_dash_on_the_page(lowloss, whole, tmp_pa
     assert "<td>nan</td>" not in page
 
 
-def test_a_papers_row_without_numbers_is_refused(lowloss, tmp_path):
-    assert "paper must be null or have a source and a row" in lowloss.tiny(tmp_path, "+paper.source=Someone").message
-
-
 def test_studies_are_put_together(whole, tmp_path):
-    table = overview([Study(whole.root), Study(whole.root)])
-    assert list(table["model"]) == ["MLP-[16]-True"] * 6
+    options = {"model": {"wide": {"_target_": "lowloss.model.MLP", "hidden": [16], "batch_norm": True}}}
+    assert set(overview([Study(whole.root)], options)["model"]) == {"wide"}
+    table = overview([Study(whole.root), Study(whole.root)], {"data": options_of("data")})
+    assert list(table["model"]) == ["MLP(hidden=[16], batch_norm=True)"] * 6
     assert list(table["data"]) == ["digits"] * 6
     picture = draw_architectures(table, "autoneb", tmp_path / "figures")
     assert picture.file.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(LowlossError, match="the finders are autoneb, bezier, line"):
         draw_architectures(table, "neb", tmp_path)
     with pytest.raises(LowlossError, match="none of these studies has a path"):
-        overview([Study(tmp_path)])
+        overview([Study(tmp_path)], {})
 
 
 class Resources(HTMLParser):
@@ -217,7 +218,14 @@ def test_the_same_command_again_does_nothing(lowloss, whole):
     assert again.status == 0, again.err
     assert state() == before
     assert again.renames == []
-    told = ("study: ", "minima: all 3 are", "path: all 6 are", "ensemble: complete", "scan: all 2 are", "report: up to")
+    told = (
+        "study: ",
+        "minima: all 3 are",
+        "path: all 6 are",
+        "ensemble: all 2 are",
+        "scan: all 2 are",
+        "report: up to",
+    )
     for line, part in zip(again.err.splitlines(), told, strict=True):
         assert line.startswith(part)
 
@@ -294,17 +302,6 @@ def test_a_damaged_table_is_named_with_the_remedy(lowloss, whole, tmp_path, name
     file.write_text(damage(file.read_text()))
     message = lowloss.tiny(tmp_path, "stages=[report]").message
     assert re.search(rf"{file} is unreadable \(.+\): delete {file.parent} and run the same command again", message)
-
-
-def test_a_search_that_took_no_step_is_reported(lowloss, whole, tmp_path):
-    root = whole.copy(tmp_path, "report")
-    folder = root / "paths" / "0000-0001-autoneb"
-    tensors, notes = load_tensors(folder / "result.safetensors")
-    save_tensors(folder / "result.safetensors", tensors, {**notes, "gradient_evaluations": 0})
-    (folder / "metrics.csv").write_text("phase,step,lr,mean_loss,max_loss\n")
-    made = lowloss.tiny(tmp_path, "stages=[report]")
-    assert made.status == 0, made.err
-    assert not list((root / "report" / "figures").glob("snapshots-*"))
 
 
 def test_what_is_gone_from_a_report_is_made_again(lowloss, whole, tmp_path):

@@ -1,52 +1,145 @@
-"""A data set in memory, its minibatches and its augmentation, all on the device.
+"""A data set, its minibatches and its augmentation.
 
 Shapes: N samples, B samples of a minibatch, K points; images are (channels, height, width).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
+from lowloss.data.task import Classification, Task
 from lowloss.errors import LowlossError, check_number
 from lowloss.seeding import derive
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
+class Inputs(Protocol):
+    """The inputs of a split. A tensor (N, ...) is one; others make samples ready when they are asked for."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, ...), as `self[:]` would have it."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Tensor:
+        """The samples of a slice, or of indices of any shape (...): (..., *shape[1:]), on the device."""
+        ...
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Inputs:
+        """The same on a device; floating samples come in this dtype."""
+        ...
+
+
+@runtime_checkable
+class Requested(Inputs, Protocol):
+    """Inputs that take long to make ready, so that a minibatch is asked for before it is needed."""
+
+    def request(self, index_KB: Tensor, seeds: Sequence[int]) -> Callable[[], Tensor]:
+        """Begin to make training samples ready, augmented by one seed a row; the call that is returned waits for them.
+
+        Args:
+            index_KB: on the CPU.
+        """
+        ...
+
+
+class Pixels:
+    """Images kept as uint8, a quarter of their size; those that are asked for come scaled to [0, 1] and normalised.
+
+    Args:
+        pixels: (N, channels, ...) uint8.
+        mean, std: of each channel (C,), or of all (1,).
+    """
+
+    def __init__(self, pixels: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        self.pixels, self.mean, self.std, self.dtype = pixels, mean, std, dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.pixels.shape)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: Any, /) -> Tensor:
+        after = (1,) * (self.pixels.dim() - 2)
+        x = self.pixels[index].float()
+        # Divided by a tensor of the device: a GPU multiplies by the reciprocal of a number, which rounds otherwise.
+        x.div_(torch.full((), 255.0, device=x.device)).sub_(self.mean.view(-1, *after))
+        return x.div_(self.std.view(-1, *after)).to(self.dtype)
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Pixels:
+        pixels, mean, std = (tensor.to(device=device) for tensor in (self.pixels, self.mean, self.std))
+        return Pixels(pixels, mean, std, dtype or self.dtype)
+
+
+class Carry:
+    """The hidden states of a recurrent network's rows, handed from one minibatch to the next.
+
+    states: one a row, a tensor or a nest of tuples of tensors; None before the first minibatch of an epoch.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.states: list[Any] = [None] * rows
+
+
 class Batch(NamedTuple):
     """A minibatch, either shared by all points or one for each of the K points.
 
-    x: (B, ...) shared, or (K, B, ...).  y: (B,) shared, or (K, B).
+    x: (B, ...) shared, or (K, B, ...).  y: (B, ...) shared, or (K, B, ...).
     seeds: what fixes the randomness inside the network (dropout), one a point, or one for all.
+    carry: where a recurrent network's states come from and go to; None: it begins afresh.
     """
 
     x: Tensor
     y: Tensor
     seeds: tuple[int, ...]
+    shared: bool = True
+    carry: Carry | None = None
 
     @property
-    def shared(self) -> bool:
-        return self.y.dim() == 1
+    def samples(self) -> int:
+        """B."""
+        return self.y.shape[0 if self.shared else 1]
 
     def row(self, k: int) -> tuple[Tensor, Tensor, int]:
-        """x (B, ...), y (B,) and the seed for point k."""
-        if self.shared:
-            return self.x, self.y, self.seeds[0]
-        return self.x[k], self.y[k], self.seeds[k]
+        """x (B, ...), y (B, ...) and the seed for point k."""
+        seed = self.seeds[k] if len(self.seeds) > 1 else self.seeds[0]
+        return (self.x, self.y, seed) if self.shared else (self.x[k], self.y[k], seed)
+
+    def part(self, first: int, end: int) -> Batch:
+        """Some samples of it."""
+        x, y = (t[first:end] if self.shared else t[:, first:end] for t in (self.x, self.y))
+        return self._replace(x=x, y=y)
 
 
 class Data:
-    """A classification data set held as four tensors.
+    """A data set: inputs and targets of splits, and the task that says what a network's outputs mean.
 
     Args:
         x_train, x_test: (N, ...) inputs, already normalised.
-        y_train, y_test: (N,) class indices from 0.
+        y_train, y_test: (N, ...) targets: class indices from 0 (N,), unless a task asks for others.
         num_classes: by default one more than the largest label.
         augment: called as `augment(x_B, generator)` on every training minibatch, never in evaluation.
+        task: by default `Classification`.
+        more: further splits to evaluate, by name: (x, y) each.
+        streams: how many parallel streams the rows of each split are, for recurrent networks, which then carry their
+            state in evaluation: row i + streams continues row i. See `lowloss.data.text`.
 
     Raises:
         LowlossError: the tensors do not fit together.
@@ -54,56 +147,133 @@ class Data:
 
     def __init__(
         self,
-        x_train: Tensor,
+        x_train: Inputs,
         y_train: Tensor,
-        x_test: Tensor,
+        x_test: Inputs,
         y_test: Tensor,
         num_classes: int | None = None,
         augment: Augmentation | None = None,
+        task: Task | None = None,
+        more: Mapping[str, tuple[Inputs, Tensor]] | None = None,
+        streams: int | None = None,
     ) -> None:
-        for y in (y_train, y_test):
-            if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-                raise LowlossError(f"labels must be integers, got {y.dtype}")
-        self.x_train, self.y_train = x_train, y_train.long()
-        self.x_test, self.y_test = x_test, y_test.long()
-        for split in ("train", "test"):
-            x, y = self.split(split)
-            if y.dim() != 1 or len(x) != len(y) or len(y) == 0:
+        self._splits: dict[str, tuple[Inputs, Tensor]] = {"train": (x_train, y_train), "test": (x_test, y_test)}
+        self._splits |= more or {}
+        classes = task is None or type(task) is Classification
+        if classes:
+            for _, y in self._splits.values():
+                if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+                    raise LowlossError(f"labels must be integers, got {y.dtype}: or give a task, such as Regression()")
+                if y.dim() != 1:
+                    raise LowlossError(f"labels are one number a sample (N,), got {tuple(y.shape)}: or give a task")
+        for name, (x, y) in self._splits.items():
+            if len(x) != len(y) or len(y) == 0:
                 raise LowlossError(
-                    f"the {split} split needs as many labels (N,) as inputs (N, ...), both at least one: "
+                    f"the {name} split needs as many labels (N,) as inputs (N, ...), both at least one: "
                     f"got x {tuple(x.shape)}, y {tuple(y.shape)}"
                 )
-            if x.is_floating_point() and not x.isfinite().all():
-                raise LowlossError(f"the {split} split's inputs hold NaN or infinite values: clean them first")
-        if x_train.shape[1:] != x_test.shape[1:]:
-            shapes = f"{tuple(x_train.shape[1:])} and {tuple(x_test.shape[1:])}"
-            raise LowlossError(f"the train and test splits differ in their inputs' shape: {shapes}")
-        largest = int(max(self.y_train.max(), self.y_test.max()))
-        self.num_classes = largest + 1 if num_classes is None else num_classes
-        smallest = int(min(self.y_train.min(), self.y_test.min()))
-        if largest >= self.num_classes or smallest < 0:
-            found = f"these lie in {smallest} … {largest}"
-            raise LowlossError(f"labels must lie in 0 … {self.num_classes - 1}, and {found}")
-        self.augment = augment
+            if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
+                raise LowlossError(f"the {name} split's inputs hold NaN or infinite values: clean them first")
+            if tuple(x.shape[1:]) != tuple(x_train.shape[1:]):
+                shapes = f"{tuple(x_train.shape[1:])} and {tuple(x.shape[1:])}"
+                raise LowlossError(f"the train and {name} splits differ in their inputs' shape: {shapes}")
+            self._splits[name] = x, y if y.is_floating_point() else y.long()
+        self.num_classes = num_classes or getattr(task, "num_classes", None)
+        if classes:
+            labels = [y for _, y in self._splits.values()]
+            largest, smallest = int(max(y.max() for y in labels)), int(min(y.min() for y in labels))
+            self.num_classes = largest + 1 if self.num_classes is None else self.num_classes
+            if largest >= self.num_classes or smallest < 0:
+                found = f"these lie in {smallest} … {largest}"
+                raise LowlossError(f"labels must lie in 0 … {self.num_classes - 1}, and {found}")
+            task = task or Classification(self.num_classes)
+        assert task is not None
+        self.task: Task = task
+        self.augment, self.streams = augment, streams
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train: Any,
+        test: Any,
+        num_classes: int | None = None,
+        augment: Augmentation | None = None,
+        task: Task | None = None,
+        workers: int = 0,
+    ) -> Data:
+        """The data of two map-style torch Datasets of (x, y), whose samples are the same whenever they are read.
+
+        Inputs of at most 2 GiB a split are read once and kept; others are read when they are asked for. Random
+        transforms belong into `augment`: in a Dataset they would be frozen, or disturb exact evaluation.
+
+        Args:
+            workers: threads that read samples, for which a Dataset must be thread-safe; 0 reads in the caller's.
+
+        Raises:
+            LowlossError: a sample cannot be read, or is of another shape than the first.
+        """
+        from lowloss.data.images import read_dataset
+
+        splits = (read_dataset(dataset, name, workers) for dataset, name in ((train, "train"), (test, "test")))
+        (x_train, y_train), (x_test, y_test) = splits
+        return cls(x_train, y_train, x_test, y_test, num_classes, augment, task)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._splits)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        return tuple(self.x_train.shape[1:])
+        return tuple(self._splits["train"][0].shape[1:])
 
-    def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """x (N, ...) and y (N,) of "train" or "test"."""
-        if name == "train":
-            return self.x_train, self.y_train
-        if name == "test":
-            return self.x_test, self.y_test
-        raise ValueError(f"splits are train and test, not {name!r}")
+    @property
+    def device(self) -> torch.device:
+        return self._splits["train"][1].device
 
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        """Move everything to a device; convert floating inputs to a dtype."""
-        for name in ("x_train", "y_train", "x_test", "y_test"):
-            tensor: Tensor = getattr(self, name)
-            converted = dtype if tensor.is_floating_point() else None
-            setattr(self, name, tensor.to(device=device, dtype=converted))
+    def split(self, name: str) -> tuple[Inputs, Tensor]:
+        """x (N, ...) and y (N, ...) of a split."""
+        if name not in self._splits:
+            raise ValueError(f"splits are {', '.join(self._splits)}, not {name!r}")
+        return self._splits[name]
+
+    @property
+    def x_train(self) -> Inputs:
+        return self._splits["train"][0]
+
+    @property
+    def y_train(self) -> Tensor:
+        return self._splits["train"][1]
+
+    @property
+    def x_test(self) -> Inputs:
+        return self._splits["test"][0]
+
+    @property
+    def y_test(self) -> Tensor:
+        return self._splits["test"][1]
+
+    def batches(self, size: int | None, seeds: Sequence[int], shared: bool) -> Batches:
+        """Training minibatches, or with None the whole set: one a seed, or with `shared` one for all points."""
+        return Batches(self, size, seeds[:1] if shared else seeds, shared)
+
+    def moved(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Data:
+        """The same data on a device, floating inputs and targets in a dtype; this object stays as it is."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._splits = {
+            name: (
+                x.to(device=device, dtype=dtype)
+                if not isinstance(x, Tensor) or x.is_floating_point()
+                else x.to(device),
+                y.to(device=device, dtype=dtype if y.is_floating_point() else None),
+            )
+            for name, (x, y) in self._splits.items()
+        }
+        return other
+
+    def move(self, device: torch.device) -> None:
+        """Move this object itself, so that minibatches which it handed out come from the device too."""
+        self._splits = self.moved(device=device)._splits
 
 
 class Batches:
@@ -112,40 +282,66 @@ class Batches:
     Each epoch visits the samples in a fresh random order; an incomplete last minibatch is dropped. With `shared`,
     one minibatch of the first seed serves all points; else each seed has its own order and augmentation, so a row
     trained with others sees what it would see alone.
+
+    Args:
+        size: samples a minibatch; None for the whole set, in its order, which all rows share.
     """
 
-    def __init__(self, data: Data, size: int, seeds: Sequence[int], shared: bool) -> None:
-        check_number("batch_size", size, int, 1)
-        self.data, self.seeds, self.shared = data, tuple(seeds), shared
-        self.size = min(size, len(data.y_train))
+    def __init__(self, data: Data, size: int | None, seeds: Sequence[int], shared: bool) -> None:
+        if size is not None:
+            check_number("batch_size", size, int, 1)
+        self.data, self.seeds, self.shared, self.whole = data, tuple(seeds), shared, size is None
+        self.size = min(size or len(data.y_train), len(data.y_train))
         self.steps_per_epoch = len(data.y_train) // self.size
         self._epoch, self._order_KN = -1, torch.empty(0)
+        self._asked: dict[int, Callable[[], Tensor]] = {}
 
     def __getitem__(self, step: int, /) -> Batch:
-        epoch, i = divmod(step, self.steps_per_epoch)
-        index_KB = self._order(epoch)[:, i * self.size : (i + 1) * self.size]
-        seeds = tuple(derive(seed, "step", step) for seed in self.seeds)
-        x_KB, y_KB = self._augment(self.data.x_train[index_KB], seeds), self.data.y_train[index_KB]
-        return Batch(x_KB[0], y_KB[0], seeds) if self.shared else Batch(x_KB, y_KB, seeds)
+        seeds = self.seeds_at(step)
+        if self.whole and self.data.augment is None:
+            return Batch(self.data.x_train[:], self.data.y_train, seeds)
+        index_KB = self._index(step)
+        x_KB = self._augment(self._inputs(step, index_KB), step)
+        y_KB = self.data.y_train[index_KB.to(self.data.device)]
+        return Batch(x_KB[0], y_KB[0], seeds) if self.shared else Batch(x_KB, y_KB, seeds, shared=False)
 
-    def _order(self, epoch: int) -> Tensor:
+    def seeds_at(self, step: int) -> tuple[int, ...]:
+        """The seeds of a step's dropout, one a row."""
+        return tuple(derive(seed, "step", step) for seed in self.seeds)
+
+    def _index(self, step: int) -> Tensor:
+        epoch, i = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             samples = len(self.data.y_train)
             generators = [torch.Generator().manual_seed(derive(seed, "epoch", epoch)) for seed in self.seeds]
             order_KN = torch.stack([torch.randperm(samples, generator=g) for g in generators])
-            self._epoch, self._order_KN = epoch, order_KN.to(self.data.y_train.device)
-        return self._order_KN
+            # Where samples are requested they are chosen on the CPU, which then need not wait for the device.
+            requested = isinstance(self.data.x_train, Requested)
+            self._epoch, self._order_KN = epoch, order_KN if requested else order_KN.to(self.data.device)
+        return self._order_KN[:, i * self.size : (i + 1) * self.size]
 
-    def _augment(self, x_KB: Tensor, seeds: Sequence[int]) -> Tensor:
+    def _inputs(self, step: int, index_KB: Tensor) -> Tensor:
+        x_N = self.data.x_train
+        if not isinstance(x_N, Requested):
+            return x_N[index_KB]
+        ready = self._asked.pop(step, None) or x_N.request(index_KB, self._augment_seeds(step))
+        # The next minibatch is made ready while this step computes.
+        self._asked = {step + 1: x_N.request(self._index(step + 1), self._augment_seeds(step + 1))}
+        return ready()
+
+    def _augment_seeds(self, step: int) -> list[int]:
+        return [derive(seed, "augment") for seed in self.seeds_at(step)]
+
+    def _augment(self, x_KB: Tensor, step: int) -> Tensor:
         augment = self.data.augment
         if augment is None:
             return x_KB
-        streams = [derive(seed, "augment") for seed in seeds]
+        seeds = self._augment_seeds(step)
         if isinstance(augment, CropFlip):
             # One call for all rows: a GPU would otherwise spend longer on ten augmentations than on ten gradients.
-            drawn = [augment.draw(x_KB.shape[1], torch.Generator().manual_seed(seed)) for seed in streams]
+            drawn = [augment.draw(x_KB.shape[1], torch.Generator().manual_seed(seed)) for seed in seeds]
             return augment.apply(x_KB.flatten(0, 1), torch.cat(drawn)).unflatten(0, x_KB.shape[:2])
-        generators = [torch.Generator(device=x_KB.device).manual_seed(seed) for seed in streams]
+        generators = [torch.Generator(device=x_KB.device).manual_seed(seed) for seed in seeds]
         return torch.stack([augment(x_B, generator) for x_B, generator in zip(x_KB, generators, strict=True)])
 
 
@@ -159,7 +355,7 @@ class CropFlip:
         flip: whether to mirror half of the images.
     """
 
-    def __init__(self, padding: int = 4, flip: bool = True) -> None:
+    def __init__(self, padding: Annotated[int, Ge(0), Le(10_000)] = 4, flip: bool = True) -> None:
         self.padding, self.flip = padding, flip
 
     def __call__(self, x_B: Tensor, generator: torch.Generator) -> Tensor:

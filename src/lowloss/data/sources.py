@@ -13,8 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lowloss.data.base import Augmentation, Data
-from lowloss.errors import LowlossError
+from lowloss.checking import Count, Few
+from lowloss.data.base import Augmentation, Data, Inputs, Pixels
+from lowloss.data.task import Task
+from lowloss.errors import LowlossError, check_number
 
 IntArray = npt.NDArray[np.int64]
 
@@ -35,6 +37,32 @@ def digits(
     labels = torch.tensor(rows_N65[:, -1].astype(int))
     train, test = stratified_split(labels.numpy(), test_size=360, seed=0)
     return _normalised(images[train], labels[train], images[test], labels[test], 10, mean, std, augment)
+
+
+def tiny(size: Few = 8, samples: Few = 128, channels: Few = 1) -> Data:
+    """The first of the digits, half as many test samples, for trying things out in seconds.
+
+    Args:
+        size: pixels a side, a multiple of 8: each pixel is repeated.
+        samples: of training, at most 720.
+        channels: which are all the same.
+    """
+    for key, value, least in (("size", size, 8), ("samples", samples, 2), ("channels", channels, 1)):
+        check_number(f"data.{key}", value, int, least)
+    if size % 8 or samples > 720:
+        raise LowlossError(
+            f"data=tiny has a size that is a multiple of 8 and at most 720 samples, got {size}, {samples}"
+        )
+    data = digits()
+    (x_train, y_train), (x_test, y_test) = (
+        (_enlarged(x[:count], size // 8, channels), y[:count])
+        for count, (x, y) in ((samples, data.split("train")), (samples // 2, data.split("test")))
+    )
+    return Data(x_train, y_train, x_test, y_test, 10)
+
+
+def _enlarged(x: Tensor, factor: int, channels: int) -> Tensor:
+    return x.repeat_interleave(factor, 2).repeat_interleave(factor, 3).repeat(1, channels, 1, 1)
 
 
 def mnist(
@@ -83,14 +111,16 @@ def cifar100(
 
 def arrays(
     path: str,
-    num_classes: int | None = None,
+    num_classes: Count | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     augment: Augmentation | None = None,
+    task: Task | None = None,
 ) -> Data:
     """A user's own data: an .npz file with x_train, y_train, x_test and y_test.
 
-    x: (N, channels, height, width) or (N, features) of any real type; uint8 is scaled to [0, 1].  y: (N,) integers.
+    x: (N, channels, height, width) or (N, features) of any real type; uint8 is scaled to [0, 1], and may be images
+    (N, height, width).  y: (N,) integers, or what the task asks for.
     """
     names = ("x_train", "y_train", "x_test", "y_test")
     if not Path(path).is_file():
@@ -103,7 +133,8 @@ def arrays(
             x_train, y_train, x_test, y_test = (torch.from_numpy(archive[name]) for name in names)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise LowlossError(f"{path} cannot be read as .npz ({error}): write it with numpy.savez") from error
-    return _normalised(_float(x_train), y_train, _float(x_test), y_test, num_classes, mean, std, augment)
+    x_train, x_test = (x[:, None] if x.dtype == torch.uint8 and x.dim() == 3 else x for x in (x_train, x_test))
+    return _normalised(x_train, y_train, x_test, y_test, num_classes, mean, std, augment, task)
 
 
 def stratified_split(labels_N: IntArray, test_size: int, seed: int) -> tuple[IntArray, IntArray]:
@@ -152,7 +183,7 @@ def _torchvision(
         ) from error
     except OSError as error:
         raise LowlossError(f"{name} could not be fetched into {root} ({error}): try again, or set data.root") from error
-    x_train, x_test = (_float(_images(split.data)) for split in (train, test))
+    x_train, x_test = (_images(split.data) for split in (train, test))
     y_train, y_test = (torch.as_tensor(split.targets) for split in (train, test))
     return _normalised(x_train, y_train, x_test, y_test, len(train.classes), mean, std, augment)
 
@@ -176,17 +207,32 @@ def _normalised(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     augment: Augmentation | None,
+    task: Task | None = None,
 ) -> Data:
-    """Subtract the mean and divide by the standard deviation, a channel each; by default the training split's."""
-    if x_train.dim() < 2:
-        raise LowlossError(f"inputs need at least two axes (N, features), got {tuple(x_train.shape)}")
+    """Subtract the mean and divide by the standard deviation, a channel each; by default the training split's.
+
+    Inputs that are uint8 stay so until they are asked for.
+    """
+    if x_train.dim() < 2 or x_train.shape[1:] != x_test.shape[1:]:
+        shapes = f"{tuple(x_train.shape)} and {tuple(x_test.shape)}"
+        raise LowlossError(f"inputs need at least two axes (N, features), the same in both splits, got shape {shapes}")
+    if x_train.is_complex() or x_test.is_complex():
+        raise LowlossError("inputs are complex: store their real and imaginary parts as two channels")
     axes = [axis for axis in range(x_train.dim()) if axis != 1]
-    shape = (1, -1) + (1,) * (x_train.dim() - 2)
-    centre = x_train.mean(axes) if mean is None else torch.tensor(list(mean))
-    scale = x_train.std(axes) if std is None else torch.tensor(list(std))
-    for key, value in (("data.mean", centre), ("data.std", scale)):
-        if len(value) not in (1, x_train.shape[1]):
-            raise LowlossError(f"{key} has {len(value)} entries for {x_train.shape[1]} channels")
-    scale = torch.where(scale > 0, scale, 1.0).view(shape)
-    x_train, x_test = ((x - centre.view(shape)) / scale for x in (x_train, x_test))
-    return Data(x_train.contiguous(), y_train, x_test.contiguous(), y_test, num_classes, augment)
+    centre_C = _float(x_train).mean(axes) if mean is None else torch.tensor(list(mean), dtype=torch.float32)
+    scale_C = _float(x_train).std(axes) if std is None else torch.tensor(list(std), dtype=torch.float32)
+    for key, value_C in (("data.mean", centre_C), ("data.std", scale_C)):
+        if len(value_C) not in (1, x_train.shape[1]):
+            raise LowlossError(f"{key} has {len(value_C)} entries for {x_train.shape[1]} channels")
+    if std is not None and not (scale_C > 0).all():
+        raise LowlossError(f"data.std must be positive, got {list(std)}: null takes that of the training split")
+    scale_C = torch.where(scale_C > 0, scale_C, 1.0)
+    train, test = (_scaled(x, centre_C, scale_C) for x in (x_train, x_test))
+    return Data(train, y_train, test, y_test, num_classes, augment, task)
+
+
+def _scaled(x: Tensor, centre_C: Tensor, scale_C: Tensor) -> Inputs:
+    if x.dtype == torch.uint8:
+        return Pixels(x.contiguous(), centre_C, scale_C)
+    after = (1,) * (x.dim() - 2)
+    return ((x.float() - centre_C.view(-1, *after)) / scale_C.view(-1, *after)).contiguous()

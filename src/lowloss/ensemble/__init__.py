@@ -1,6 +1,6 @@
 """Ensembles of networks."""
 
-from lowloss.ensemble.averaging import ensemble_curve
+from lowloss.ensemble.averaging import ensemble_metrics
 from lowloss.ensemble.fge import FGE
 
-__all__ = ["FGE", "ensemble_curve"]
+__all__ = ["FGE", "ensemble_metrics"]

@@ -1,28 +1,32 @@
-"""The prediction of an ensemble: the mean of its members' probabilities.
+"""The metrics of an ensemble: of the first 1, 2, … members together, and of each member alone.
 
-Shapes: M members, N samples, C classes.
+Shapes: M members, P parameters, S scored items of a chunk.
 """
 
 from __future__ import annotations
 
-from math import log
-
 import torch
 from torch import Tensor
 
+from lowloss.data.task import Sums
+from lowloss.landscape.base import Columns, Landscape
 
-def ensemble_curve(logits_MNC: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Error (fraction) and negative log-likelihood (nats) of the first 1, 2, … M members together.
 
-    Probabilities are averaged, not logits. Returns two float64 tensors (M,).
+def ensemble_metrics(landscape: Landscape, theta_MP: Tensor, split: str = "test") -> tuple[Columns, Columns]:
+    """The task's metrics on a split of the first 1, 2, … M members together, and of each alone, as (M,) each.
+
+    How members come together is the task's to say: a classifier's probabilities are averaged, not its logits. All
+    members go through the split side by side, a chunk at a time, so that no split of outputs is held.
     """
-    log_probability_MNC, y_N = logits_MNC.double().log_softmax(2), y_N.to(logits_MNC.device)
-    members = len(log_probability_MNC)
-    error_M, nll_M = torch.empty(members, dtype=torch.float64), torch.empty(members, dtype=torch.float64)
-    total_NC = torch.full_like(log_probability_MNC[0], -torch.inf)
-    for m, member_NC in enumerate(log_probability_MNC):
-        total_NC = torch.logaddexp(total_NC, member_NC)
-        error_M[m] = (total_NC.argmax(1) != y_N).double().mean()
-        # log of a mean of probabilities, kept in logarithms so that no probability underflows.
-        nll_M[m] = -(total_NC.gather(1, y_N[:, None]) - log(m + 1)).mean()
-    return error_M, nll_M
+    together, alone = ([Sums(landscape.task) for _ in theta_MP] for _ in range(2))
+    for chunks in zip(*(landscape.outputs(theta_P, split) for theta_P in theta_MP), strict=True):
+        outputs_M = [outputs.double() for outputs, _ in chunks]
+        for sums_M, of_M in ((alone, outputs_M), (together, landscape.task.together(outputs_M))):
+            for sums, outputs in zip(sums_M, of_M, strict=True):
+                sums.add(outputs, chunks[0][1])
+    return _stacked(together), _stacked(alone)
+
+
+def _stacked(sums_M: list[Sums]) -> Columns:
+    metrics_M = [sums.metrics() for sums in sums_M]
+    return {name: torch.stack([metrics[name] for metrics in metrics_M]).cpu() for name in metrics_M[0]}

@@ -5,11 +5,17 @@ Reference: Garipov et al. 2018, sec. 5 and Algorithm 1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf
+from typing import Annotated
 
+from annotated_types import Le
+
+from lowloss.checking import Count, Few, Index
 from lowloss.errors import LowlossError, check_number, check_sgd
 
 
+@dataclass(frozen=True)
 class FGE:
     """The recipe of Algorithm 1.
 
@@ -17,35 +23,29 @@ class FGE:
         minimum: which of a study's minima to start from.
         members: networks to collect, one in the middle of each cycle.
         cycle_epochs: length of a cycle in epochs (2 to 4 in the paper).
-        lr_max: alpha_1, at the ends of a cycle.
-        lr_min: alpha_2, in its middle, where the member is collected.
+        lr_max, lr_min: alpha_1, at the ends of a cycle, and alpha_2, in its middle, where the member is collected.
         momentum, weight_decay: of SGD.
         batch_size: samples a minibatch.
 
-    Raises:
-        LowlossError: the rates are not 0 < lr_min < lr_max, there is no member to collect, or SGD cannot descend.
+    Raises LowlossError if the rates are not 0 < lr_min < lr_max, there is no member to collect, or SGD cannot descend.
     """
 
-    def __init__(
-        self,
-        minimum: int = 0,
-        members: int = 6,
-        cycle_epochs: float = 4,
-        lr_max: float = 0.05,
-        lr_min: float = 0.0005,
-        momentum: float = 0.9,
-        weight_decay: float = 3e-4,
-        batch_size: int = 128,
-    ) -> None:
-        if not 0 < lr_min < lr_max < inf:
-            raise LowlossError(f"the rates must be 0 < lr_min < lr_max and finite, got {lr_min} and {lr_max}")
-        check_number("members", members, int, 1)
-        if not 0 < cycle_epochs < inf:
-            raise LowlossError(f"cycle_epochs must be more than 0 and finite, got {cycle_epochs}")
-        check_sgd(momentum, weight_decay, batch_size)
-        self.minimum = minimum
-        self.members, self.cycle_epochs, self.lr_max, self.lr_min = members, cycle_epochs, lr_max, lr_min
-        self.momentum, self.weight_decay, self.batch_size = momentum, weight_decay, batch_size
+    minimum: Index = 0
+    members: Few = 6
+    cycle_epochs: Annotated[float, Le(1e7)] = 4
+    lr_max: float = 0.05
+    lr_min: float = 0.0005
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    batch_size: Count = 128
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr_min < self.lr_max < inf:
+            raise LowlossError(f"the rates must be 0 < lr_min < lr_max and finite, got {self.lr_min} and {self.lr_max}")
+        check_number("members", self.members, int, 1)
+        if not 0 < self.cycle_epochs < inf:
+            raise LowlossError(f"cycle_epochs must be more than 0 and finite, got {self.cycle_epochs}")
+        check_sgd(self.momentum, self.weight_decay, self.batch_size)
 
     def cycle(self, steps_per_epoch: int) -> int:
         """Iterations c of a cycle: even, and at least two."""

@@ -8,23 +8,19 @@ Shapes: N pivots (ends included), S = N - 1 segments, E evaluations between two 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Le
 from torch import Tensor
 
+from lowloss.checking import TOLD, Count, Few
 from lowloss.errors import LowlossError, is_number
 from lowloss.finder.base import Phase, Profile
 from lowloss.finder.neb import NEB
-from lowloss.finder.path import Path, Polyline
+from lowloss.points.path import Path, Polyline
 
-DRAXLER_CYCLES = (
-    *[Phase(1000, 0.1)] * 4,
-    *[Phase(2000, 0.1)] * 2,
-    *[Phase(1000, 0.01)] * 4,
-    *[Phase(1000, 0.001)] * 4,
-)
+DRAXLER_CYCLES = (*[Phase(1000, 0.1)] * 4, *[Phase(2000, 0.1)] * 2, *[Phase(1000, 0.01)] * 4, *[Phase(1000, 0.001)] * 4)
 
 
 class AutoNEB(NEB):
@@ -38,31 +34,24 @@ class AutoNEB(NEB):
         max_insertions: pivots inserted after one cycle at most, those of highest residuum first.
         momentum, weight_decay, batch_size, spring_constant, tangent: see NEB.
 
-    Raises:
-        LowlossError: a setting makes no sense, say no cycle or a negative threshold.
+    Raises LowlossError if a setting makes no sense, say no cycle or a negative threshold.
     """
 
     def __init__(
         self,
-        cycles: Sequence[Phase | Mapping[str, Any]] = DRAXLER_CYCLES,
-        pivots: int = 3,
-        evaluations: int = 9,
+        cycles: Annotated[Sequence[Phase | Mapping[str, Any]], TOLD] = DRAXLER_CYCLES,
+        pivots: Few = 3,
+        evaluations: Few = 9,
         threshold: float = 0.2,
-        max_insertions: int = 3,
+        max_insertions: Annotated[int, Le(10_000)] = 3,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
-        batch_size: int = 512,
+        batch_size: Count = 512,
         spring_constant: float | None = None,
         tangent: str = "higher",
     ) -> None:
-        super().__init__(
-            pivots=pivots,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            spring_constant=spring_constant,
-            tangent=tangent,
-        )
+        # The steps and rates are those of the cycles.
+        super().__init__(pivots, 1, 1.0, momentum, weight_decay, batch_size, spring_constant, tangent)
         if evaluations < 1 or max_insertions < 0:
             raise LowlossError(
                 f"evaluations must be at least 1 and max_insertions 0, got {evaluations}, {max_insertions}"
@@ -77,7 +66,8 @@ class AutoNEB(NEB):
         positions = self._insertions(path, profile)[: self.max_insertions]
         if not positions:
             return path
-        t = torch.tensor([_between(path.knots_B, *position) for position in positions], dtype=torch.float64)
+        starts, ends = path.knots_B[:-1], path.knots_B[1:]
+        t = torch.tensor([float(torch.lerp(starts[s], ends[s], a)) for s, a in positions], dtype=torch.float64)
         knots, order = torch.cat([path.knots_B, t]).sort()
         bends = torch.cat([path.bends_BP, path.points(t)])[order.to(path.bends_BP.device)]
         return Polyline(bends, knots)
@@ -110,10 +100,6 @@ def insertions(pivot_losses_N: Tensor, between_SE: Tensor, threshold: float) -> 
     return [(s, float(alpha_E[where_S[s]])) for s in chosen]
 
 
-def _between(knots_N: Tensor, segment: int, alpha: float) -> float:
-    return float(torch.lerp(knots_N[segment], knots_N[segment + 1], alpha))
-
-
 def _phases(cycles: Sequence[Phase | Mapping[str, Any]]) -> list[Phase]:
     listed = isinstance(cycles, (list, tuple)) and all(isinstance(cycle, (Phase, Mapping)) for cycle in cycles)
     if not listed or not cycles:
@@ -121,16 +107,16 @@ def _phases(cycles: Sequence[Phase | Mapping[str, Any]]) -> list[Phase]:
             f"cycles must be a list of {{steps: NUMBER, lr: RATE, repeat: TIMES}}, of at least one, got {cycles!r}"
         )
     phases = []
-    for cycle in cycles:
-        if isinstance(cycle, Phase):
-            phases.append(cycle)
-            continue
+    for one in cycles:
+        cycle = vars(one) if isinstance(one, Phase) else one
         if not {"steps", "lr"} <= set(cycle) <= {"steps", "lr", "repeat"}:
             raise LowlossError(f"a cycle has the keys steps, lr and optionally repeat, got {dict(cycle)}")
         steps, lr, repeat = cycle["steps"], cycle["lr"], cycle.get("repeat", 1)
-        if not is_number(steps, int) or not is_number(repeat, int) or repeat < 1 or not isinstance(lr, Real):
+        whole = is_number(steps, int) and steps < 2**31 and is_number(repeat, int) and 1 <= repeat <= 10_000
+        if not whole or not is_number(lr, float):
             raise LowlossError(
-                f"a cycle's steps and repeat must be whole numbers of at least 1 and its lr a number, got {dict(cycle)}"
+                "a cycle's steps and repeat must be whole numbers of at least 1 and its lr a number, the steps at most "
+                f"2^31 - 1 and repeat 10000, got {dict(cycle)}"
             )
         phases += [Phase(int(steps), float(lr))] * int(repeat)
     return phases

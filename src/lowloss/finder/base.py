@@ -1,9 +1,8 @@
 """What a finder is: a recipe that turns two points into a path, told apart from whatever drives it.
 
-A driver (lowloss.training.path) starts the path, then for every phase takes its steps: it lets the finder
-prepare the path, differentiates the finder's objective, hands the gradient to the finder to nudge, and lets SGD
-move the free bends. Between phases the finder may refine the path. A finder is configuration alone; all state is
-in the path.
+`find_path` starts the path, then takes every phase's steps: the finder prepares the path, its objective is
+differentiated, it nudges the gradient, and SGD moves the free bends. Between phases it may refine the path. A finder
+is configuration alone; all state is in the path.
 
 Shapes: B bends (ends included), M = B - 2 free bends, P parameters, K sampled points.
 """
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
-from lowloss.finder.path import Path
 from lowloss.landscape.base import Landscape
+from lowloss.points.path import Path
 from lowloss.schedule import Constant
 
 Profile = Callable[[Path, Tensor], Tensor]
@@ -37,20 +36,6 @@ class Phase:
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.lr < inf:
             raise LowlossError(f"a finder needs at least one step and a positive lr, got {self.steps} and {self.lr}")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A found path and how the search ended.
-
-    status: "exact" (nothing to search), "converged" (the finder's criterion holds), "steps_done" (all steps were
-    taken and the finder has no criterion), "undersampled" (AutoNEB would still insert pivots).
-    gradient_evaluations: gradients of single points; forward passes are not counted.
-    """
-
-    path: Path
-    status: str
-    gradient_evaluations: int
 
 
 class Finder(ABC):
@@ -95,7 +80,11 @@ class Finder(ABC):
         return path
 
     def status(self, path: Path, profile: Profile) -> str:
-        """How the search ended; see Outcome."""
+        """How the search ended.
+
+        "exact" (nothing to search), "converged" (the finder's criterion holds), "steps_done" (all steps were taken and
+        it has no criterion), "undersampled" (AutoNEB would still insert pivots).
+        """
         return "steps_done"
 
 

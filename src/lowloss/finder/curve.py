@@ -7,16 +7,18 @@ Shapes: B bends (ends included), K sampled points, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lowloss.checking import Count, Few
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError, check_sgd
 from lowloss.finder.base import Finder, Phase, l2
-from lowloss.finder.path import Bezier, Path, Polyline
 from lowloss.landscape.base import Landscape
+from lowloss.points.path import Bezier, Path, Polyline
 from lowloss.schedule import Plateau
 
 
@@ -36,6 +38,7 @@ class Line(Finder):
         return "exact"
 
 
+@dataclass(eq=False)
 class TrainedCurve(Finder):
     """Minimises the expected loss over t uniform in [0, 1], loss (3), with the L2 term of the point on the curve.
 
@@ -43,36 +46,30 @@ class TrainedCurve(Finder):
 
     Args:
         bends: free bends between the ends, on the straight line at first.
-        steps: gradient steps.
-        lr: learning rate of SGD.
-        momentum: of SGD.
+        steps: gradient steps.  lr: learning rate of SGD.
+        momentum: of SGD.  batch_size: samples a minibatch.
         weight_decay: lambda of lambda/2 |theta(t)|²; the bends themselves are not decayed.
-        batch_size: samples a minibatch.
         samples: values of t drawn each step, sharing the minibatch (1 in the paper).
 
-    Raises:
-        LowlossError: a setting makes no sense, say momentum outside of [0, 1).
+    Raises LowlossError if a setting makes no sense, say momentum outside of [0, 1).
     """
 
-    family: Callable[[Tensor], Path]
+    bends: Few = 1
+    steps: Count = 20000
+    lr: float = 0.015
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: Count = 128
+    samples: Few = 1
+
+    family: ClassVar[type[Path]]
     schedule = Plateau()
 
-    def __init__(
-        self,
-        bends: int = 1,
-        steps: int = 20000,
-        lr: float = 0.015,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        batch_size: int = 128,
-        samples: int = 1,
-    ) -> None:
-        if bends < 1 or samples < 1:
-            raise LowlossError(f"a curve needs at least one bend and one sample, got {bends} and {samples}")
-        check_sgd(momentum, weight_decay, batch_size)
-        self.bends, self.momentum, self.weight_decay = bends, momentum, weight_decay
-        self.batch_size, self.samples = batch_size, samples
-        self.phases = [Phase(steps, lr)]
+    def __post_init__(self) -> None:
+        if self.bends < 1 or self.samples < 1:
+            raise LowlossError(f"a curve needs at least one bend and one sample, got {self.bends} and {self.samples}")
+        check_sgd(self.momentum, self.weight_decay, self.batch_size)
+        self.phases = [Phase(self.steps, self.lr)]
 
     def start(self, a_P: Tensor, b_P: Tensor) -> Path:
         t_B = torch.linspace(0, 1, self.bends + 2, dtype=torch.float64)

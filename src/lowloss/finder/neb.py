@@ -15,11 +15,12 @@ from math import inf
 import torch
 from torch import Tensor
 
+from lowloss.checking import Count, Few
 from lowloss.data.base import Batch
-from lowloss.errors import LowlossError, check_sgd
+from lowloss.errors import LowlossError, check_sgd, is_number
 from lowloss.finder.base import Finder, Phase, l2
-from lowloss.finder.path import Path, Polyline
 from lowloss.landscape.base import Landscape
+from lowloss.points.path import Path, Polyline
 
 TANGENTS = ("higher", "improved")
 
@@ -33,30 +34,27 @@ class NEB(Finder):
 
     Args:
         pivots: inner pivots of the initial straight band.
-        steps: gradient steps.
-        lr: learning rate of SGD.
-        momentum: of SGD.
+        steps: gradient steps.  lr: learning rate of SGD.
+        momentum: of SGD.  batch_size: samples a minibatch.
         weight_decay: lambda of lambda/2 |theta|², acting on the pivots.
-        batch_size: samples a minibatch.
         spring_constant: stiffness k of eq. (3); None redistributes the pivots before each step instead, without
             a spring force (the string method, the paper's choice).
-        spacing: target distances of neighbouring pivots relative to each other, pivots + 1 numbers from the first end
-            on; None spaces them equally. Redistribution and springs keep to it.
+        spacing: relative target distances of neighbouring pivots, pivots + 1 numbers from the first end on; None
+            spaces them equally. Redistribution and springs keep to it.
         tangent: "higher" points to the neighbour of higher loss (sec. 3.1), "improved" weights both segments at
             an extremum (Henkelman & Jónsson, eq. 8 to 11).
 
-    Raises:
-        LowlossError: a setting makes no sense, say momentum outside of [0, 1) or a spring that pushes.
+    Raises LowlossError if a setting makes no sense, say momentum outside of [0, 1) or a spring that pushes.
     """
 
     def __init__(
         self,
-        pivots: int = 8,
-        steps: int = 1000,
+        pivots: Few = 8,
+        steps: Count = 1000,
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
-        batch_size: int = 512,
+        batch_size: Count = 512,
         spring_constant: float | None = None,
         tangent: str = "higher",
         spacing: Sequence[float] | None = None,
@@ -67,19 +65,15 @@ class NEB(Finder):
             raise LowlossError(f"a band needs at least one inner pivot, got pivots={pivots}")
         if spring_constant is not None and not 0 < spring_constant < inf:
             raise LowlossError(f"spring_constant must be null or positive, got {spring_constant}")
-        if spacing is not None and not _spaces(spacing, pivots + 1):
+        listed = isinstance(spacing, (list, tuple)) and all(is_number(one, float) and 0 < one < inf for one in spacing)
+        if spacing is not None and not (listed and len(spacing) == pivots + 1):
             raise LowlossError(
                 f"spacing must be null or a list of {pivots + 1} positive numbers, pivots + 1, got {spacing!r}"
             )
         check_sgd(momentum, weight_decay, batch_size)
-        self.pivots, self.momentum, self.weight_decay, self.batch_size = (
-            pivots,
-            momentum,
-            weight_decay,
-            batch_size,
-        )
+        self.momentum, self.weight_decay, self.batch_size = momentum, weight_decay, batch_size
         self.spring_constant, self.tangent, self.spacing = spring_constant, tangent, spacing
-        self.phases = [Phase(steps, lr)]
+        self.pivots, self.phases = pivots, [Phase(steps, lr)]
 
     def start(self, a_P: Tensor, b_P: Tensor) -> Polyline:
         knots_N = torch.linspace(0, 1, self.pivots + 2, dtype=torch.float64)
@@ -90,9 +84,8 @@ class NEB(Finder):
 
     def prepare(self, path: Path) -> Path:
         assert isinstance(path, Polyline)
-        if self.spring_constant is not None:
-            return path
-        return path.with_bends(redistribute(path.bends_BP, path.knots_B))
+        moves = self.spring_constant is None
+        return path.with_bends(redistribute(path.bends_BP, path.knots_B)) if moves else path
 
     def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         inner_MP, ends_2P = path.bends_BP[1:-1], path.bends_BP[[0, -1]].detach()
@@ -109,17 +102,10 @@ class NEB(Finder):
         assert isinstance(path, Polyline)
         tangent_MP = tangents(path.bends_BP, losses_K, self.tangent)
         # Eq. (2): the force is minus the gradient, and SGD steps along minus what is returned here.
-        across_MP = gradient_MP - _along(gradient_MP, tangent_MP)
+        across_MP = gradient_MP - (gradient_MP * tangent_MP).sum(1, keepdim=True) * tangent_MP
         if self.spring_constant is None:
             return across_MP
         return across_MP - self.spring_constant * stretch(path)[:, None] * tangent_MP
-
-
-def _spaces(spacing: object, segments: int) -> bool:
-    """Whether these are as many positive numbers as there are segments."""
-    if not isinstance(spacing, (list, tuple)) or len(spacing) != segments:
-        return False
-    return all(isinstance(space, (int, float)) and 0 < space < inf for space in spacing)
 
 
 def tangents(pivots_NP: Tensor, losses_N: Tensor, rule: str) -> Tensor:
@@ -136,8 +122,7 @@ def tangents(pivots_NP: Tensor, losses_N: Tensor, rule: str) -> Tensor:
     tangent_MP = torch.where(rises_M[:, None], forward_MP, backward_MP)
     if rule == "improved":
         to_next_M, to_previous_M = (next_M - own_M).abs(), (previous_M - own_M).abs()
-        larger_M = torch.maximum(to_next_M, to_previous_M)
-        smaller_M = torch.minimum(to_next_M, to_previous_M)
+        larger_M, smaller_M = torch.maximum(to_next_M, to_previous_M), torch.minimum(to_next_M, to_previous_M)
         forward_weight_M = torch.where(rises_M, larger_M, smaller_M)
         backward_weight_M = torch.where(rises_M, smaller_M, larger_M)
         mixed_MP = forward_weight_M[:, None] * forward_MP + backward_weight_M[:, None] * backward_MP
@@ -170,7 +155,3 @@ def stretch(path: Polyline) -> Tensor:
     lengths_S = path.bends_BP.diff(dim=0).norm(dim=1)
     excess_S = lengths_S - path.knots_B.diff().to(lengths_S) * lengths_S.sum()
     return excess_S[1:] - excess_S[:-1]
-
-
-def _along(vectors_MP: Tensor, units_MP: Tensor) -> Tensor:
-    return (vectors_MP * units_MP).sum(1, keepdim=True) * units_MP

@@ -1,22 +1,34 @@
 """What is measured: the loss at K points at once."""
 
 from lowloss.data.base import Batch
-from lowloss.landscape.analytic import AnalyticSurface, GaussianMixture, MullerBrown, Wedge
-from lowloss.landscape.base import BatchSource, Evaluation, Landscape
+from lowloss.landscape.analytic import LEPS, AnalyticSurface, GaussianMixture, MullerBrown, Quadratic, Rosenbrock, Wedge
+from lowloss.landscape.base import BatchSource, Columns, Landscape
+from lowloss.landscape.chart import Chart, NeuronDistance, Normal, Span
 from lowloss.landscape.engine import Engine
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
+from lowloss.landscape.wrappers import Charted, RandomSpan, Regularised
 
 __all__ = [
+    "LEPS",
     "AnalyticSurface",
     "Batch",
     "BatchSource",
+    "Chart",
+    "Charted",
+    "Columns",
     "Engine",
-    "Evaluation",
     "GaussianMixture",
     "Landscape",
     "Layout",
     "MullerBrown",
     "NetworkLandscape",
+    "NeuronDistance",
+    "Normal",
+    "Quadratic",
+    "RandomSpan",
+    "Regularised",
+    "Rosenbrock",
+    "Span",
     "Wedge",
 ]

@@ -6,13 +6,26 @@ Shapes: K points, P parameters (D in the papers).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lowloss.data.base import Batch
-from lowloss.landscape.base import BatchSource, Evaluation
+from lowloss.data.task import Task
+from lowloss.errors import LowlossError, check_number
+from lowloss.landscape.base import BatchSource, Columns, Final
+
+Self = TypeVar("Self", bound="AnalyticSurface")
+
+
+class _Once(Final):
+    """The identity, whose derivative is refused a derivative of its own."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return Final.apply(*gradients)
 
 
 class _NoBatches:
@@ -23,34 +36,66 @@ class _NoBatches:
 
 
 class AnalyticSurface(ABC):
-    """A landscape given by a formula; it has one split and no minibatches.
+    """A landscape given by a formula; it has one split, no minibatches and no outputs.
 
-    A subclass sets `dim` and writes `energy`.
+    A subclass sets `dim` and writes `energy`, and everything that takes a landscape takes it:
+
+        class DoubleWell(AnalyticSurface):
+            dim = 2
+            minima = ((-1.0, 0.0, 0.0), (1.0, 0.0, 0.0))
+            saddles = ((0.0, 0.0, 1.0),)
+
+            def energy(self, theta_KP):
+                x_K, y_K = theta_KP.unbind(1)
+                return (x_K**2 - 1) ** 2 + y_K**2
+
+    Attributes:
+        dim: P.
+        minima, saddles: what is known of them, a point's coordinates and its energy each.
     """
 
-    splits = ("train",)
+    splits: tuple[str, ...] = ("train",)
+    task = Task()
+    couples_samples = False
     dim: int
+    minima: tuple[tuple[float, ...], ...] = ()
+    saddles: tuple[tuple[float, ...], ...] = ()
 
     @abstractmethod
     def energy(self, theta_KP: Tensor) -> Tensor:
-        """The K values of the surface, differentiable."""
+        """The K values of the surface, each of its own point alone, differentiable twice."""
 
     def losses(self, theta_KP: Tensor, batch: Batch | None = None) -> Tensor:
-        return self.energy(theta_KP)
+        """The K energies, differentiable once. Raises LowlossError where a second derivative is taken."""
+        return self.energy(_Once.apply(theta_KP))
+
+    def product(
+        self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None = None, statistics: str = "held"
+    ) -> Tensor:
+        """The Hessian of the energy at each point times a vector each (K, P), exact."""
+        with torch.enable_grad():
+            theta_KP = theta_KP.detach().requires_grad_()
+            (gradient_KP,) = torch.autograd.grad(self.energy(theta_KP).sum(), theta_KP, create_graph=True)
+            if not gradient_KP.requires_grad:  # a plane
+                return torch.zeros_like(v_KP)
+            return torch.autograd.grad(gradient_KP, theta_KP, v_KP)[0]
 
     @torch.no_grad()
-    def evaluate(self, theta_KP: Tensor, split: str = "train", logits: bool = False) -> Evaluation:
-        loss_K = self.energy(theta_KP)
-        return Evaluation(loss_K.double(), torch.full_like(loss_K, torch.nan, dtype=torch.float64))
+    def evaluate(self, theta_KP: Tensor, split: str = "train", details: bool = False) -> Columns:
+        return {"loss": self.energy(theta_KP).double().cpu()}
 
-    def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
+    def outputs(self, theta_P: Tensor, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """An analytic surface has none: raises LowlossError."""
+        raise LowlossError(f"{type(self).__name__} is a formula without outputs: take the landscape of a network")
+
+    def batches(self, size: int | None, seeds: Sequence[int], shared: bool) -> BatchSource:
         return _NoBatches()
 
     def initial(self, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(self.dim, generator=generator, dtype=torch.float64)
 
-    def to(self, device: torch.device) -> AnalyticSurface:
+    def to(self: Self, device: torch.device) -> Self:
         return self
 
 
@@ -94,8 +139,7 @@ class Wedge(AnalyticSurface):
         self.dim, self.n = dim, n
 
     def energy(self, theta_KP: Tensor) -> Tensor:
-        squares_KP = theta_KP.square().topk(self.dim - self.n, dim=1, largest=False).values
-        total_K = squares_KP.sum(1)
+        total_K = theta_KP.square().topk(self.dim - self.n, dim=1, largest=False).values.sum(1)
         # The norm has no gradient at zero: a point on a wedge feels none.
         positive_K = total_K > 0
         return torch.where(positive_K, torch.where(positive_K, total_K, 1.0).sqrt(), 0.0)
@@ -104,7 +148,7 @@ class Wedge(AnalyticSurface):
 class GaussianMixture(AnalyticSurface):
     """Random 2-D wells: V(p) = 0.5 s |p|² - sum_i h_i exp(-|p - c_i|² / (2 w_i²)), fixed by a seed.
 
-    centres: wells in [-1, 1]².  s: weight of the bowl that keeps paths inside.
+    centres: wells in [-1, 1]².  bowl: s, which keeps paths inside.
     """
 
     dim = 2
@@ -124,3 +168,64 @@ class GaussianMixture(AnalyticSurface):
         distance_KM = (theta_KP[:, None] - self.centres_M2.to(theta_KP)).square().sum(2)
         wells_K = (self.height_M * torch.exp(-distance_KM / (2 * self.width_M**2))).sum(1)
         return 0.5 * self.bowl * theta_KP.square().sum(1) - wells_K
+
+
+class Quadratic(AnalyticSurface):
+    """L(x) = 1/2 sum_i lambda_i x_i²: its Hessian is diag(lambda), the P eigenvalues, everywhere."""
+
+    def __init__(self, eigenvalues: Sequence[float]) -> None:
+        self.eigenvalues_P = torch.tensor(list(eigenvalues), dtype=torch.float64)
+        self.dim = len(self.eigenvalues_P)
+        if self.dim == 0:
+            raise LowlossError("a quadratic needs at least one eigenvalue")
+        origin = ((0.0,) * (self.dim + 1),)
+        lowest, highest = float(self.eigenvalues_P.min()), float(self.eigenvalues_P.max())
+        self.minima = origin if lowest > 0 else ()
+        self.saddles = origin if lowest < 0 < highest else ()
+
+    def energy(self, theta_KP: Tensor) -> Tensor:
+        return 0.5 * theta_KP.square() @ self.eigenvalues_P.to(theta_KP)
+
+
+class Rosenbrock(AnalyticSurface):
+    """L(x) = sum_i 100 (x_{i+1} - x_i²)² + (1 - x_i)², with its global minimum at (1, …, 1).
+
+    Rosenbrock 1960, Comput. J. 3, 175. With 2 or 3 parameters nothing else is stationary; from 4 on there is a second
+    minimum, which is not listed, near (-1, 1, …, 1).
+    """
+
+    def __init__(self, dim: int = 2) -> None:
+        check_number("dim", dim, int, 2)
+        self.dim = dim
+        self.minima = ((1.0,) * dim + (0.0,),)
+
+    def energy(self, theta_KP: Tensor) -> Tensor:
+        left, right = theta_KP[:, :-1], theta_KP[:, 1:]
+        return (100 * (right - left**2) ** 2 + (1 - left) ** 2).sum(1)
+
+
+class LEPS(AnalyticSurface):
+    """An atom B moves between fixed atoms A and C, coupled to a harmonic oscillator: two channels and one saddle.
+
+    Jónsson, Mills & Jacobsen 1998, in Classical and Quantum Dynamics in Condensed Phase Simulations, eq. A.1 to A.3:
+    V(r_AB, x) = V_LEPS(r_AB, r_AC - r_AB) + 2 k_c (r_AB - (r_AC / 2 - x / c))². Lengths in Å, energies in eV.
+    """
+
+    dim = 2
+    minima = ((0.741521, 1.303419, -4.509176), (3.001276, -1.304338, -2.620287))
+    saddles = ((2.020828, -0.172901, -0.875225),)
+
+    _pairs = ((4.746, 0.05), (4.746, 0.80), (3.445, 0.05))  # d and a, b, c of AB, BC and AC
+    _r0, _alpha, _r_AC, _k_c, _c = 0.742, 1.942, 3.742, 0.2025, 1.154
+
+    def energy(self, theta_KP: Tensor) -> Tensor:
+        r_AB_K, x_K = theta_KP.unbind(1)
+        distances = (r_AB_K, self._r_AC - r_AB_K, torch.full_like(r_AB_K, self._r_AC))
+        coulomb_K, exchange = torch.zeros_like(x_K), []
+        for r_K, (d, overlap) in zip(distances, self._pairs, strict=True):
+            decay_K = torch.exp(-self._alpha * (r_K - self._r0))
+            coulomb_K = coulomb_K + d / 2 * (1.5 * decay_K**2 - decay_K) / (1 + overlap)
+            exchange.append(d / 4 * (decay_K**2 - 6 * decay_K) / (1 + overlap))
+        j_AB, j_BC, j_AC = exchange
+        mixed_K = (j_AB**2 + j_BC**2 + j_AC**2 - j_AB * j_BC - j_BC * j_AC - j_AB * j_AC).sqrt()
+        return coulomb_K - mixed_K + 2 * self._k_c * (r_AB_K - (self._r_AC / 2 - x_K / self._c)) ** 2

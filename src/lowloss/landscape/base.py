@@ -1,20 +1,36 @@
-"""The landscape: one function, evaluated at K points at once.
+"""The landscape: one function of the parameters, looked at in K points at once.
 
-Shapes: K points, P parameters, N samples, C classes.
+Shapes: K points, P parameters, C outputs, B samples of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from lowloss.data.base import Batch
+from lowloss.data.task import Task
+from lowloss.errors import LowlossError
 
 Self = TypeVar("Self", bound="Landscape")
+
+Columns = dict[str, Tensor]
+"""What is tabulated of K points: tensors with K first."""
+
+
+class Final(torch.autograd.Function):
+    """The identity for a gradient, which refuses to be differentiated: the result would be silently wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient_KP: Tensor, *of: Tensor) -> Tensor:
+        return gradient_KP.view_as(gradient_KP)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise LowlossError("a landscape's losses are differentiable once: take second derivatives by landscape.product")
 
 
 class BatchSource(Protocol):
@@ -25,48 +41,51 @@ class BatchSource(Protocol):
     def __getitem__(self, step: int, /) -> Batch | None: ...
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Exact results over a whole split, one entry a point.
-
-    loss_K: mean loss in nats.  error_K: fraction misclassified (NaN where there are no classes).
-    logits_KNC: network outputs in the split's order, only where they were asked for.
-    """
-
-    loss_K: Tensor
-    error_K: Tensor
-    logits_KNC: Tensor | None = None
-
-
 class Landscape(Protocol):
-    """The loss L(theta) of a network on a data set, or an analytic surface."""
+    """The loss L(theta) of a network on a data set, an analytic surface, or another landscape seen otherwise."""
 
     @property
     def dim(self) -> int:
         """The number of parameters P."""
-        ...
 
     @property
     def splits(self) -> tuple[str, ...]:
         """What `evaluate` accepts; the first is the split that is trained on."""
-        ...
+
+    @property
+    def task(self) -> Task:
+        """What the loss and the other metrics are."""
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether a minibatch's loss is not the mean of its parts': BatchNorm and dropout want it whole."""
 
     def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
-        """The K losses on one minibatch, differentiable (once) in theta_KP."""
-        ...
+        """The K losses on one minibatch, differentiable once in theta_KP; a second derivative is refused."""
 
-    def evaluate(self, theta_KP: Tensor, split: str = "train", logits: bool = False) -> Evaluation:
-        """The exact mean loss and error of K points over a whole split."""
-        ...
+    def product(self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None, statistics: str = "held") -> Tensor:
+        """The Hessian of the mean loss at each point times a vector each (K, P).
 
-    def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
-        """Training minibatches: one for each seed, or with `shared` one (of the first seed) for all points."""
-        ...
+        Args:
+            data: a minibatch, or a split for its exact loss.
+            statistics: which Hessian it is where there is BatchNorm: "held" at the point's own statistics, as in
+                evaluation, or "batch", those of the minibatch, through which it differentiates too, as in training.
+        """
+
+    def evaluate(self, theta_KP: Tensor, split: str = "train", details: bool = False) -> Columns:
+        """The task's metrics, exact over a whole split, by their names: float64 columns (K,) on the CPU.
+
+        With `details`, what the task keeps of each sample comes too; see `Task.summarise`.
+        """
+
+    def outputs(self, theta_P: Tensor, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The network's outputs (B, ...) at a point, and their targets, chunk by chunk in the split's order."""
+
+    def batches(self, size: int | None, seeds: Sequence[int], shared: bool) -> BatchSource:
+        """Training minibatches, or with None the whole set: one a seed, or with `shared` one for all points."""
 
     def initial(self, seed: int) -> Tensor:
         """A fresh random point (P,)."""
-        ...
 
     def to(self: Self, device: torch.device) -> Self:
         """Move what the landscape holds to the device, in place."""
-        ...

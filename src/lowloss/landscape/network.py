@@ -1,38 +1,42 @@
 """A network and a data set as a landscape.
 
-Shapes: K points, P parameters, N samples, C classes.
+Shapes: K points, P parameters, N samples of a split, B samples of a chunk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-from lowloss.data.base import Batch, Batches, Data
+from lowloss.data.base import Batch, Data
+from lowloss.data.task import Sums, Task
 from lowloss.errors import LowlossError, check_number
-from lowloss.landscape.base import BatchSource, Evaluation
-from lowloss.landscape.engine import Buffers, Engine, Loop, alike
-from lowloss.landscape.graph import Graph
+from lowloss.landscape.base import BatchSource, Columns, Final
+from lowloss.landscape.engine.checked import Trust
+from lowloss.landscape.engine.graph import Graph
+from lowloss.landscape.engine.loop import Buffers, Engine, Loop, near_equal
+from lowloss.landscape.initial import built, check_redrawn, copied, reset
 from lowloss.landscape.layout import Layout
-from lowloss.landscape.trust import Trust
+from lowloss.landscape.probe import probe
 from lowloss.seeding import derive
 
 SAMPLE = 8
 """Training samples on which an engine is compared with the plain loop before it is used."""
 
-OUTPUTS_KEPT = 16
-"""Points of a call up to which the outputs are kept for the next one; those of many would fill the memory."""
+POINTS_KEPT, NUMBERS_KEPT = 16, 1 << 24
+"""Points of a call, and numbers of each point's outputs, up to which those of the training split are kept for the next
+call; more would fill the memory."""
+
+STATISTICS = ("held", "batch")
 
 log = logging.getLogger("lowloss")
 
@@ -44,16 +48,17 @@ class _Losses(torch.autograd.Function):
     def forward(ctx: Any, theta_KP: Tensor, engine: Loop | Graph, batch: Batch) -> Tensor:
         losses_K, gradients_KP = engine.losses(theta_KP, batch, gradients=ctx.needs_input_grad[0])
         ctx.gradients_KP = gradients_KP
+        ctx.save_for_backward(theta_KP)
         return losses_K
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         (upstream_K,) = upstream
-        return upstream_K[:, None] * ctx.gradients_KP, None, None
+        return Final.apply(upstream_K[:, None] * ctx.gradients_KP, *ctx.saved_tensors), None, None
 
 
 class NetworkLandscape:
-    """The mean cross-entropy of any classifier `nn.Module` on a data set, as a function of its parameters.
+    """The mean loss of any `nn.Module` on a data set, as a function of its parameters.
 
     BatchNorm: `losses` uses the minibatch's own statistics. `evaluate` recomputes each point's statistics in one
     pass over the un-augmented training data (Garipov et al. 2018, sec. 3.3), so a point is its parameters alone.
@@ -61,17 +66,15 @@ class NetworkLandscape:
     Args:
         model: a module, or a function that builds one. A function draws every initial point by its own
             initialisation; a module draws them by `reset_parameters` of its layers. The module is copied.
-        data: the data set.
+        data: the data set, and with its task the loss.
         evaluation_batch: BatchNorm's statistics are the mean of theirs over chunks of so many samples. As many as
             there are training samples: exact statistics, and on a GPU one sweep, not two. The plain loop evaluates
             at most so many samples at once; the graph engine more, where they fit.
         engine: how K points run on the device.
 
     Raises:
-        LowlossError: the outputs do not fit the data's classes, or the module rejects the data.
+        LowlossError: the outputs do not fit the data's task, or the module rejects the data.
     """
-
-    splits = ("train", "test")
 
     def __init__(
         self,
@@ -81,14 +84,15 @@ class NetworkLandscape:
         engine: Engine | None = None,
     ) -> None:
         check_number("evaluation_batch", evaluation_batch, int, 1)
-        self.model, self.data, self.evaluation_batch = model, copy.copy(data), int(evaluation_batch)
+        self.model, self.data, self.evaluation_batch = model, data, int(evaluation_batch)
         self.settings = engine or Engine()
-        module = copy.deepcopy(model) if isinstance(model, nn.Module) else self._build(seed=0)
+        module = copied(model, data) if isinstance(model, nn.Module) else built(model, data, seed=0)
         self.layout = Layout.of(module)
-        self.loop = Loop(module, self.layout)
+        self.loop = Loop(module, self.layout, data.task)
         self._normalises = any(isinstance(part, _BatchNorm) for part in module.modules())
         if evaluation_batch == 1 and self._normalises:
             raise LowlossError("evaluation_batch=1 leaves BatchNorm nothing to normalise: set it to at least 2")
+        self._redrawn = False
         self._engine: Loop | Graph | None = None
         self._trust = self._no_trust()
         # Statistics need chunks that each resemble the whole: a split sorted by class would spoil them.
@@ -102,110 +106,224 @@ class NetworkLandscape:
     def dim(self) -> int:
         return self.layout.dim
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self.data.splits
+
+    @property
+    def task(self) -> Task:
+        return self.data.task
+
+    @property
+    def couples_samples(self) -> bool:
+        return any(isinstance(part, (_BatchNorm, _DropoutNd)) for part in self.loop.module.modules())
+
     def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
-        """The K mean cross-entropies in nats on a minibatch, in training mode; differentiable once."""
+        """The K mean losses on a minibatch, in training mode; differentiable once (see `product` for twice)."""
         if batch is None:
             raise ValueError("a network's losses need a minibatch")
         theta_KP = self._points(theta_KP)
         with _room("the batch size"):
-            result: Tensor = _Losses.apply(theta_KP, self.engine, batch)
+            # A state that is handed on is the plain loop's affair.
+            result: Tensor = _Losses.apply(theta_KP, self.loop if batch.carry else self.engine, batch)
         return result
 
-    @torch.no_grad()
-    def evaluate(self, theta_KP: Tensor, split: str = "train", logits: bool = False) -> Evaluation:
-        """Mean cross-entropy (nats) and error (fraction) of K points over the whole un-augmented split, in float64.
+    def product(self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None, statistics: str = "held") -> Tensor:
+        """The Hessian of the mean loss at each point times a vector each (K, P), in the parameters' own precision.
 
-        With `logits`, the outputs (K, N, C) come too, in the split's order, on the CPU.
+        Exact up to rounding, by differentiating twice. A minibatch is taken as training takes it, dropout included,
+        if its own statistics are asked for; with those of the point, as evaluation does. Of a split it is the Hessian
+        of what `evaluate` reports, or with statistics="batch" of its mean over the chunks of the statistics, each
+        normalised by its own.
+
+        Raises:
+            LowlossError: `statistics` is neither "held" nor "batch".
+        """
+        if statistics not in STATISTICS:
+            raise LowlossError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")
+        if data is None:
+            raise ValueError("a network's Hessian needs a minibatch or a split")
+        theta_KP = self._points(theta_KP)
+        v_KP = v_KP.to(theta_KP)
+        products = []
+        with self.loop.exact(), _room("evaluation_batch"):
+            held = list(self._statistics_at(self.loop, theta_KP, None)) if statistics == "held" else []
+            for k, (theta_P, v_P) in enumerate(zip(theta_KP, v_KP, strict=True)):
+                buffers = held[k][0] if held else None
+                if isinstance(data, Batch):
+                    products.append(self.loop.product(theta_P, v_P, *data.row(k), buffers, whole=False))
+                    continue
+                x_N, y_N = self.data.split(data)
+                order_N = self._statistics_order_N if data == "train" else torch.arange(len(y_N))
+                total_P, items = torch.zeros_like(theta_P, dtype=torch.float64), 0
+                for index in (order_N[span] for span in near_equal(len(y_N), self.evaluation_batch)):
+                    x, y = x_N[index.to(x_N.device)], y_N[index.to(y_N.device)]
+                    total_P += self.loop.product(theta_P, v_P, x, y, 0, buffers, whole=True)
+                    items += self.task.scored(y)
+                products.append((total_P / items).to(theta_P))
+        return torch.stack(products) if products else torch.empty_like(theta_KP)
+
+    @torch.no_grad()
+    def evaluate(
+        self, theta_KP: Tensor, split: str = "train", details: bool = False, statistics: Sequence[Buffers] | None = None
+    ) -> Columns:
+        """The task's metrics of K points over the whole un-augmented split, as float64 columns (K,) on the CPU.
+
+        Args:
+            details: whether what the task keeps of each sample comes too; see `Task.summarise`.
+            statistics: BatchNorm's, of each point; by default each point's own are computed.
         """
         theta_KP = self._points(theta_KP)
+        arguments = theta_KP, split, details, statistics
         with self.loop.exact(), _room("evaluation_batch"):
-            engine = self.engine if self.engine.usable else self.loop
-            scores_K2, kept = self._scores(engine, theta_KP, split, logits)
+            engine = self.engine if self.engine.usable and self.data.streams is None else self.loop
+            columns, kept = self._columns(engine, *arguments)
             if not engine.usable:
                 # What it gave before it gave up, as a point's statistics, is of 16 bits.
                 engine, self._statistics = self.loop, None
-                scores_K2, kept = self._scores(engine, theta_KP, split, logits)
-            loss_K, error_K = scores_K2.unbind(1)
+                columns, kept = self._columns(engine, *arguments)
             if engine is not self.loop:
                 engine.used = True
-                self._compare(theta_KP, scores_K2, split)
+                self._compare(theta_KP, columns, split, statistics)
                 # What 16 bits may not tell, or what overflowed in them far from any minimum, float32 does.
-                wild = (~self._trust[split].holds(loss_K)).nonzero().flatten()
+                wild = (~self._trust[split].holds(columns["loss"])).nonzero().flatten()
                 if len(wild):
-                    again, kept_again = self._scores(self.loop, theta_KP[wild.to(theta_KP.device)], split, logits)
-                    loss_K[wild], error_K[wild] = again.unbind(1)
-                    for k, outputs in zip(wild.tolist(), kept_again, strict=False):
-                        kept[k] = outputs
-        if not logits:
-            return Evaluation(loss_K, error_K, None)
-        none = torch.empty(0, len(self.data.split(split)[1]), self.data.num_classes)
-        return Evaluation(loss_K, error_K, torch.stack(kept) if kept else none)
+                    own = None if statistics is None else [statistics[k] for k in wild]
+                    again = self._columns(self.loop, theta_KP[wild.to(theta_KP.device)], split, details, own)
+                    for found, exact in zip((columns, kept), again, strict=True):
+                        for name, column in exact.items():
+                            found[name][wild] = column
+        return columns | (self.task.summarise(kept, self.data.split(split)[1].cpu()) if details else {})
 
-    def _compare(self, theta_KP: Tensor, scores_K2: Tensor, split: str) -> None:
+    def _compare(self, theta_KP: Tensor, columns: Columns, split: str, statistics: Sequence[Buffers] | None) -> None:
         """Compare the highest and the lowest point with the plain loop, where that is not known to agree."""
-        trust, known, told = self._trust[split], self._statistics, ""
+        trust, known, differing = self._trust[split], self._statistics, ""
         for lowest in (False, True):
-            k = trust.doubtful(scores_K2[:, 0], lowest)
+            k = trust.doubtful(columns["loss"], lowest)
             if k is None:
                 continue
+            own = None if statistics is None else [statistics[k]]
             try:
-                ((loss, error),) = self._scores(self.loop, theta_KP[k : k + 1], split, False)[0].tolist()
+                found, _ = self._columns(self.loop, theta_KP[k : k + 1], split, False, own)
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 log.warning("engine: evaluation could not be checked against float32, which does not fit the memory")
                 trust.unchecked()
                 break
-            fast_loss, fast_error = scores_K2[k].tolist()
-            if not trust.compare((fast_loss, fast_error), (loss, error)):
-                told = f"{loss:.4g}, {error:.4g} there and {fast_loss:.4g}, {fast_error:.4g} in 16 bits"
+            exact = {name: float(column[0]) for name, column in found.items()}
+            fast = {name: float(columns[name][k]) for name in exact}
+            if not trust.compare(fast, exact):
+                texts = (", ".join(f"{value:.4g}" for value in values.values()) for values in (exact, fast))
+                differing = "{} there and {} in 16 bits".format(*texts)
         self._statistics = known
-        if told:
+        if differing:
             log.warning(
-                "engine: %s evaluates losses from %.3g on in float32 on the plain loop: the loss and error of a point "
-                "on the %s split are %s",
+                "engine: %s evaluates losses from %.3g on in float32 on the plain loop: the %s of a point on the %s "
+                "split are %s",
                 type(self.loop.module).__name__,
                 trust.limit,
+                " and ".join(columns),
                 split,
-                told,
+                differing,
             )
 
-    def _scores(self, engine: Loop | Graph, theta_KP: Tensor, split: str, logits: bool) -> tuple[Tensor, list[Tensor]]:
-        """Loss and error (K, 2), and the outputs (N, C) of each point if asked for, on the CPU."""
-        x_N, y_N = self.data.split(split)
-        scores_K2 = torch.empty(len(theta_KP), 2, dtype=torch.float64, device=y_N.device)
-        kept = []
-        for k, (buffers, train_outputs) in enumerate(self._statistics_at(engine, theta_KP)):
-            outputs = train_outputs if split == "train" else None
-            if outputs is None:
-                outputs = engine.logits(theta_KP[k], buffers, x_N, self.evaluation_batch)
-            wide = outputs.double()
-            scores_K2[k, 0] = cross_entropy(wide, y_N)
-            scores_K2[k, 1] = (wide.argmax(1) != y_N).double().mean()
-            if logits:
-                kept.append(outputs.float().cpu())
-        return scores_K2.cpu(), kept  # the one wait for the device
+    def _columns(
+        self, engine: Loop | Graph, theta_KP: Tensor, split: str, details: bool, statistics: Sequence[Buffers] | None
+    ) -> tuple[Columns, Columns]:
+        """The metrics (K,) and what is kept of each sample (K, N), on the CPU; sums are in float64."""
+        rows: list[dict[str, Tensor]] = []
+        kept: dict[str, list[Tensor]] = {}
+        for theta_P, (buffers, train_outputs) in zip(
+            theta_KP, self._statistics_at(engine, theta_KP, statistics), strict=True
+        ):
+            sums, found = Sums(self.task), dict[str, list[Tensor]]()
+            known = train_outputs if split == "train" else None
+            for outputs, y in self._outputs_at(engine, theta_P, buffers, split, known):
+                wide = outputs.double()
+                sums.add(wide, y)
+                if details:
+                    for name, column_B in self.task.details(wide, y).items():
+                        found.setdefault(name, []).append(column_B)
+            rows.append(sums.metrics())
+            for name, parts in found.items():
+                kept.setdefault(name, []).append(torch.cat(parts))
+        names = rows[0] if rows else self.task.units
+        # The one wait for the device.
+        columns = {name: torch.stack([row[name] for row in rows]).cpu() if rows else torch.empty(0) for name in names}
+        return columns, {name: torch.stack(parts).cpu() for name, parts in kept.items()}
 
-    def _statistics_at(self, engine: Loop | Graph, theta_KP: Tensor) -> Iterator[tuple[Buffers, Tensor | None]]:
+    @torch.no_grad()
+    def outputs(self, theta_P: Tensor, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The outputs (B, ...) at a point and their targets, chunk by chunk in the split's order, in float32 or wider.
+
+        They are the plain loop's, or the graph engine's where `evaluate` was seen to agree.
+        """
+        (theta_P,) = self._points(theta_P[None])
+        fast = self.engine.usable and self.data.streams is None and split in self._trust
+        if fast and self.engine is not self.loop:
+            loss_1 = self.evaluate(theta_P[None], split)["loss"]
+            fast = bool(self._trust[split].holds(loss_1)[0]) and self.engine.usable
+        engine = self.engine if fast else self.loop
+        with self.loop.exact():
+            ((buffers, _),) = list(self._statistics_at(engine, theta_P[None], None))
+        yield from self._outputs_at(engine, theta_P, buffers, split, None)
+
+    def _outputs_at(
+        self, engine: Loop | Graph, theta_P: Tensor, buffers: Buffers, split: str, known: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        x_N, y_N = self.data.split(split)
+        chunks = iter([known]) if known is not None else engine.outputs(
+            theta_P, buffers, x_N, self.evaluation_batch, self.data.streams
+        )  # fmt: skip
+        done = 0
+        for outputs in chunks:
+            yield outputs, y_N[done : done + len(outputs)]
+            done += len(outputs)
+
+    def _statistics_at(
+        self, engine: Loop | Graph, theta_KP: Tensor, given: Sequence[Buffers] | None
+    ) -> Iterator[tuple[Buffers, Tensor | None]]:
+        """The buffers of each point, and its outputs on the training split where they came with them."""
+        if given is not None:
+            own = engine.loop.fresh_buffers() if isinstance(engine, Graph) else engine.fresh_buffers()
+            for buffers in given:
+                yield {**own, **{name: buffer.to(theta_KP.device) for name, buffer in buffers.items()}}, None
+            return
         known = self._statistics
         if known is not None and known[0] is engine and torch.equal(known[1], theta_KP):
             yield from known[2]
             return
         whole = self.evaluation_batch >= len(self.data.y_train)
-        parts = None if whole else alike(self._statistics_order_N, self.evaluation_batch)
+        spans = near_equal(len(self._statistics_order_N), self.evaluation_batch)
+        parts = None if whole else [self._statistics_order_N[span] for span in spans]
         found: list[tuple[Buffers, Tensor | None]] = []
         for theta_P in theta_KP:
             buffers, outputs = engine.statistics(theta_P, self.data.x_train, parts)
-            found.append((buffers, outputs if len(theta_KP) <= OUTPUTS_KEPT else None))
+            keeps = outputs is not None and len(theta_KP) <= POINTS_KEPT and outputs.numel() <= NUMBERS_KEPT
+            found.append((buffers, outputs if keeps else None))
             yield buffers, outputs
         self._statistics = engine, theta_KP.clone(), found
 
-    def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
+    @torch.no_grad()
+    def statistics(self, theta_P: Tensor) -> Buffers:
+        """BatchNorm's statistics at a point (and other buffers), recomputed by the plain loop."""
+        (theta_P,) = self._points(theta_P[None])
+        with self.loop.exact():
+            ((buffers, _),) = list(self._statistics_at(self.loop, theta_P[None], None))
+        return buffers
+
+    def batches(self, size: int | None, seeds: Sequence[int], shared: bool) -> BatchSource:
         if size == 1 and self._normalises:
             raise LowlossError("batch_size=1 leaves BatchNorm nothing to normalise: set it to at least 2")
-        return Batches(self.data, size, seeds[:1] if shared else seeds, shared)
+        return self.data.batches(size, seeds[:1] if shared else seeds, shared)
 
     def initial(self, seed: int) -> Tensor:
-        module = self._build(seed) if not isinstance(self.model, nn.Module) else self._reset(self.model, seed)
+        if not isinstance(self.model, nn.Module):
+            return self.point(built(self.model, self.data, seed))
+        module = reset(self.model, self.data, seed)
+        if not self._redrawn:
+            check_redrawn(module, reset(self.model, self.data, seed + 1))
+            self._redrawn = True
         return self.point(module)
 
     def point(self, module: nn.Module) -> Tensor:
@@ -215,23 +333,21 @@ class NetworkLandscape:
     def module(self, theta_P: Tensor) -> nn.Module:
         """A module at this point, its BatchNorm statistics recomputed, in evaluation mode, on the CPU."""
         (theta_P,) = self._points(theta_P[None])
-        with self.loop.exact():
-            ((buffers, _),) = list(self._statistics_at(self.loop, theta_P[None]))
         module = copy.deepcopy(self.loop.module)
-        module.load_state_dict({**self.layout.views(theta_P), **buffers}, strict=False)
+        module.load_state_dict({**self.layout.views(theta_P), **self.statistics(theta_P)}, strict=False)
         return module.cpu().eval()
 
     def to(self, device: torch.device) -> NetworkLandscape:
         device = torch.empty(0, device=device).device  # with its index, where that is left open
-        if device != self.data.y_train.device:
+        if device != self.data.device:
             self._engine = self._statistics = None
             self._trust = self._no_trust()
             self.loop.module.to(device)
-            self.data.to(device=device)
+            self.data.move(device)
         return self
 
     def _no_trust(self) -> dict[str, Trust]:
-        return {split: Trust(len(self.data.split(split)[1])) for split in self.splits}
+        return {split: Trust(len(self.data.split(split)[1]), self.task.units) for split in self.splits}
 
     @property
     def engine(self) -> Loop | Graph:
@@ -239,12 +355,11 @@ class NetworkLandscape:
         if self._engine is None:
             # From all over the set: the first may be alike, in a set sorted by class.
             chosen = torch.linspace(0, len(self.data.x_train) - 1, SAMPLE).long()
-            sample = self.data.x_train[chosen]
-            self.loop.step_dtype = self._narrowest(Batch(sample, self.data.y_train[chosen], (0,)))
-            dtypes = self.settings.graph_dtypes(sample.device)
-            self._engine = (
-                Graph(self.loop, sample, *dtypes, strict=self.settings.kind == "graph") if dtypes else self.loop
-            )
+            sample = self.data.x_train[chosen], self.data.y_train[chosen]
+            self.loop.step_dtype = self._narrowest(Batch(*sample, (0,)))
+            dtypes = self.settings.graph_dtypes(self.data.device)
+            strict = self.settings.kind == "graph"
+            self._engine = Graph(self.loop, sample, *dtypes, strict=strict) if dtypes else self.loop
         return self._engine
 
     def _narrowest(self, batch: Batch) -> torch.dtype | None:
@@ -253,7 +368,7 @@ class NetworkLandscape:
         if dtype is None:
             return None
         try:
-            Loop(module, self.layout, dtype).losses(self.point(module)[None], batch, True)
+            Loop(module, self.layout, self.task, dtype).losses(self.point(module)[None], batch, True)
         except Exception as error:  # whatever a module that is written for float32 does to others
             name, reason = type(module).__name__, (str(error) or type(error).__name__).splitlines()[0]
             if self.settings.precision != "auto":
@@ -276,50 +391,31 @@ class NetworkLandscape:
             told.append(f"loop, steps in {self.loop.step_dtype or exact}, evaluation in {exact}")
         return "; then ".join(told).replace("torch.", "")
 
-    def _build(self, seed: int) -> nn.Module:
-        assert not isinstance(self.model, nn.Module)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return build_model(self.model, self.data)
-
-    @staticmethod
-    def _reset(model: nn.Module, seed: int) -> nn.Module:
-        module = copy.deepcopy(model).cpu()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for name, part in module.named_modules():
-                reset = getattr(part, "reset_parameters", None)
-                if callable(reset):
-                    reset()
-                elif any(p.requires_grad for p in part.parameters(recurse=False)):
-                    raise LowlossError(
-                        f"{name or type(part).__name__} has parameters but no reset_parameters(): "
-                        "pass a function that builds the model, so that seeds can draw its initial points"
-                    )
-        return module
-
     def _points(self, theta_KP: Tensor) -> Tensor:
         if theta_KP.dim() != 2 or theta_KP.shape[1] != self.dim:
             raise ValueError(f"points are rows of a K × {self.dim} matrix, got {tuple(theta_KP.shape)}")
-        return theta_KP.to(self.data.y_train.device)
+        return theta_KP.to(self.data.device)
 
     def _check_fit(self) -> None:
         name = type(self.loop.module).__name__
-        self.data.to(dtype=self.layout.dtype)
-        given = self.data.x_train[:2]
+        self.data = self.data.moved(dtype=self.layout.dtype)
+        given, y = self.data.x_train[:2], self.data.y_train[:2]
         x, theta_P = given.clone(), self.point(self.loop.module)
         try:
-            shape = tuple(self.loop.logits(theta_P, self.loop.fresh_buffers(), x, len(x)).shape)
+            outputs = torch.cat(list(self.loop.outputs(theta_P, self.loop.fresh_buffers(), x, len(x))))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise LowlossError(f"{name} rejects inputs of shape {tuple(x.shape[1:])}: {reason}") from error
         if not torch.equal(x, given):
             raise LowlossError(f"{name} changes its inputs in place: let it compute on a copy")
-        if shape != (len(x), self.data.num_classes):
-            raise LowlossError(
-                f"{name} gives outputs of shape {shape[1:]} for {self.data.num_classes} classes: "
-                f"set its number of outputs (often model.num_classes={self.data.num_classes})"
-            )
+        self.task.check(outputs, y, name)
+        if self._normalises and len(x) < 2:
+            return
+        ramp_P = torch.linspace(-1, 1, self.dim).to(theta_P)
+        try:
+            probe(self.loop, theta_P, theta_P + 0.1 * ramp_P, Batch(x, y, (0,)))
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            raise LowlossError(f"{name} fails in training mode: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager
@@ -329,19 +425,3 @@ def _room(setting: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise LowlossError(f"the GPU's memory is too small: lower {setting} ({str(error).splitlines()[0]})") from error
-
-
-def build_model(factory: Callable[..., nn.Module], data: Data) -> nn.Module:
-    """Call the factory, filling in `input_shape` and `num_classes` where it takes them and they are not set.
-
-    Raises:
-        LowlossError: the factory rejects its arguments.
-    """
-    known = {"input_shape": data.input_shape, "num_classes": data.num_classes}
-    given = factory.keywords if isinstance(factory, partial) else {}
-    taken = inspect.signature(factory).parameters
-    filled = {key: value for key, value in known.items() if key in taken and key not in given}
-    try:
-        return factory(**filled)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LowlossError(f"model: {error}") from error

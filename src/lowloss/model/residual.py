@@ -1,64 +1,66 @@
-"""Residual networks for small images."""
+"""Residual networks for small images.
+
+`input_shape` is (channels, height, width), and `num_classes` the number of outputs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-
-def _init_he(module: nn.Module) -> None:
-    """Initialise convolutions as in He et al. 2015."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+from lowloss.checking import Few, Fraction, Width
 
 
-class ResNet(nn.Module):
-    """ResNet of He et al. 2016, sec. 4.2: depth 6n + 2, parameter-free shortcuts (option A).
+class _Residual(nn.Module):
+    """Three stages of blocks, with once, twice and four times `width` channels; the last two halve the image."""
 
-    Args:
-        depth: 8, 20, 32, 44, 56, 110, …
-        width: channels of the first of three stages; the others have twice and four times as many.
-        input_shape: (channels, height, width).
-        num_classes: outputs.
-
-    Raises:
-        ValueError: the depth is not 6n + 2.
-    """
-
-    def __init__(self, input_shape: Sequence[int], num_classes: int, depth: int = 20, width: int = 16) -> None:
+    def __init__(
+        self,
+        stem: nn.Module,
+        block: Callable[[int, int, int], nn.Module],
+        channels: int,
+        width: int,
+        blocks: int,
+        classes: int,
+    ) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"a ResNet's depth is 6n + 2 (8, 20, 32, 44, 56, …), got {depth}")
-        self.stem = nn.Sequential(
-            nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
-        blocks, channels = [], width
+        self.stem, self.blocks = stem, nn.Sequential()
         for outputs, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
-            for i in range((depth - 2) // 6):
-                blocks.append(_BasicBlock(channels, outputs, stride if i == 0 else 1))
+            for i in range(blocks):
+                self.blocks.append(block(channels, outputs, stride if i == 0 else 1))
                 channels = outputs
-        self.blocks = nn.Sequential(*blocks)
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = nn.Linear(channels, classes)
         _init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class ResNet(_Residual):
+    """ResNet of He et al. 2016, sec. 4.2: depth 6n + 2, parameter-free shortcuts (option A).
+
+    Args:
+        depth: 8, 20, 32, 44, 56, 110, …
+        width: channels of the first of three stages; the others have twice and four times as many.
+
+    Raises:
+        ValueError: the depth is not 6n + 2.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, depth: Few = 20, width: Width = 16) -> None:
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"a ResNet's depth is 6n + 2 (8, 20, 32, 44, 56, …), got {depth}")
+        stem = nn.Sequential(_conv(input_shape[0], width), nn.BatchNorm2d(width), nn.ReLU())
+        super().__init__(stem, _BasicBlock, width, width, (depth - 2) // 6, num_classes)
+
+
 class _BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
+        self.residual = _two_convolutions(inputs, outputs, stride).append(nn.BatchNorm2d(outputs))
         self.stride, self.new_channels = stride, outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,47 +71,29 @@ class _BasicBlock(nn.Module):
         return relu(self.residual(x) + shortcut)
 
 
-class WideResNet(nn.Module):
+class WideResNet(_Residual):
     """Wide residual network of Zagoruyko & Komodakis 2016 (WRN-depth-widen), pre-activation, no dropout.
 
     Args:
         depth: 6n + 4, as 28.
         widen: widening factor k, as 10.
-        input_shape: (channels, height, width).
-        num_classes: outputs.
 
     Raises:
         ValueError: the depth is not 6n + 4.
     """
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, depth: int = 28, widen: int = 10) -> None:
-        super().__init__()
+    def __init__(self, input_shape: Sequence[int], num_classes: int, depth: Few = 28, widen: Few = 10) -> None:
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"a wide ResNet's depth is 6n + 4 (10, 16, 22, 28, …), got {depth}")
-        self.stem = nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False)
-        blocks, channels = [], 16
-        for outputs, stride in ((16 * widen, 1), (32 * widen, 2), (64 * widen, 2)):
-            for i in range((depth - 4) // 6):
-                blocks.append(_PreActivationBlock(channels, outputs, stride if i == 0 else 1))
-                channels = outputs
-        self.blocks = nn.Sequential(*blocks, nn.BatchNorm2d(channels), nn.ReLU())
-        self.classifier = nn.Linear(channels, num_classes)
-        _init_he(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
+        super().__init__(_conv(input_shape[0], 16), _PreActivationBlock, 16, 16 * widen, (depth - 4) // 6, num_classes)
+        self.blocks.extend([nn.BatchNorm2d(64 * widen), nn.ReLU()])
 
 
 class _PreActivationBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.activation = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
-        self.residual = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-        )
+        self.residual = _two_convolutions(inputs, outputs, stride)
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,8 +110,6 @@ class DenseNet(nn.Module):
         growth: channels that each layer adds.
         bottleneck: DenseNet-BC: 1 × 1 bottlenecks, and transitions that halve the channels.
         dropout: probability after every convolution but the first; 0.2 in the paper for data without augmentation.
-        input_shape: (channels, height, width).
-        num_classes: outputs.
 
     Raises:
         ValueError: the depth does not divide into three blocks.
@@ -137,30 +119,25 @@ class DenseNet(nn.Module):
         self,
         input_shape: Sequence[int],
         num_classes: int,
-        depth: int = 40,
-        growth: int = 12,
+        depth: Few = 40,
+        growth: Few = 12,
         bottleneck: bool = False,
-        dropout: float = 0.0,
+        dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
         per_layer = 2 if bottleneck else 1
         if depth <= 4 or (depth - 4) % (3 * per_layer):
             raise ValueError(f"a DenseNet's depth is {3 * per_layer}n + 4, got {depth}")
         channels = 2 * growth if bottleneck else 16
-        layers: list[nn.Module] = [nn.Conv2d(input_shape[0], channels, 3, padding=1, bias=False)]
+        layers: list[nn.Module] = [_conv(input_shape[0], channels)]
         for block in range(3):
             for _ in range((depth - 4) // (3 * per_layer)):
                 layers.append(_DenseLayer(channels, growth, bottleneck, dropout))
                 channels += growth
             if block < 2:
                 outputs = channels // 2 if bottleneck else channels
-                layers += [
-                    nn.BatchNorm2d(channels),
-                    nn.ReLU(),
-                    nn.Conv2d(channels, outputs, 1, bias=False),
-                    *_dropout(dropout),
-                    nn.AvgPool2d(2),
-                ]
+                layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, outputs, 1, bias=False)]
+                layers += [*_dropout(dropout), nn.AvgPool2d(2)]
                 channels = outputs
         self.features = nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU())
         self.classifier = nn.Linear(channels, num_classes)
@@ -168,6 +145,21 @@ class DenseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
+
+
+def _init_he(module: nn.Module) -> None:
+    """Initialise convolutions as in He et al. 2015."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def _two_convolutions(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(_conv(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU(), _conv(outputs, outputs))
 
 
 def _dropout(probability: float) -> list[nn.Module]:
@@ -182,9 +174,8 @@ class _DenseLayer(nn.Module):
             layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, 4 * growth, 1, bias=False)]
             layers += _dropout(dropout)
             inputs = 4 * growth
-        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, growth, 3, padding=1, bias=False)]
-        layers += _dropout(dropout)
-        self.layers = nn.Sequential(*layers)
+        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), _conv(inputs, growth)]
+        self.layers = nn.Sequential(*layers, *_dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, self.layers(x)], dim=1)

@@ -1,4 +1,7 @@
-"""Fully connected and plain convolutional networks."""
+"""Fully connected and plain convolutional networks.
+
+`input_shape` is (channels, height, width), of an MLP any, and `num_classes` the number of outputs.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from math import prod
 
 from torch import Tensor, nn
 
+from lowloss.checking import Few, Fraction, Width
+
 
 class MLP(nn.Module):
     """A multi-layer perceptron with ReLU.
@@ -15,16 +20,10 @@ class MLP(nn.Module):
     Args:
         hidden: widths of the hidden layers.
         batch_norm: whether to normalise each hidden layer.
-        input_shape: shape of one input.
-        num_classes: outputs.
     """
 
     def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        hidden: Sequence[int] = (256,),
-        batch_norm: bool = False,
+        self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[Width] = (256,), batch_norm: bool = False
     ) -> None:
         super().__init__()
         widths = [prod(input_shape), *hidden]
@@ -49,15 +48,13 @@ class CNN(nn.Module):
         width: W, channels of each convolution.
         depth: D, convolutions.
         hidden: units of the fully connected hidden layer.
-        input_shape: (channels, height, width).
-        num_classes: outputs.
 
     Raises:
         ValueError: the image is too small for that many poolings.
     """
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, width: int = 12, depth: int = 1, hidden: int = 256
+        self, input_shape: Sequence[int], num_classes: int, width: Width = 12, depth: Few = 1, hidden: Width = 256
     ) -> None:
         super().__init__()
         channels, rows, columns = input_shape
@@ -65,20 +62,13 @@ class CNN(nn.Module):
             raise ValueError(f"{depth} poolings leave nothing of a {rows} × {columns} image")
         layers: list[nn.Module] = []
         for _ in range(depth):
-            layers += [
-                nn.Conv2d(channels, width, 5, padding=2, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
+            layers.append(nn.Conv2d(channels, width, 5, padding=2, bias=False))
+            layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
             channels = width
         features = width * (rows >> depth) * (columns >> depth)
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.classifier = nn.Sequential(
-            nn.Linear(features, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, num_classes),
+            nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,36 +81,15 @@ class VGG16(nn.Module):
     Args:
         batch_norm: whether each convolution is followed by BatchNorm.
         dropout: probability in the hidden layers.
-        input_shape: (channels, height, width).
-        num_classes: outputs.
 
     Raises:
         ValueError: the image is smaller than 32 × 32.
     """
 
-    plan = (
-        64,
-        64,
-        "pool",
-        128,
-        128,
-        "pool",
-        256,
-        256,
-        256,
-        "pool",
-        512,
-        512,
-        512,
-        "pool",
-        512,
-        512,
-        512,
-        "pool",
-    )
+    plan = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, batch_norm: bool = False, dropout: float = 0.5
+        self, input_shape: Sequence[int], num_classes: int, batch_norm: bool = False, dropout: Fraction = 0.5
     ) -> None:
         super().__init__()
         channels, rows, columns = input_shape
@@ -138,15 +107,9 @@ class VGG16(nn.Module):
             channels = step
         self.features = nn.Sequential(*layers, nn.Flatten())
         features = 512 * (rows >> 5) * (columns >> 5)
-        self.classifier = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(features, 512),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(512, 512),
-            nn.ReLU(),
-            nn.Linear(512, num_classes),
-        )
+        hidden = [nn.Dropout(dropout), nn.Linear(features, 512), nn.ReLU()]
+        hidden += [nn.Dropout(dropout), nn.Linear(512, 512), nn.ReLU()]
+        self.classifier = nn.Sequential(*hidden, nn.Linear(512, num_classes))
         for module in self.features:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

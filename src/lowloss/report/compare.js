@@ -1,9 +1,8 @@
 "use strict";
 // The page holds its data as JSON: a row of the table is a path of a study, or a study without paths.
 const data = JSON.parse(document.getElementById("data").textContent);
-const METRICS = {
-  train_loss: ["train loss (nats)", 1], test_loss: ["test loss (nats)", 1], test_error: ["test error (%)", 100],
-};
+// Of each metric its label, and the factor to what is shown.
+const METRICS = data.metrics;
 const COLOURS = ["#1f5fbf", "#d9822b", "#2a9d6f", "#7a4fbf", "#b03a5b", "#4aa3b5", "#8a8f98", "#6b705c", "#c9a227", "#22577a"];
 const ROWS_AT_FIRST = 200;
 const state = { plot: "paths", metric: "train_loss", colour: "finder", log: true, sort: null, down: false, filters: {}, all: false, chosen: null };
@@ -95,7 +94,7 @@ function pathLines(rows, group, chosen) {
   const lines = new Map();
   for (const i of rows) {
     const along = data.paths[i];
-    if (!along) continue;
+    if (!along || !along[state.metric]) continue;
     const key = String(group(i));
     if (!lines.has(key)) lines.set(key, { x: [], y: [], customdata: [] });
     const line = lines.get(key);
@@ -128,7 +127,7 @@ function drawArchitectures(rows) {
     for (const [level, symbol] of [["min", "square"], ["saddle", "circle"]]) {
       const points = models.map((model) => entries
         .filter((row) => row.model === model && `${row.data}, ${row.finder}` === group)
-        .map((row) => row[`${state.metric}_${level}`]).filter((value) => value !== null)
+        .map((row) => row[`${state.metric}_${level}`] ?? null).filter((value) => value !== null)
         .map((value) => METRICS[state.metric][1] * value));
       const centre = points.map((values) => (values.length ? positive(mean(values)) : null));
       const spread = points.map((values) => (values.length > 1

@@ -1,14 +1,19 @@
-"""Many studies as tables: read without torch, from the notes and tables of their artifacts."""
+"""Many studies as tables: read without torch, from the notes and tables of their artifacts.
+
+A study may be a stranger's: no file is opened but a regular one that is not too large, and whatever cannot be read is
+left out and told, beside all that can.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from math import nan
+from dataclasses import dataclass
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +23,7 @@ import yaml
 from lowloss import files, progress
 from lowloss.errors import LowlossError
 from lowloss.report import tables
-from lowloss.runs import MACHINE, RESULT, Artifact, Config, Study, flat
-
-KINDS = ("minima", "paths", "ensembles", "scans")
-METRICS = ("train_loss", "test_loss", "test_error")
-ALONG = ("arc", *METRICS)
+from lowloss.study import MACHINE, RESULT, Artifact, Config, Study, flat, merge
 
 Options = Mapping[str, Mapping[str, Config]]
 """For `model` and `data`: the options of the configuration group by name, to call a node by its option's name."""
@@ -31,25 +32,35 @@ T = TypeVar("T")
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+MOST = {"config.yaml": 1 << 18, "along.csv": 1 << 24, RESULT: 1 << 24}
+"""Bytes that are read of a file; of results, those of the notes."""
+
+MOST_LINKED = 10_000
+"""Folders at or under a link that are looked into."""
+
 
 @dataclass
 class Record:
     """What one study holds.
 
     config: merged from its artifacts; the folders of the artifacts are relative to `root`.
-    paths: a row a path, as in summary.csv, with `folder`, and `along`, the columns ALONG.
-    low_and_high: a row a finder, see low_and_high.
+    units: of its metrics.
+    points: a row a minimum.
+    paths: a row a path, as in summary.csv, with `folder`, and `along`, the columns `arc` and those of `metrics`.
+    low_and_high: a row a finder, see tables.low_and_high.
+    damaged: a line for each file that is left out.
     """
 
     root: Path
     config: Config
+    units: tables.Units
     points: list[dict[str, Any]]
     paths: list[dict[str, Any]]
     low_and_high: list[dict[str, Any]]
     ensembles: dict[str, float]
     parameters: int | None
     figures: list[Path]
-    damaged: list[str] = field(default_factory=list)
+    damaged: list[str]
 
 
 def find_studies(folders: Iterable[Path]) -> list[Path]:
@@ -66,154 +77,193 @@ def find_studies(folders: Iterable[Path]) -> list[Path]:
             raise LowlossError(f"{folder} {what}: name the folder of a study or of a sweep, such as outputs/quickstart")
         for root in here:
             found.setdefault(os.path.realpath(root), root)
-    studies = []
-    for root in found.values():
-        if any(Study(root).complete(kind) for kind in KINDS):
-            studies.append(root)
-        else:
-            progress.say(f"left out: {root} has no results yet")
+    studies = [root for root in found.values() if Study(root).kinds]
+    for root in (root for root in found.values() if root not in studies):
+        _leave_out(f"{root} has no results yet")
     if not studies:
         raise LowlossError("no study there has results yet: wait for the first, or name other folders")
     return studies
 
 
 def _studies_under(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()
-    for parent, children, _ in os.walk(folder, followlinks=True):
-        here = os.path.realpath(parent)
-        if here in seen:  # a link to where we have been, perhaps in a circle
-            children.clear()
-            continue
-        seen.add(here)
-        if any(kind in children for kind in KINDS):
-            yield Path(parent)
-        children[:] = sorted(c for c in children if c not in (*KINDS, "report") and not c.startswith("."))
+    seen, starts = set[str](), [folder]
+    for start in starts:
+        linked, links = start is not folder, list[Path]()
+        for count, (parent, children, _) in enumerate(os.walk(start, followlinks=linked)):
+            if linked and count == MOST_LINKED:
+                _leave_out(f"more than {MOST_LINKED} folders below the link {start}: name those that hold studies")
+                break
+            here = os.path.realpath(parent)
+            if here in seen:  # a link to where we have been, perhaps in a circle
+                children.clear()
+                continue
+            seen.add(here)
+            # What has begun holds a folder of work, or a claim, of the minima.
+            kinds = {"minima", *Study(Path(parent)).kinds}
+            if kinds & {*children}:
+                yield Path(parent)
+            children[:] = sorted(c for c in children if c not in {*kinds, "report"} and not c.startswith("."))
+            links += [link for child in children if not linked and (link := Path(parent, child)).is_symlink()]
+        starts += sorted(links)
+
+
+def _leave_out(line: str) -> None:
+    """Tell what is left out in one line of a terminal, whatever names and errors hold."""
+    shown = "".join(c if c.isprintable() else " " for c in line)
+    progress.say(f"left out: {shown if len(shown) <= 1000 else shown[:1000] + '…'}")
+
+
+def _check(file: Path, root: Path | None = None) -> None:
+    """Raise LowlossError for what is no regular file, lies outside of the study of which root is given, or is large."""
+    size = file.stat().st_size if file.is_file() else 0  # what /proc has is of no size
+    if size and file.name == RESULT:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+    if not size or size > MOST.get(file.name, size):
+        raise LowlossError(f"{file} is unreadable (it is {f'of {size} bytes' if size else 'empty, or no file'})")
+    if root is not None and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root)):
+        raise LowlossError(f"{file} is left out (it lies outside of the study)")
 
 
 def read_study(root: Path) -> Record:
     """Read a study; what is damaged is left out and named in the record."""
-    study, damaged = Study(root), []
+    study, damaged = Study(root), list[str]()
 
-    def each(kind: str, read: Callable[[Artifact, dict[str, Any]], T]) -> list[T]:
+    def each(artifacts: Iterable[Artifact], read: Callable[[Artifact, dict[str, Any]], T]) -> list[T]:
         found = []
-        for artifact in study.complete(kind):
+        for artifact in artifacts:
             try:
+                _check(artifact.folder / RESULT)
                 found.append(read(artifact, artifact.notes()))
             except LowlossError as error:
                 damaged.append(str(error))
-            except (KeyError, TypeError, ValueError) as error:
+            except Exception as error:  # whatever strangers wrote
                 damaged.append(f"{artifact.folder} is no result of this version ({type(error).__name__}: {error})")
         return found
 
-    points = each("minima", tables.minimum_row)
-    paths = each("paths", _path)
-    ensembles: dict[str, float] = {}
-    for scores in each("ensembles", _scores):
-        ensembles |= scores
-    minima = [study.root / "minima" / f"{row['minimum']:04d}" for row in points[:1]]
-    sizes = [files.tensor_shape(folder / RESULT, "theta") for folder in minima]
-    pictures = sorted(file for file in (root / "report" / "figures").glob("*.png") if file.is_file())
-    overview = low_and_high(paths, points)
-    config = _config(study, damaged)
-    return Record(root, config, points, paths, overview, ensembles, sizes[0][0] if sizes else None, pictures, damaged)
+    minima = each(study.complete("minima"), lambda artifact, notes: (artifact, _units(notes), _point(artifact, notes)))
+    points = [row for _, _, row in minima]
+    paths = each(study.complete("paths"), _path)
+    ensembles = {name: value for scores in each(study.complete("ensembles"), _scores) for name, value in scores}
+    sizes = each([artifact for artifact, _, _ in minima[:1]], _parameters)
+    units = minima[0][1] if minima else tables.CLASSIFICATION
+    figures = []
+    for file in sorted((root / "report" / "figures").glob("*.png")):
+        try:
+            _check(file, root)
+            figures.append(file)
+        except (OSError, LowlossError) as error:
+            damaged.append(str(error))
+    overview, config = tables.low_and_high(paths, points), merged_config(study, damaged)
+    return Record(root, config, units, points, paths, overview, ensembles, next(iter(sizes), None), figures, damaged)
+
+
+def metrics(units: tables.Units) -> dict[str, tuple[str, float]]:
+    """The columns that are compared, each with its label and the factor to what is shown."""
+    named = [("train", "loss"), *(("test", name) for name in units)]
+    return {f"{s}_{m}": (tables.label(s, m, units[m]), tables.scale(units[m])) for s, m in named}
+
+
+def _units(notes: dict[str, Any]) -> tables.Units:
+    units: dict[str, str] = notes["units"]
+    if not all(isinstance(unit, str) for unit in units.values()):
+        raise TypeError("units are texts")
+    return {"loss": units["loss"], **units}
+
+
+def _number(value: Any) -> Any:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r:.40} is no number")
+    float(value)  # or it is beyond all
+    return value
+
+
+def _point(artifact: Artifact, notes: dict[str, Any]) -> dict[str, Any]:
+    return {name: _number(value) for name, value in tables.minimum_row(artifact, notes).items()}
+
+
+def _parameters(artifact: Artifact, _: dict[str, Any]) -> int:
+    (count,) = files.tensor_shape(artifact.folder / RESULT, "theta")
+    return count
 
 
 def _path(artifact: Artifact, notes: dict[str, Any]) -> dict[str, Any]:
-    row = {name: notes.get(name) for name in tables.SUMMARY}
-    for name in ("finder", "start", "end", *(f"saddle_{metric}" for metric in METRICS)):
-        if row[name] is None:
+    units = _units(notes)
+    names = metrics(units)
+    row = {name: notes.get(name) for name in tables.summary_columns(units)}
+    needed = ("finder", "start", "end", *(f"saddle_{name}" for name in names))
+    for name, value in row.items():
+        if value is None and name in needed:
             raise KeyError(name)
+        row[name] = str(value) if name in ("finder", "status") else None if value is None else _number(value)
     file = artifact.folder / "along.csv"
+    _check(file)
     try:
-        return row | {"folder": f"paths/{artifact.name}", "along": _columns(file)}
-    except (OSError, ValueError, KeyError) as error:
+        return row | {"folder": f"paths/{artifact.name}", "along": _columns(file, ["arc", *names])}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
         raise LowlossError(f"{file} is unreadable ({error})") from error
 
 
-def _scores(artifact: Artifact, notes: dict[str, Any]) -> dict[str, float]:
-    scores: dict[str, float] = {}
-    for method, _, wrong, nll in notes["rows"]:
-        scores |= {f"{method}_test_error": wrong, f"{method}_test_nll": nll}
-    return scores
+def _scores(artifact: Artifact, notes: dict[str, Any]) -> list[tuple[str, float]]:
+    return [
+        (f"{method}_test_{name}", _number(value))
+        for method, _, *values in notes["rows"]
+        for name, value in zip(_units(notes), values, strict=True)
+    ]
 
 
-def low_and_high(paths: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each finder the mean levels of minima and saddles, as in table B.1 of Draxler et al. 2018.
-
-    Saddles are averaged over the minimum spanning tree of the finder's paths, by saddle train loss; minima over those
-    that the tree connects. Errors are in fractions.
-    """
-    levels = {row["minimum"]: row for row in points}
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for path in paths:
-        found.setdefault(path["finder"], []).append(path)
-    rows = []
-    for finder, own in found.items():
-        tree = [own[place] for place in tables.spanning_tree(own)]
-        named = dict.fromkeys(k for path in tree for k in (path["start"], path["end"]))
-        ends = [levels[k] for k in named if k in levels]
-        row: dict[str, Any] = {"finder": finder}
-        for metric in METRICS:
-            row[f"{metric}_min"] = _mean([end[metric] for end in ends])
-            row[f"{metric}_saddle"] = _mean([path[f"saddle_{metric}"] for path in tree])
-        rows.append(row)
-    return rows
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else nan
-
-
-def _columns(file: Path) -> dict[str, list[float]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        head, *rows = csv.reader(lines)
+def _columns(file: Path, names: Sequence[str]) -> dict[str, list[float]]:
+    head, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
     columns = dict(zip(head, zip(*rows, strict=True), strict=True))
     # pandas leaves a cell empty where there is no number.
-    return {name: [float(cell or "nan") for cell in columns[name]] for name in ALONG}
+    return {name: [float(cell or "nan") for cell in columns[name]] for name in names}
 
 
-def _config(study: Study, damaged: list[str]) -> Config:
-    """The configurations of a study's artifacts, merged; those that add nothing are not read."""
-    merged: Config = {}
-    seen: set[tuple[str, str]] = set()
-    for kind in ("paths", "scans", "ensembles", "minima"):
+def merged_config(study: Study, damaged: list[str] | None = None) -> Config:
+    """The configurations of a study's artifacts, merged; those that add nothing are not read.
+
+    Args:
+        damaged: what cannot be read is named there.
+    """
+    merged, seen = Config(), set[tuple[str, str]]()
+    damaged = [] if damaged is None else damaged
+    for kind in sorted(study.kinds, key=("paths", "scans", "ensembles").__contains__, reverse=True):
         for artifact in study.complete(kind):
             # A path ends in its finder's name, a scan begins with its own; all hold the configuration of the minima.
             name = artifact.name.strip("0123456789-")
             if (kind, name) in seen or (seen and name in ("", "independent")):
                 continue
+            file = artifact.folder / "config.yaml"
             try:
-                text = (artifact.folder / "config.yaml").read_text(encoding="utf-8")
+                _check(file, study.root)
+                text = file.read_text(encoding="utf-8")
                 sections = [_section(part) for part in re.split(r"^(?=\w)", text, flags=re.MULTILINE) if part]
-            except (OSError, ValueError, yaml.YAMLError):
-                damaged.append(f"{artifact.folder / 'config.yaml'} is unreadable")
+            except Exception as error:  # whatever strangers wrote
+                line = str(error) if isinstance(error, LowlossError) else f"{file} is unreadable ({error})"
+                damaged.append(line)
                 continue
             seen.add((kind, name))
-            for section in sections:
-                merged = merge(merged, section)
+            merged = reduce(merge, sections, merged)
     return merged
 
 
 @cache
 def _section(text: str) -> Config:
-    """A section of a configuration; most studies of a sweep share most sections, and YAML is slow to read."""
-    loaded = yaml.load(text, Loader=_Loader)
-    if not isinstance(loaded, dict):
-        raise ValueError("not a section")
-    return loaded
+    """A section of a configuration; most studies of a sweep share most sections, and YAML is slow to read.
+
+    Raises an error for what is no configuration, or would not end, as aliases within aliases.
+    """
+    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
+        raise ValueError("it has aliases")
+    loaded = json.loads(json.dumps(yaml.load(text, _Loader), default=str))
+    flat(loaded)  # or it is nested too deeply
+    return dict(loaded)
 
 
-def merge(one: Config, other: Config) -> Config:
-    """Both configurations' keys, level by level; the other's values where they differ."""
-    merged = {**one}
-    for key, value in other.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
-    return merged
-
-
-def option_name(node: Config, options: Mapping[str, Config]) -> str:
+def option_name(node: Any, options: Mapping[str, Config]) -> str:
     """The option that a node was made from, or its target with the arguments."""
+    if not isinstance(node, dict):
+        return str(node)
     settings = {key: value for key, value in node.items() if key not in MACHINE}
     for name, option in options.items():
         if {key: value for key, value in option.items() if key not in MACHINE} == settings:
@@ -223,7 +273,7 @@ def option_name(node: Config, options: Mapping[str, Config]) -> str:
 
 
 def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.DataFrame]:
-    """Read all studies at or under the folders.
+    """Read all studies at or under the folders, and tell what cannot be read.
 
     Returns:
         The records, and a table with a row a path: the study, its model, data and whatever else the studies differ
@@ -232,28 +282,35 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
     Raises:
         LowlossError: a folder holds no study.
     """
-    roots = find_studies(folders)
-    records = []
+    roots, records, lost = find_studies(folders), list[Record](), list[str]()
     with progress.bar(f"{len(roots)} studies", len(roots)) as advance:
         for done, root in enumerate(roots, start=1):
-            records.append(read_study(root))
+            try:
+                records.append(read_study(root))
+            except Exception as error:  # whatever strangers wrote
+                lost.append(f"{root} is unreadable ({type(error).__name__}: {error})")
             advance(done, "")
-    common = common_folder(roots)
+    for line in (*lost, *(line for record in records for line in record.damaged)):
+        _leave_out(line)
+    if not records:
+        raise LowlossError("no study there can be read: name other folders")
+    common = common_folder([record.root for record in records])
     flats = [flat({k: v for k, v in record.config.items() if k not in ("model", "data")}) for record in records]
-    keys = {key: None for settings in flats for key in settings}
+    fixed = ("study", "parameters", "minima")
+    keys = {key: None for settings in flats for key in settings if key not in fixed}
     # A key that a study lacks, say another finder's, is no difference between settings.
     varied = [key for key in keys if len({repr(settings[key]) for settings in flats if key in settings}) > 1]
     rows = []
     for record, settings in zip(records, flats, strict=True):
         head = {
             "study": str(record.root.relative_to(common)),
-            "data": option_name(record.config.get("data", {}), options.get("data", {})),
-            "model": option_name(record.config.get("model", {}), options.get("model", {})),
+            **{group: option_name(record.config.get(group, {}), options.get(group, {})) for group in ("data", "model")},
             "parameters": record.parameters,
             **{key: settings.get(key) for key in varied},
             "minima": len(record.points),
         }
-        rows += [{**head, **{k: path[k] for k in tables.SUMMARY}, **record.ensembles} for path in record.paths] or [
+        columns = tables.summary_columns(record.units)
+        rows += [{**head, **{k: path.get(k) for k in columns}, **record.ensembles} for path in record.paths] or [
             {**head, **record.ensembles}
         ]
     return records, pd.DataFrame(rows)
@@ -265,11 +322,13 @@ def common_folder(roots: Sequence[Path]) -> Path:
 
 
 def check_objective(name: Any) -> None:
-    """Raises LowlossError for a name that no study has a value of."""
-    columns = [column for column in (*tables.SUMMARY, *tables.LEVELS) if column not in ("finder", "status")]
-    if name not in columns and not str(name).endswith(("_test_error", "_test_nll")):
+    """Raises LowlossError for a name that no study has a value of, whatever its metrics are."""
+    columns = [c for c in tables.summary_columns(tables.CLASSIFICATION) if c not in ("finder", "status")]
+    levels = r"((min|saddle|barrier)_)?(train|test)_\w+|\w+_test_\w+"
+    if name not in columns and not re.fullmatch(levels, str(name)):
         raise LowlossError(
-            f"objective={name} is none of {', '.join(columns)}, or an ensemble's such as fge_test_error, fge_test_nll"
+            f"objective={name} is none of {', '.join(columns)}, a minimum's such as train_loss and test_error, or an "
+            "ensemble's such as fge_test_loss"
         )
 
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 
 from lowloss.report import tables
-from lowloss.report.style import COLOURS, Picture, save
-from lowloss.runs import Artifact, Study
+from lowloss.report.pictures import COLOURS, LENGTH, OTHER, Picture, panels, save
+from lowloss.study import Artifact, Study
 
 SHOWN = 10
 """Coordinates in one panel, and classes that get a colour of their own."""
@@ -31,14 +30,12 @@ def draw_searches(study: Study, folder: Path) -> list[Picture]:
     for finder, artifact in examples.items():
         tensors, notes = artifact.load()
         title = f"{finder} {notes['start']}–{notes['end']}"
-        # A search without a step, which an earlier version allowed, has no cycles to show.
-        stepped = notes["gradient_evaluations"] > 0
-        if stepped and any(tensor.numel() for name, tensor in tensors.items() if name.startswith("snapshot-")):
+        if any(tensor.numel() for name, tensor in tensors.items() if name.startswith("snapshot-")):
             pictures.append(_snapshots(artifact, tensors, title, folder))
         pictures.append(_coordinates(artifact, tensors, notes, title, folder))
-        if "test_class_error" in tensors:  # not made by an older version
+        if "test_class_error" in tensors:
             pictures.append(_classes(artifact, tensors, title, folder))
-    if examples:
+    if examples and not tables.learning_curve(study, tables.minima(study)["minimum"].tolist()).empty:
         pictures.append(_learning(study, list(examples), folder))
     return pictures
 
@@ -51,8 +48,7 @@ def _snapshots(artifact: Artifact, tensors: dict[str, Any], title: str, folder: 
     rates = artifact.table("metrics.csv", ["phase", "lr"]).astype({"phase": int}).groupby("phase")["lr"].first()
     columns = min(5, len(snapshots))
     rows = -(-len(snapshots) // columns)
-    figure = Figure(figsize=(3 * columns, 2.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    figure, axes = panels(3 * columns, 2.8 * rows, rows, columns, sharey=True)
     for axis in axes.flat[len(snapshots) :]:
         axis.remove()
     for i, (axis, (t_T, loss_T)) in enumerate(zip(axes.flat, snapshots, strict=False)):
@@ -61,19 +57,19 @@ def _snapshots(artifact: Artifact, tensors: dict[str, Any], title: str, folder: 
             axis.plot(t_T[:: between + 1], loss_T[:: between + 1], "o", color="#d9822b", markersize=4)
         axis.set(title=f"cycle {i + 1}, lr {rates[i]:g}", xlabel="t", xlim=(0, 1))
     for axis in axes[:, 0]:
-        axis.set(ylabel="minibatch loss (nats)", ylim=(0, None))
+        axis.set(ylabel="minibatch loss", ylim=(0, None))
     caption = (
         f"As fig. 4 of Draxler et al. 2018, {title}: the loss on one minibatch in training mode where AutoNEB looked "
         "after a cycle; dots are the pivots of that cycle."
     )
-    return Picture(save(figure, folder, f"snapshots-{artifact.name}"), "The band over the cycles", caption)
+    return save(figure, folder, f"snapshots-{artifact.name}", "The band over the cycles", caption)
 
 
 def _coordinates(
     artifact: Artifact, tensors: dict[str, Any], notes: dict[str, Any], title: str, folder: Path
 ) -> Picture:
     """Fig. 7 of Draxler et al. 2018: how far coordinates are from the straight line along the path."""
-    from lowloss.finder.path import path_from_tensors
+    from lowloss.points.path import path_from_tensors
 
     path = path_from_tensors(notes["kind"], tensors)
     bends_BP, t_T = path.bends_BP.double().numpy(), tensors["t"]
@@ -83,48 +79,42 @@ def _coordinates(
     deviation_P = np.abs(bends_BP - bends_BP[0] - position_B[:, None] * (bends_BP[-1] - bends_BP[0])).max(0)
     farthest = np.argsort(deviation_P)[::-1][:SHOWN]
     random = np.random.default_rng(0).choice(len(deviation_P), min(SHOWN, len(deviation_P)), replace=False)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, (axes,) = panels(10, 4, 1, 2)
     for axis, chosen, name in zip(axes, (farthest, random), ("deviate most", "were drawn at random"), strict=True):
         along_TK = weights_TB @ bends_BP[:, chosen]
         straight_TK = np.outer(1 - t_T, bends_BP[0, chosen]) + np.outer(t_T, bends_BP[-1, chosen])
         axis.plot(tensors["arc"], np.abs(along_TK) - np.abs(straight_TK), color=COLOURS["autoneb"], linewidth=1)
-        axis.set(
-            xlim=(0, 1), xlabel="fraction of the path's length", title=f"The {len(chosen)} coordinates that {name}"
-        )
+        axis.set(xlim=(0, 1), xlabel=LENGTH, title=f"The {len(chosen)} coordinates that {name}")
         loss = axis.twinx()
         loss.plot(tensors["arc"], tensors["train_loss"], color="#d9822b", linewidth=1.6)
         loss.set(ylim=(0, None))
         loss.grid(False)
     axes[0].set(ylabel="|θ| − |θ| on the straight line")
-    loss.set(ylabel="train loss (nats)")
+    loss.set(ylabel="train loss")
     caption = (
         f"As fig. 7 of Draxler et al. 2018, {title}: blue, |θ| minus that of the straight line (negative is closer to "
         "the origin); orange, the train loss."
     )
-    return Picture(save(figure, folder, f"coordinates-{artifact.name}"), "Coordinates along a path", caption)
+    return save(figure, folder, f"coordinates-{artifact.name}", "Coordinates along a path", caption)
 
 
 def _classes(artifact: Artifact, tensors: dict[str, Any], title: str, folder: Path) -> Picture:
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2)
-    labels = {"error": "test error (%)", "confidence": "mean confidence (%)"}
+    figure, (axes,) = panels(10, 3.6, 1, 2)
+    arc_T, labels = tensors["arc"], {"error": "test error (%)", "confidence": "mean confidence (%)"}
     # Colours for those whose error changes most, the same in both panels; the others in grey.
     order = np.argsort(np.nan_to_num(np.ptp(tensors["test_class_error"].numpy(), axis=0), nan=-1))[::-1]
     for axis, (metric, label) in zip(axes, labels.items(), strict=True):
         by_class_TC = 100 * tensors[f"test_class_{metric}"].numpy()
         for rank, c in enumerate(order):
-            colour = f"C{rank}" if rank < SHOWN else "#d5d9de"
-            axis.plot(
-                tensors["arc"], by_class_TC[:, c], color=colour, linewidth=1, label=str(c), zorder=3 - rank / 1000
-            )
-        axis.plot(tensors["arc"], 100 * tensors[f"test_{metric}"], color="black", linewidth=2, label="all", zorder=4)
-        axis.set(xlim=(0, 1), xlabel="fraction of the path's length", ylabel=label)
+            colour, below = f"C{rank}" if rank < SHOWN else "#d5d9de", 3 - rank / 1000
+            axis.plot(arc_T, by_class_TC[:, c], color=colour, linewidth=1, label=str(c), zorder=below)
+        axis.plot(arc_T, 100 * tensors[f"test_{metric}"], color="black", linewidth=2, label="all", zorder=4)
+        axis.set(xlim=(0, 1), xlabel=LENGTH, ylabel=label)
     handles, names = axes[0].get_legend_handles_labels()
     axes[1].legend(handles[:SHOWN] + handles[-1:], names[:SHOWN] + names[-1:], fontsize=7, loc="center left",
                    bbox_to_anchor=(1, 0.5))  # fmt: skip
     caption = f"Test error and confidence (probability of the predicted class) of each class along {title}."
-    return Picture(save(figure, folder, f"classes-{artifact.name}"), "Classes along a path", caption)
+    return save(figure, folder, f"classes-{artifact.name}", "Classes along a path", caption)
 
 
 def _learning(study: Study, finders: list[str], folder: Path) -> Picture:
@@ -132,20 +122,19 @@ def _learning(study: Study, finders: list[str], folder: Path) -> Picture:
     trees = tables.spanning_trees(tables.summary(study))
     minima = sorted({int(k) for finder in finders for end in ("start", "end") for k in trees[finder][end]})
     curve = tables.learning_curve(study, minima)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axis = figure.subplots()
+    figure, ((axis,),) = panels(7, 4)
     axis.plot(curve.index, curve, color="black", label=f"minibatch train loss, mean of {len(minima)} minima")
     for finder in finders:
-        level, colour = trees[finder]["saddle_train_loss"].mean(), COLOURS.get(finder, "#b03a5b")
+        level, colour = trees[finder]["saddle_train_loss"].mean(), COLOURS.get(finder, OTHER)
         last, _ = tables.falls_below(curve, level)
         when = "" if np.isnan(last) else f", epoch {last:.0f}"
         axis.axhline(level, color=colour, linestyle="--", label=f"{finder}: mean saddle{when}")
         if not np.isnan(last):
             axis.axvline(last, color=colour, linewidth=0.8)
-    axis.set(xlabel="epoch", ylabel="train loss (nats)", yscale="log", xlim=(0, None))
+    axis.set(xlabel="epoch", ylabel="train loss", yscale="log", xlim=(0, None))
     axis.legend()
     caption = (
         "As fig. 6 of Draxler et al. 2018. The learning curve is the minibatch loss in training mode, augmentation "
         "included; saddles are exact, on the un-augmented data."
     )
-    return Picture(save(figure, folder, "learning"), "The saddles in the learning curve", caption)
+    return save(figure, folder, "learning", "The saddles in the learning curve", caption)

@@ -7,105 +7,155 @@ from itertools import combinations
 from math import isnan, nan
 from typing import Any
 
-import networkx as nx
+import numpy as np
 import pandas as pd
 
-from lowloss.runs import Artifact, Study
+from lowloss.finder.spanning import spanning_tree
+from lowloss.study import Artifact, Study
 
-SUMMARY = [
-    "finder", "start", "end", "status", "pivots", "length_ratio", "min_train_loss", "saddle_train_loss",
-    "barrier_train_loss", "min_test_loss", "saddle_test_loss", "min_test_error", "saddle_test_error",
-    "gradient_evaluations",
-]  # fmt: skip
+Units = Mapping[str, str]
+"""Of a task's metrics, by their names, the loss first."""
 
-LEVELS = ["train_loss", "train_error", "test_loss", "test_error"]
+CLASSIFICATION: Units = {"loss": "nats", "error": "fraction"}
+"""What a study without results is taken to be about."""
 
-TABLE_B1 = [
-    "finder", "paths", "train_loss_min", "train_loss_saddle", "factor", "epoch", "epoch_first",
-    "test_loss_min", "test_loss_saddle", "test_error_min", "test_error_saddle", "delta",
-]  # fmt: skip
+
+def units(study: Study) -> Units:
+    """Of the study's metrics."""
+    first = next((artifact for kind in study.kinds for artifact in study.complete(kind)), None)
+    return (first.notes().get("units") if first else None) or CLASSIFICATION
+
+
+def scale(unit: str) -> float:
+    """By what a value is multiplied to be shown: fractions are shown in per cent."""
+    return 100.0 if unit == "fraction" else 1.0
+
+
+def label(split: str, metric: str, unit: str) -> str:
+    """A metric of a split as axes call it, with its unit."""
+    shown = "%" if unit == "fraction" else unit
+    return f"{split} {metric} ({shown})" if shown else f"{split} {metric}"
+
+
+def summary_columns(of: Units) -> list[str]:
+    """The columns of summary.csv."""
+    head = ["finder", "start", "end", "status", "pivots", "length_ratio"]
+    tests = [f"{level}_test_{metric}" for metric in of for level in ("min", "saddle")]
+    return [*head, "min_train_loss", "saddle_train_loss", "barrier_train_loss", *tests, "gradient_evaluations"]
+
+
+def table_b1_columns(of: Units) -> list[str]:
+    """The columns of table_b1.csv."""
+    tests = [f"test_{metric}_{level}" for metric in of for level in ("min", "saddle")]
+    head = ["finder", "paths", "train_loss_min", "train_loss_saddle", "factor", "epoch", "epoch_first"]
+    return [*head, *tests, *(["delta"] if "error" in of else [])]
 
 
 def summary(study: Study) -> pd.DataFrame:
-    """A row a path: losses in nats, errors as fractions, lengths relative to the distance of the ends.
+    """A row a path: losses, errors as fractions, lengths relative to the distance of the ends.
 
     min_*: mean of the path's two ends. saddle_*: the highest value along the path, each metric for itself.
     barrier_train_loss: the highest train loss above the linear interpolation of the end losses.
     """
-    rows = [artifact.notes() for artifact in study.complete("paths")]
-    return pd.DataFrame([{name: row[name] for name in SUMMARY} for row in rows], columns=SUMMARY)
+    rows, columns = [artifact.notes() for artifact in study.complete("paths")], summary_columns(units(study))
+    return pd.DataFrame([{name: row[name] for name in columns} for row in rows], columns=columns)
 
 
 def minima(study: Study) -> pd.DataFrame:
-    """A row a minimum: exact loss (nats) and error (fraction) on both splits."""
+    """A row a minimum: the exact metrics on every split."""
     rows = [minimum_row(artifact, artifact.notes()) for artifact in study.complete("minima")]
-    return pd.DataFrame(rows, columns=["minimum", *LEVELS])
+    names = [f"{split}_{metric}" for split in ("train", "test") for metric in units(study)]
+    return pd.DataFrame(rows, columns=None if rows else ["minimum", *names])
 
 
 def minimum_row(artifact: Artifact, notes: Mapping[str, Any]) -> dict[str, Any]:
     """Index and levels of a minimum."""
-    return {"minimum": int(artifact.name), **{name: notes[name] for name in LEVELS}}
+    metrics = notes.get("units") or CLASSIFICATION
+    levels = {name: value for name, value in notes.items() if name.partition("_")[2] in metrics}
+    return {"minimum": int(artifact.name), **{f"train_{m}": notes[f"train_{m}"] for m in metrics}, **levels}
 
 
 def ensembles(study: Study) -> pd.DataFrame:
-    """A row a method: members, error (fraction) and negative log-likelihood (nats) on the test split."""
-    columns = ["method", "members", "test_error", "test_nll"]
+    """A row a method: members, and the task's metrics on the test split."""
+    columns = ["method", "members", *(f"test_{metric}" for metric in units(study))]
     rows = [row for artifact in study.complete("ensembles") for row in artifact.load()[1]["rows"]]
     return pd.DataFrame(rows, columns=columns).drop_duplicates(ignore_index=True)
 
 
-def beside_paper(overview: pd.DataFrame, paper: dict[str, Any]) -> pd.DataFrame:
-    """The row that a paper published, then ours."""
-    published = {"finder": paper["source"], **paper["row"]}
-    ours = overview.assign(finder="here, " + overview["finder"]).to_dict("records")
-    return pd.DataFrame([published, *ours], columns=TABLE_B1)
-
-
 def spanning_trees(paths: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The paths of each finder's minimum spanning tree, by saddle train loss."""
-    return {
-        str(finder): group.iloc[spanning_tree(group.to_dict("records"))]
-        for finder, group in paths.groupby("finder", sort=False)
-    }
+    groups = paths.groupby("finder", sort=False)
+    return {str(finder): group.iloc[tree_places(group.to_dict("records"))] for finder, group in groups}
 
 
-def spanning_tree(paths: Sequence[Mapping[Any, Any]]) -> list[int]:
-    """The places of those of a finder's paths that make the minimum spanning tree, by saddle train loss."""
-    graph: nx.Graph[int] = nx.Graph()
-    for place, path in enumerate(paths):
-        # A path on which the loss is not a number connects nothing.
-        if not isnan(path["saddle_train_loss"]):
-            graph.add_edge(path["start"], path["end"], weight=path["saddle_train_loss"], place=place)
-    return [data["place"] for _, _, data in nx.minimum_spanning_edges(graph)]
+def tree_places(paths: Sequence[Mapping[Any, Any]]) -> list[int]:
+    """The places of those of a finder's paths that make the minimum spanning tree, the lowest saddle first.
+
+    A path on which the loss is not a number connects nothing.
+    """
+    places = {(min(p["start"], p["end"]), max(p["start"], p["end"])): place for place, p in enumerate(paths)}
+    named = sorted({k for pair in places for k in pair})
+    order = {k: i for i, k in enumerate(named)}
+    losses = {(order[i], order[j]): paths[place]["saddle_train_loss"] for (i, j), place in places.items()}
+    tree = spanning_tree(len(named), {pair: loss for pair, loss in losses.items() if not isnan(loss)})
+    return [places[named[i], named[j]] for i, j in reversed(tree)]
+
+
+def low_and_high(paths: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each finder the mean levels of minima and saddles, as in table B.1 of Draxler et al. 2018, as they are.
+
+    Saddles are averaged over the minimum spanning tree of the finder's paths, by saddle train loss; minima over those
+    that the tree connects, which are `ends`.
+    """
+    levels = {row["minimum"]: row for row in points}
+    rows = []
+    for finder in dict.fromkeys(path["finder"] for path in paths):
+        own = [path for path in paths if path["finder"] == finder]
+        tree = [own[place] for place in tree_places(own)]
+        ends = sorted({k for path in tree for k in (path["start"], path["end"])} & {*levels})
+        row: dict[str, Any] = {"finder": finder, "paths": len(tree), "ends": ends}
+        for name in own[0]:
+            metric = name.removeprefix("saddle_")
+            if metric != name and "_" in metric:
+                row[f"{metric}_min"] = _mean([levels[k][metric] for k in ends if metric in levels[k]])
+                row[f"{metric}_saddle"] = _mean([path[name] for path in tree if name in path])
+        rows.append(row)
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else nan
 
 
 def table_b1(study: Study, paths: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """The columns of table B.1 of Draxler et al. 2018, a row a finder.
+    """The columns of table B.1 of Draxler et al. 2018, a row a finder, from `low_and_high`.
 
-    Saddles are averaged over the finder's minimum spanning tree; minima over those that it connects. factor: saddle
-    over minimum train loss. epoch and epoch_first: where the learning curve (the minima's mean) falls below the
-    saddle loss for the last and for the first time; empty if it ends above. Errors and delta are in per cent.
+    factor: saddle over minimum train loss. epoch and epoch_first: where the learning curve (the minima's mean) falls
+    below the saddle loss for the last and for the first time; empty if it ends above. Fractions and delta, the
+    difference of the test errors, are in per cent.
     """
-    rows = []
-    for finder, tree in spanning_trees(paths).items():
-        ends = points[points["minimum"].isin([*tree["start"], *tree["end"]])]
-        low, high = ends["train_loss"].mean(), tree["saddle_train_loss"].mean()
-        error_low, error_high = 100 * ends["test_error"].mean(), 100 * tree["saddle_test_error"].mean()
-        curve = learning_curve(study, list(ends["minimum"]))
-        rows.append(
-            [finder, len(tree), low, high, high / low, *falls_below(curve, high), ends["test_loss"].mean(),
-             tree["saddle_test_loss"].mean(), error_low, error_high, error_high - error_low]
-        )  # fmt: skip
-    return pd.DataFrame(rows, columns=TABLE_B1)
+    of, rows = units(study), []
+    for found in low_and_high(paths.to_dict("records"), points.to_dict("records")):  # type: ignore[arg-type]
+        row, high = dict(found), found["train_loss_saddle"]
+        for metric, unit in of.items():
+            for level in ("min", "saddle"):
+                row[f"test_{metric}_{level}"] *= scale(unit)
+        row["factor"] = high / row["train_loss_min"] if row["train_loss_min"] else nan
+        row["epoch"], row["epoch_first"] = falls_below(learning_curve(study, row["ends"]), high)
+        if "error" in of:
+            row["delta"] = row["test_error_saddle"] - row["test_error_min"]
+        rows.append(row)
+    return pd.DataFrame(rows, columns=table_b1_columns(of))
 
 
 def learning_curve(study: Study, minima: list[int]) -> pd.Series[float]:
     """The mean minibatch train loss of these minima in each epoch, as it was in training; the index is the epoch."""
-    curves = []
-    for k in minima:
-        history = study.artifact("minima", f"{k:04d}").table("metrics.csv", ["step", "train_loss"])
-        curves.append(history.set_index(history["step"] / history["step"].iloc[0])["train_loss"])
-    return pd.concat(curves, axis=1).mean(axis=1) if curves else pd.Series(dtype=float)
+    artifacts = [study.artifact("minima", f"{k:04d}") for k in minima]
+    if not minima or not all((artifact.folder / "metrics.csv").exists() for artifact in artifacts):
+        return pd.Series(dtype=float)  # trained elsewhere
+    found = [artifact.table("metrics.csv", ["step", "train_loss"]) for artifact in artifacts]
+    curves = [history.set_index(history["step"] / history["step"].iloc[0])["train_loss"] for history in found]
+    return pd.concat(curves, axis=1).mean(axis=1)
 
 
 def falls_below(curve: pd.Series[float], level: float) -> tuple[float, float]:
@@ -120,7 +170,6 @@ def falls_below(curve: pd.Series[float], level: float) -> tuple[float, float]:
 def overlap(study: Study) -> pd.DataFrame:
     """A row a pair of minima: test samples that each misclassifies, that both do, and these over their mean number."""
     loaded = {int(artifact.name): artifact.load()[0] for artifact in study.complete("minima")}
-    # Minima of an older version do not tell.
     wrong = {k: tensors["test_wrong"] for k, tensors in loaded.items() if "test_wrong" in tensors}
     rows = []
     for i, j in combinations(wrong, 2):
@@ -135,19 +184,13 @@ def classes(study: Study) -> pd.DataFrame:
     rows = []
     for artifact in study.complete("paths"):
         tensors, notes = artifact.load()
-        if "test_class_error" not in tensors:  # made by an older version
+        if "test_class_error" not in tensors:
             continue
-        saddle = int(tensors["train_loss"].argmax())
-        error_TC, confidence_TC = tensors["test_class_error"], tensors["test_class_confidence"]
-        for c in range(error_TC.shape[1]):
-            levels = [
-                level
-                for column_T in (error_TC[:, c], confidence_TC[:, c])
-                for level in (float(column_T[[0, -1]].mean()), float(column_T[saddle]))
-            ]
-            rows.append([notes["finder"], notes["start"], notes["end"], c, *levels, float(error_TC[:, c].max())])
-    columns = [
-        "finder", "start", "end", "class", "error_ends", "error_saddle", "confidence_ends", "confidence_saddle",
-        "error_highest",
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+        head, saddle = [notes[name] for name in ("finder", "start", "end")], int(tensors["train_loss"].argmax())
+        for c, columns in enumerate(
+            zip(tensors["test_class_error"].T, tensors["test_class_confidence"].T, strict=True)
+        ):
+            levels = [float(level) for column_T in columns for level in (column_T[[0, -1]].mean(), column_T[saddle])]
+            rows.append([*head, c, *levels, float(columns[0].max())])
+    levels_of = [f"{metric}_{level}" for metric in ("error", "confidence") for level in ("ends", "saddle")]
+    return pd.DataFrame(rows, columns=["finder", "start", "end", "class", *levels_of, "error_highest"])

@@ -8,20 +8,20 @@ Shapes: K points, P parameters, B samples of a minibatch, W processes.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import lightning as L
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from torch import Tensor, distributed
 
-from lowloss.landscape import Batch
-from lowloss.landscape.base import BatchSource, Evaluation, Landscape
-from lowloss.training.loop import TrainerFactory
+from lowloss.data.base import Batch
+from lowloss.landscape.base import Landscape
 
 T = TypeVar("T")
+
+TrainerFactory = Callable[..., L.Trainer]
 
 PATIENCE = datetime.timedelta(days=30)
 """How long a process waits for the first one, which may have to wait for other commands on the study."""
@@ -54,8 +54,7 @@ def rank() -> int:
 
 def announce(message: Any = None) -> Any:
     """What the first process announces, in every process."""
-    messages = [message]
-    distributed.broadcast_object_list(messages, src=0)
+    distributed.broadcast_object_list(messages := [message], src=0)
     return messages[0]
 
 
@@ -70,8 +69,7 @@ def gather(part: T) -> list[T]:
 
 def share(items: Sequence[T]) -> Sequence[T]:
     """This process's items: near-equal runs of neighbours, one a process, perhaps none."""
-    first, end = (len(items) * r // world() for r in (rank(), rank() + 1))
-    return items[first:end]
+    return items[len(items) * rank() // world() : len(items) * (rank() + 1) // world()]
 
 
 def alone(trainer: TrainerFactory) -> TrainerFactory:
@@ -110,19 +108,12 @@ class SharedLandscape:
 
     def __init__(self, landscape: Landscape) -> None:
         self.landscape = landscape
-        module = getattr(getattr(landscape, "loop", None), "module", nn.Identity())
-        self.whole = any(isinstance(part, (_BatchNorm, _DropoutNd)) for part in module.modules())
 
-    @property
-    def dim(self) -> int:
-        return self.landscape.dim
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return self.landscape.splits
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.landscape, name)
 
     def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
-        if batch is None or self.whole or len(batch.y) < world():
+        if batch is None or self.landscape.couples_samples or batch.samples < world():
             mine = share(range(len(theta_KP)))
             theta_KP = theta_KP if batch is None else theta_KP.to(batch.y.device)
             part_K = theta_KP[:, 0] * 0  # the points of others: no loss and no gradient, yet differentiable
@@ -130,20 +121,11 @@ class SharedLandscape:
                 rows = torch.arange(mine[0], mine[-1] + 1, device=theta_KP.device)
                 part_K = part_K.index_put((rows,), self.landscape.losses(theta_KP[rows], batch))
         else:
-            mine = share(range(len(batch.y)))
-            part = Batch(batch.x[mine[0] : mine[-1] + 1], batch.y[mine[0] : mine[-1] + 1], batch.seeds)
-            part_K = self.landscape.losses(theta_KP, part) * (len(mine) / len(batch.y))
+            mine = share(range(batch.samples))
+            part = batch.part(mine[0], mine[-1] + 1)
+            part_K = self.landscape.losses(theta_KP, part) * (len(mine) / batch.samples)
         total_K: Tensor = _Total.apply(part_K)
         return total_K
-
-    def evaluate(self, theta_KP: Tensor, split: str = "train", logits: bool = False) -> Evaluation:
-        return self.landscape.evaluate(theta_KP, split, logits)
-
-    def batches(self, size: int, seeds: Sequence[int], shared: bool) -> BatchSource:
-        return self.landscape.batches(size, seeds, shared)
-
-    def initial(self, seed: int) -> Tensor:
-        return self.landscape.initial(seed)
 
     def to(self, device: torch.device) -> SharedLandscape:
         self.landscape.to(device)
@@ -152,4 +134,4 @@ class SharedLandscape:
 
 def shared(landscape: Landscape) -> Landscape:
     """The landscape with its losses computed by all processes, where there are several."""
-    return SharedLandscape(landscape) if world() > 1 else landscape
+    return cast(Landscape, SharedLandscape(landscape)) if world() > 1 else landscape

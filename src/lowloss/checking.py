@@ -1,0 +1,112 @@
+"""Whether values of a configuration are what takes them asks for: types and bounds, read from its annotations.
+
+pydantic compares, strictly: a flag is no number, and no number is infinite or NaN.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from lowloss.errors import LowlossError, nearest
+
+Index = Annotated[int, Ge(0), Le(2**63 - 1)]
+Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+Few = Annotated[int, Ge(1), Le(10_000)]
+"""Of things that are made one by one, and whose folders have numbers of four digits."""
+Positive = Annotated[float, Gt(0), Le(1e7)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
+Width = Annotated[int, Ge(1), Le(1_000_000)]
+Name = Annotated[str, MinLen(1)]
+TOLD = "told by what takes it"
+"""In an annotation: nothing is compared here."""
+
+
+def check_arguments(
+    key: str, target: Callable[..., Any], node: Mapping[str, Any], whole: bool = False, more: bool = False
+) -> None:
+    """Raise LowlossError where the keys of a node are not the arguments of what takes them.
+
+    Args:
+        key: of the node; "" for the top.
+        whole: whether every argument has to be there.
+        more: whether other keys may be there too.
+    """
+    parameters = inspect.signature(target).parameters
+    ours = target.__module__.startswith("lowloss.")
+    prefix = f"{key}." if key else ""
+    given = [str(name) for name in node if not str(name).startswith("_")]
+    unknown = [name for name in given if name not in parameters]
+    if unknown and not more and all(one.kind is not one.VAR_KEYWORD for one in parameters.values()):
+        near = nearest(unknown[0], parameters)
+        raise LowlossError(f"{key} has no {', '.join(unknown)}{near}; it has {', '.join(parameters) or 'no keys'}")
+    for name in parameters if whole else ():
+        if name not in node:
+            raise LowlossError(f"the configuration has no {prefix}{name}: do not take {key or name} out of it")
+    hints = get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=True)  # type: ignore[misc]
+    for name, value in node.items():
+        hint = hints.get(name)
+        nested = isinstance(value, dict) and value.get("_target_")  # checked where that is made
+        if hint is not None and not nested and TOLD not in getattr(hint, "__metadata__", ()) and (ours or kinds(hint)):
+            check_value(f"{prefix}{name}", value, hint)
+
+
+def kinds(hint: Any) -> list[str]:
+    """The names of the plain types that a hint is made of; none if others are among them."""
+    if get_origin(hint) is Annotated:
+        return kinds(get_args(hint)[0])
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    # A learning rate may be a tensor, which no configuration holds.
+    members = tuple(one for one in members if getattr(one, "__name__", "") != "Tensor")
+    if len(members) > 1:
+        parts = [kinds(one) for one in members]
+        return sorted({name for part in parts for name in part}) if all(parts) else []
+    (one,) = members
+    names = {int: "int", float: "float", bool: "bool", str: "str", type(None): "null"}
+    return [names[one]] if one in names else []
+
+
+WORDS = {
+    "greater_than_equal": "at least {ge:.10g}",
+    "greater_than": "more than {gt:.10g}",
+    "less_than_equal": "at most {le:.10g}",
+    "less_than": "less than {lt:.10g}",
+    "dict_type": "a group",
+    "string_too_short": "a text that is not empty",
+    "sequence_str": "a list",
+    "is_instance_of": "a list",  # among the types that annotations name, only sequences are compared so
+}
+"""What has to be, by pydantic's names of what is wrong."""
+
+
+def check_value(key: str, value: Any, hint: Any) -> None:
+    """Raise LowlossError unless a value of the configuration is what an annotation describes."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    try:
+        TypeAdapter(hint, config=strict).validate_python(value)
+        return
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+    limit = first.get("ctx", {})
+    plain, kind = kinds(hint), first["type"]
+    what = WORDS[kind].format(**limit) if kind in WORDS else first["msg"].removeprefix("Input should be ")
+    if plain and kind.endswith(("_type", "_from_float")):
+        what = " or ".join(plain)
+    for part in first["loc"]:  # there are names of types among these
+        if isinstance(part, int) and isinstance(value, list):
+            key, value = f"{key}[{part}]", value[part]
+        elif isinstance(value, dict) and part in value:
+            key, value = f"{key}.{part}", value[part]
+    raise LowlossError(f"{key} must be {what}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}…"

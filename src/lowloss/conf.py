@@ -1,0 +1,63 @@
+"""Where the configuration lies, and its CSV tables: families of experiments and the numbers that papers published."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lowloss.errors import LowlossError
+
+
+def config_folder() -> Path:
+    """conf/ of the checkout, or its copy inside an installed package."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def read_table(file: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV table as texts, by its columns; lines that begin with # are comments.
+
+    Raises:
+        LowlossError: the file cannot be read, lacks a needed column or value, or a row is not as long as the head.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        head, *rows = csv.reader(line for line in lines if line.strip() and not line.startswith("#"))
+    except (OSError, ValueError, csv.Error) as error:
+        raise LowlossError(f"{file} is no CSV table with a head: {error}") from error
+    if missing := [column for column in needed if column not in head]:
+        raise LowlossError(f"{file} has no column {', '.join(missing)}: it needs {', '.join(needed)}")
+    for row in rows:
+        if len(row) != len(head):
+            raise LowlossError(f"{file} has {len(head)} columns, but {len(row)} cells in {','.join(row)}")
+        if empty := [column for column in needed if not row[head.index(column)]]:
+            raise LowlossError(f"{file} has no {', '.join(empty)} in {','.join(row)}")
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def read_families(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """The families of experiments in `family/*.csv` of a configuration folder: for each file's name its rows.
+
+    A row is an experiment: its name, the `base` from which it differs, and under each other column, which is a group or
+    a dotted key, what it takes there; an empty cell leaves that as it is in the base.
+
+    Raises:
+        LowlossError: a table is damaged, or names an experiment twice.
+    """
+    families = {}
+    for file in sorted((folder / "family").glob("*.csv")):
+        families[file.stem] = rows = read_table(file, ("experiment", "base"))
+        names = [row["experiment"] for row in rows]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise LowlossError(f"{file} has {', '.join(twice)} twice: give each row a name of its own")
+    return families
+
+
+def options(group: str) -> dict[str, dict[str, Any]]:
+    """The options of a configuration group by their names."""
+    import yaml
+
+    files = sorted((config_folder() / group).glob("*.yaml"))
+    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}

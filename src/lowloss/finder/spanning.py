@@ -1,0 +1,106 @@
+"""Exploring which minima to connect: lower and lower spanning trees of saddles.
+
+Reference: Draxler et al. 2018, sec. 3.2 and Algorithm 3.
+
+A graph has the minima as nodes and the known paths as edges, weighted by their saddles. The highest edge on the way
+through its minimum spanning tree bounds the saddle between two minima from above (the ultrametric property).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import combinations, product
+from math import inf, isclose
+
+import networkx as nx
+
+Pair = tuple[int, int]
+"""Two minima, the smaller index first."""
+
+ROUNDING = 1e-4
+"""Relative difference of two losses that are taken as equal: an engine may round a point differently beside others."""
+
+
+def saddle_graph(count: int, saddles: Mapping[Pair, float]) -> nx.Graph[int]:
+    """The minima 0 … count - 1 and the known paths; a path on which the loss is not finite connects nothing."""
+    graph: nx.Graph[int] = nx.Graph()
+    graph.add_nodes_from(range(count))
+    graph.add_weighted_edges_from((i, j, loss) for (i, j), loss in sorted(saddles.items()) if loss < inf)
+    return graph
+
+
+def spanning_tree(count: int, saddles: Mapping[Pair, float]) -> list[Pair]:
+    """The edges of the minimum spanning tree, the highest saddle first; a forest where paths are missing."""
+    tree = nx.minimum_spanning_tree(saddle_graph(count, saddles))
+    return sorted((_pair(i, j) for i, j in tree.edges), key=lambda edge: (-saddles[edge], edge))
+
+
+def next_pair(
+    count: int, saddles: Mapping[Pair, float], pending: Collection[Pair] = (), losses: Sequence[float] | None = None
+) -> Pair | None:
+    """The pair to search next, or None if none is left (or none before a pending one is known).
+
+    First the star around minimum 0; then a pair between the two trees that the highest edge of the spanning tree
+    holds together, so that a lower path would replace it; of the next edge where all such pairs are known. A path is
+    never below its ends, so with the minima's losses a pair is left out where the higher one is at the edge's saddle,
+    within rounding: neither tree nor bounds could improve.
+
+    Args:
+        count, saddles: the number of minima, and the known paths' highest losses.
+        pending: pairs that others are searching at the moment; their paths are not known yet.
+        losses: the minima's own, of the same split as the saddles; None leaves out no pair.
+    """
+    tested = {*saddles, *pending}
+    for k in range(1, count):
+        if (0, k) not in tested:
+            return 0, k
+    tree: nx.Graph[int] = nx.Graph(spanning_tree(count, saddles))
+    tree.add_nodes_from(range(count))
+    # Minima that no finite path reaches come before any edge: there the bound is infinite.
+    for saddle, one, other in _gaps(count, saddles, tree):
+        candidates = {_pair(i, j) for i, j in product(one, other)} - tested
+        if losses is not None:
+            candidates = {pair for pair in candidates if _is_lower(max(losses[k] for k in pair), saddle)}
+        if candidates:
+            return min(candidates, key=lambda pair: (_promise(pair, saddles), pair))
+    return None
+
+
+def _is_lower(loss: float, saddle: float) -> bool:
+    return loss < saddle and not isclose(loss, saddle, rel_tol=ROUNDING)
+
+
+def _gaps(count: int, saddles: Mapping[Pair, float], tree: nx.Graph[int]) -> Iterator[tuple[float, set[int], set[int]]]:
+    """Two parts of the minima that are not connected, or only by the highest edges of the tree, in their order; and
+    the saddle between them, infinite where there is none."""
+    for part in list(nx.connected_components(tree)):
+        if len(part) < count:
+            yield inf, part, set(tree) - part
+    for i, j in spanning_tree(count, saddles):
+        tree.remove_edge(i, j)
+        yield saddles[i, j], set(nx.node_connected_component(tree, i)), set(nx.node_connected_component(tree, j))
+        tree.add_edge(i, j)
+
+
+def _promise(pair: Pair, saddles: Mapping[Pair, float]) -> float:
+    """A pair is promising where paths from both of its minima were low: the sum of the lowest saddle at each."""
+    return sum(min((loss for known, loss in saddles.items() if k in known and loss < inf), default=0.0) for k in pair)
+
+
+def upper_bounds(count: int, saddles: Mapping[Pair, float]) -> dict[Pair, float]:
+    """An upper bound of every pair's saddle: the highest loss on the way through the spanning tree.
+
+    L*_AC <= max(L_AB, L_BC) (sec. 3.2); infinite where no known path connects the two.
+    """
+    bounds = dict.fromkeys(combinations(range(count), 2), inf)
+    merged = {k: {k} for k in range(count)}
+    for i, j in reversed(spanning_tree(count, saddles)):
+        for pair in product(merged[i], merged[j]):
+            bounds[_pair(*pair)] = saddles[i, j]
+        union = merged[i] | merged[j]
+        merged |= dict.fromkeys(union, union)
+    return bounds
+
+
+def _pair(i: int, j: int) -> Pair:
+    return (i, j) if i < j else (j, i)

@@ -1,0 +1,217 @@
+"""What a job is made at: the study, its configuration, and the objects that the configuration describes.
+
+Everything heavy is imported where it is used: a finished stage answers without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lowloss import files
+from lowloss.checking import check_value
+from lowloss.errors import LowlossError
+from lowloss.study import MACHINE, Config, Study, lookup
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowloss.finder import Finder
+    from lowloss.jobs.stage import Stage
+    from lowloss.landscape import NetworkLandscape
+    from lowloss.points import Plane
+    from lowloss.training.devices import TrainerFactory
+
+
+class Bench:
+    """What a job is made at.
+
+    Args:
+        study: the folder.
+        config: the resolved configuration, plain dictionaries.
+        build: turns a configuration node with `_target_` into its object; with `partial=True`, into a factory.
+        command: the command line without its choice of stages, for messages.
+        stages: all that there are, in their order.
+    """
+
+    def __init__(
+        self, study: Study, config: Config, build: Callable[..., Any], command: str, stages: Mapping[str, Stage]
+    ) -> None:
+        self.study, self.config, self.build, self.command, self.stages = study, {**config}, build, command, stages
+        for group in ("finder", "scan"):  # an experiment may hold settings of some that the command did not choose
+            self.config[group] = {name: node for name, node in config[group].items() if "_target_" in node}
+        self.stage: Stage | None = None
+        self._digests: dict[Path, str] = {}
+        self.several = False
+        """Whether other processes, one a device, wait in `serve` for what is to be done everywhere."""
+
+    def describes(self, *sections: str) -> Config:
+        """The part of the configuration that determines an artifact: sections, dotted for a part of one."""
+        described: Config = {}
+        for section in sections:
+            *parents, last = section.split(".")
+            node = described
+            for part in parents:
+                node = node.setdefault(part, {})
+            node[last] = lookup(self.config, section)
+        # Where the data lie on this machine changes no result; what lies there does.
+        if isinstance(described.get("data"), dict):
+            described["data"] = {k: v for k, v in described["data"].items() if k not in MACHINE}
+            if "path" in described["data"]:
+                check_value("data.path", described["data"]["path"], str)
+                file = Path(described["data"]["path"])
+                told = str(file) if file.is_dir() else self.digest(file, "set data.path to the file of your data")
+                described["data"]["path"] = told
+        return described
+
+    def digest(self, file: Path, remedy: str) -> str:
+        """A file's name and the digest of what it holds. Raises LowlossError if it is not there."""
+        if not file.is_file():
+            raise LowlossError(f"{file} does not exist: {remedy}")
+        if file not in self._digests:
+            self._digests[file] = f"{file.name} sha256:{files.digest(file)}"
+        return self._digests[file]
+
+    @cached_property
+    def landscape(self) -> NetworkLandscape:
+        from lowloss.landscape import NetworkLandscape
+        from lowloss.training.descent import check_trainer
+
+        # Whoever needs the landscape is about to work long: find a wrong value of any stage first.
+        self.check_settings()
+        check_trainer(self.trainer)
+        engine, data, factory = self.build("engine"), self.build("data"), self.build("model", partial=True)
+        landscape = NetworkLandscape(factory, data, self.config["evaluation_batch"], engine)
+        self._check_room(landscape.dim)
+        wanted = self.config["objective"]
+        ends = tuple(f"{split}_{metric}" for split in landscape.splits for metric in landscape.task.units)
+        if wanted and re.search("(train|test)_", wanted) and not wanted.endswith(ends):
+            raise LowlossError(f"objective={wanted} ends with none of {', '.join(ends)}, which these data have")
+        return landscape
+
+    def _check_room(self, parameters: int) -> None:
+        """Raise LowlossError if the missing minima and the scans cannot fit on the disk."""
+        points = sum(prod(getattr(plane, "resolution", ())) for plane in self.planes.values())
+        missing = max(0, self.count - len(self.study.complete("minima")))
+        place = next(folder for folder in (self.study.root, *self.study.root.resolve().parents) if folder.is_dir())
+        needed, free = 4 * parameters * missing + 40 * points, shutil.disk_usage(place).free
+        if needed > free:
+            raise LowlossError(
+                f"{missing} minima of {parameters:,} parameters and {points:,} grid points of scans need about "
+                f"{needed / 1e9:,.0f} GB, and {place} has {free / 1e9:,.0f} GB: lower minima.count or the scans' "
+                "resolution, or set outputs to a larger disk"
+            )
+
+    @cached_property
+    def logger(self) -> Any:
+        """The configured logger, or None."""
+        return self.build("logger") if self.config["logger"].get("_target_") else None
+
+    def everywhere(self, work: Callable[..., T], *arguments: Any, **settings: Any) -> T:
+        """A function of `training`, called on the landscape in the process of every device; its result here."""
+        _ = self.landscape  # what is wrong with the configuration is told by one process
+        if self.several:
+            from lowloss.training.devices import announce
+
+            announce((work, arguments, settings))
+        return work(self.landscape, *arguments, trainer=self.trainer, **settings)
+
+    def table(self, points: Any, title: str, work: Path, **settings: Any) -> dict[str, Tensor]:
+        """The exact metrics at points, as `tabulate` takes them; with details of the test split."""
+        from lowloss.measure import Exact
+        from lowloss.training.tabulate import tabulate
+
+        splits = self.landscape.splits
+        title = f"{title} on {'both splits' if len(splits) == 2 else ', '.join(splits)}"
+        measures = [Exact(details=["test"])]
+        return self.everywhere(tabulate, points, measures=measures, folder=work, title=title, **settings)
+
+    def serve(self) -> None:
+        """Take part in what the first process has done everywhere, until it announces nothing."""
+        from lowloss.training.devices import announce
+
+        while (called := announce()) is not None:
+            work, arguments, settings = called
+            work(self.landscape, *arguments, trainer=self.build("trainer", partial=True), **settings)
+
+    @property
+    def trainer(self) -> TrainerFactory:
+        """Makes trainers that log, where there is a logger, to what belongs to the stage."""
+        trainer: TrainerFactory = self.build("trainer", partial=True)
+        return trainer if self.logger is None else partial(trainer, logger=self.tell_logger())
+
+    def tell_logger(self) -> Any:
+        """The logger, told which stage the log belongs to if it keeps stages apart."""
+        if hasattr(self.logger, "begin") and self.stage is not None:
+            needed = {one.stage for job in self.stage.jobs(self) for one in job.needs()}
+            self.logger.begin(self.stage.name, self.stage.kind, sorted(needed), self.study, self.config)
+        return self.logger
+
+    @contextlib.contextmanager
+    def making(self, stage: Stage) -> Iterator[None]:
+        """While a stage is made: a logger that keeps stages apart is told of its end."""
+        self.stage, status = stage, 1
+        try:
+            yield
+            status = 0
+        finally:
+            # Whoever had nothing to do has built no logger.
+            if hasattr(self.__dict__.get("logger"), "end"):
+                self.logger.end(status)
+
+    @cached_property
+    def finders(self) -> dict[str, Finder]:
+        return {name: self.build(f"finder.{name}") for name in self.config["finder"]}
+
+    @cached_property
+    def planes(self) -> dict[str, Plane]:
+        return {name: self.build(f"scan.{name}") for name in self.config["scan"]}
+
+    @property
+    def count(self) -> int:
+        """The number of minima."""
+        minima = self.config["minima"]
+        count: int = len(minima["files"]) if "files" in minima else minima["count"]
+        return count
+
+    @property
+    def more_minima(self) -> str:
+        """What to do for more of them, for messages."""
+        return "name more files in minima.files" if "files" in self.config["minima"] else "raise minima.count"
+
+    def check_settings(self) -> None:
+        """Raise LowlossError for a setting that its finder, scan, ensemble, schedule or optimizer refuses."""
+        from lowloss.training.descent import check_optimizer
+
+        _ = self.finders, self.planes, self.build("ensemble"), self.build("schedule")
+        check_optimizer(self.build("optimizer", partial=True))
+        for name in self.config["stages"]:
+            self.stages[name].check_made(self)
+
+    def check(self) -> None:
+        """Raise LowlossError for a value that no stage of those that are asked for could use; needs nothing heavy."""
+        wanted = self.config["stages"]
+        if not isinstance(wanted, list):
+            raise LowlossError(f"stages must be a list of some of {', '.join(self.stages)}, such as stages=[minima]")
+        unknown = [name for name in wanted if not isinstance(name, str) or name not in self.stages]
+        if unknown:
+            raise LowlossError(
+                f"stages has {', '.join(map(str, unknown))}, but the stages are {', '.join(self.stages)}"
+            )
+        # Every stage that makes something starts from the minima.
+        for name in dict.fromkeys(["minima", *wanted]):
+            self.stages[name].check(self)
+
+    def check_minimum(self, key: str, k: Any) -> None:
+        """Raise LowlossError for a minimum that there is not."""
+        check_value(key, k, int)
+        if not 0 <= k < self.count:
+            raise LowlossError(f"{key}={k}, but the minima are 0 … {self.count - 1}: {self.more_minima}")

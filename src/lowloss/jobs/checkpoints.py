@@ -1,0 +1,169 @@
+"""Minima from elsewhere: a user's own files, read as points of the landscape.
+
+A file is a `state_dict` (.pt, .pth, .bin), a Lightning checkpoint (.ckpt), a safetensors file, or a folder as Hugging
+Face writes it. Nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowloss.errors import LowlossError
+from lowloss.files import reason
+from lowloss.jobs.base import Job
+from lowloss.jobs.bench import Bench
+from lowloss.study import Config, Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowloss.landscape import Layout
+
+PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.")
+"""What wrappers put before the names of a module: DataParallel, Lightning, torch.compile and habit."""
+
+NESTED = ("state_dict", "model_state_dict", "model_state", "model")
+"""Under which keys a checkpoint holds the network's own tensors."""
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""The files of a Hugging Face folder."""
+
+
+class Checkpoint(Job):
+    """A network trained elsewhere, exactly evaluated here. Tensors: theta (P,)."""
+
+    kind, stage = "minima", "minima"
+
+    def __init__(self, bench: Bench, k: int) -> None:
+        super().__init__(bench, f"{k:04d}")
+        self.file = Path(bench.config["minima"]["files"][k])
+
+    def own_settings(self) -> Config:
+        digest = self.bench.digest(weights_file(self.file), "name your files in minima.files")
+        described = self.bench.describes("seed", "model", "data", "evaluation_batch")
+        return {**described, "minima": {"files": {self.name: digest}}}
+
+    def make(self, work: Path) -> Result:
+        theta_P = read_point(self.file, self.bench.landscape.layout)
+        values, tensors = apart(self.bench.table(theta_P[None], self.file.name, work), 0)
+        return Result({**tensors, "theta": theta_P}, {**values, "file": self.file.name, "status": "checkpoint"})
+
+
+def apart(table: dict[str, Tensor], row: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The numbers and the tensors of a row of a table."""
+    values = {name: float(column[row]) for name, column in table.items() if column.dim() == 1}
+    return values, {name: column[row] for name, column in table.items() if column.dim() > 1}
+
+
+def check_files(bench: Bench) -> None:
+    """Raise LowlossError unless minima.files names files that are there."""
+    listed = bench.config["minima"]["files"]
+    if not isinstance(listed, list) or not listed or not all(isinstance(file, str) for file in listed):
+        raise LowlossError(f"minima.files must be a list of files like [a.pt,b.safetensors], got {listed!r}")
+    names: dict[Path, str] = {}
+    for file in listed:
+        place = weights_file(Path(file)).resolve()
+        if place in names:
+            other = f", also as {names[place]}" if names[place] != file else ""
+            raise LowlossError(f"minima.files names {file} twice{other}: name each file once")
+        names[place] = file
+
+
+def check_fit(bench: Bench) -> None:
+    """Raise LowlossError unless every file fits the model, and each holds another network."""
+    import torch
+
+    held: dict[bytes, Path] = {}
+    for k in range(bench.count):
+        file = Checkpoint(bench, k).file
+        theta_P = read_point(file, bench.landscape.layout)
+        key = hashlib.sha256(theta_P.view(torch.uint8).numpy().tobytes()).digest()
+        if key in held:
+            raise LowlossError(f"{held[key]} and {file} of minima.files hold the same network: name one of them")
+        held[key] = file
+
+
+def read_point(file: Path, layout: Layout) -> Tensor:
+    """The point (P,) of a checkpoint. Raises LowlossError if it cannot be read, or does not fit the layout."""
+    return layout.flatten(_matched(_read_state(file), layout, file))
+
+
+def weights_file(file: Path) -> Path:
+    """The file with the tensors: itself, or that of a Hugging Face folder. Raises LowlossError if there is none."""
+    if file.is_dir():
+        found = [file / name for name in WEIGHTS if (file / name).is_file()]
+        if not found:
+            raise LowlossError(f"{file} is a folder without {' or '.join(WEIGHTS)}: name the file with the weights")
+        return found[0]
+    if not file.is_file():
+        raise LowlossError(f"{file} of minima.files does not exist: name files that are there")
+    return file
+
+
+def _read_state(file: Path) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint. Raises LowlossError if it cannot be read, or holds none."""
+    import torch
+
+    file = weights_file(file)
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise LowlossError(f"{file} cannot be read as safetensors: {error}") from error
+    try:
+        loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a file that is none of its own
+        raise LowlossError(
+            f"{file} cannot be read with weights alone ({reason(error)}): save its state_dict, "
+            "torch.save(model.state_dict(), FILE)"
+        ) from error
+    for key in NESTED:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    state = {str(name): t for name, t in loaded.items() if torch.is_tensor(t)} if isinstance(loaded, Mapping) else {}
+    if not state:
+        raise LowlossError(f"{file} holds no named tensors: save a state_dict, torch.save(model.state_dict(), FILE)")
+    return state
+
+
+def _matched(state: Mapping[str, Tensor], layout: Layout, file: Path) -> dict[str, Tensor]:
+    """The parameters of a layout from a checkpoint's tensors, in the layout's dtype; buffers are left out."""
+    named, remedy = _renamed(state, layout.names), "set model and its options to what the file was trained with"
+    missing = [name for name in layout.names if name not in named]
+    if missing:
+        unknown = [name for name in named if name not in layout.names] or ["nothing else"]
+        raise LowlossError(
+            f"{file} does not fit the model: it lacks {_first(missing)}, and has {_first(unknown)}: {remedy}"
+        )
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if named[name].shape != shape:
+            raise LowlossError(
+                f"{file} does not fit the model: {name} has the shape {tuple(named[name].shape)} there and "
+                f"{tuple(shape)} in the model: {remedy}"
+            )
+        if not named[name].isfinite().all():
+            raise LowlossError(f"{file} holds NaN or infinite values in {name}: name another checkpoint")
+    return {name: named[name].to(layout.dtype) for name in layout.names}
+
+
+def _renamed(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors by the model's names: prefixes are taken off, or put on, where that makes more of them fit."""
+    tried = [dict(state)]
+    for _ in range(2):  # module.model.conv1
+        for tensors in list(tried):
+            for prefix in PREFIXES:
+                if any(name.startswith(prefix) for name in tensors):
+                    tried.append({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    tried += [{f"{prefix}{name}": tensor for name, tensor in state.items()} for prefix in PREFIXES]
+    return max(tried, key=lambda tensors: sum(name in tensors for name in names))
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more

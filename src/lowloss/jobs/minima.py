@@ -1,0 +1,118 @@
+"""Minima: networks trained from independent seeds, as rows of one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowloss.errors import LowlossError, check_collect, is_number
+from lowloss.jobs.base import Job
+from lowloss.jobs.bench import Bench
+from lowloss.jobs.checkpoints import Checkpoint, apart, check_files, check_fit
+from lowloss.jobs.runner import make_jobs
+from lowloss.jobs.stage import Stage
+from lowloss.study import Config, Result
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Minimum(Job):
+    """The network of one seed, exactly evaluated.
+
+    Tensors: theta (P,), and z (Q,) where it was found in the coordinates of a chart.  metrics.csv: the learning curve.
+    trajectory/: where it was at the epochs of `minima.collect`, a file each.
+    """
+
+    kind, stage, rows = "minima", "minima", True
+
+    def __init__(self, bench: Bench, k: int) -> None:
+        super().__init__(bench, f"{k:04d}")
+        self.k = k
+
+    def renamed(self, name: str) -> Minimum:
+        return Minimum(self.bench, int(name))
+
+    def own_settings(self) -> Config:
+        training = [f"minima.{key}" for key in ("epochs", "batch_size", "collect", "gradient_norm")]
+        chart = ["chart"] if self.bench.config["chart"].get("_target_") else []
+        sections = ("seed", "model", "data", "optimizer", "schedule", *training, "evaluation_batch", *chart)
+        return self.bench.describes(*sections)
+
+    @classmethod
+    def make_all(cls, jobs: Sequence[Job], work: Path) -> list[Result]:
+        from lowloss.training.methods import train_minima
+
+        bench, config = jobs[0].bench, jobs[0].settings()
+        settings = {
+            **config["minima"],  # epochs, batch_size, collect, gradient_norm
+            "optimizer": bench.build("optimizer", partial=True),
+            "schedule": bench.build("schedule"),
+            "chart": bench.build("chart") if "chart" in config else None,
+            "seed": config["seed"],
+        }
+        found = bench.everywhere(train_minima, indices=[int(job.name) for job in jobs], folder=work, **settings)
+        table = bench.table(found.theta_KP, "minima", work, chunk=1)
+        import pandas as pd  # a second, of which training need not wait
+
+        results = []
+        for row in range(len(jobs)):
+            entries = [[int(entry[0]), entry[1], entry[2 + row]] for entry in found.history]
+            history = pd.DataFrame(entries, columns=["step", "lr", "train_loss"])
+            values, tensors = apart(table, row)
+            tensors["theta"] = found.theta_KP[row]
+            if found.z_KQ is not None:
+                tensors["z"] = found.z_KQ[row]
+            notes = {**values, "steps": int(found.history[-1][0]), "status": found.status[row]}
+            if settings["gradient_norm"] is not None:
+                notes["gradient_norm"] = found.gradient_norms[row]
+            kept = {}
+            if found.trajectories:
+                trajectory = found.trajectories[row]
+                notes["trajectory_epochs"] = trajectory.epochs
+                kept = {f"trajectory/{i:04d}.safetensors": file for i, file in enumerate(trajectory.files)}
+            results.append(Result(tensors, notes, {"metrics.csv": history}, kept))
+        return results
+
+
+def minimum(bench: Bench, k: int) -> Job:
+    """The job of the k-th minimum: trained, or read from a file."""
+    return Checkpoint(bench, k) if "files" in bench.config["minima"] else Minimum(bench, k)
+
+
+def points(bench: Bench, indices: Sequence[int]) -> Tensor:
+    """The minima (K, P) of these indices."""
+    import torch
+
+    return torch.stack([minimum(bench, k).artifact.load()[0]["theta"] for k in indices])
+
+
+class MinimaStage(Stage):
+    """Makes the minima of the study."""
+
+    name, kind = "minima", "minima"
+
+    def check(self, bench: Bench) -> None:
+        if "files" in bench.config["minima"]:
+            check_files(bench)
+            return
+        check_collect("minima.collect", bench.config["minima"]["collect"])
+        decay = bench.config["optimizer"].get("weight_decay")
+        if bench.config["chart"].get("_target_") and is_number(decay, float) and decay != 0:
+            raise LowlossError(
+                f"optimizer.weight_decay={decay:g} would act on the coordinates of the chart, not on the parameters: "
+                "set optimizer.weight_decay=0, and chart.weight_decay"
+            )
+
+    def jobs(self, bench: Bench) -> list[Job]:
+        return [minimum(bench, k) for k in range(bench.count)]
+
+    def run(self, bench: Bench) -> None:
+        jobs = self.jobs(bench)
+        if "files" in bench.config["minima"] and not all(job.complete for job in jobs):
+            check_fit(bench)
+        make_jobs(self.name, jobs)
+
+
+STAGE = MinimaStage()

@@ -1,0 +1,90 @@
+"""The stages, found in the files of this package, and run in their order."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from lowloss import jobs, progress
+from lowloss.errors import LowlossError, OtherConfigError
+from lowloss.jobs.bench import Bench
+from lowloss.jobs.stage import Stage
+
+
+@cache
+def stages() -> dict[str, Stage]:
+    """Every stage by its word, each after those that it needs; what needs all of them is the last."""
+    found = [import_module(f"{jobs.__name__}.{module.name}") for module in iter_modules(jobs.__path__)]
+    left = {module.STAGE.name: module.STAGE for module in found if hasattr(module, "STAGE")}
+    ordered: dict[str, Stage] = {}
+    while left:
+        # What has no artifacts of its own tells of all others'.
+        ready = [name for name, stage in left.items() if not {*stage.after} - {*ordered}]
+        ready = [name for name in ready if left[name].kind is not None] or ready
+        assert ready, f"the stages {', '.join(left)} need one another"
+        name = min(ready)
+        ordered[name] = left.pop(name)
+    return ordered
+
+
+OBJECTIVES = {"(train|test)_": "minima", "(fge|single|independent)_": "ensemble"}
+"""How the names of objectives begin that come from these stages; others come from paths."""
+
+
+class Objective(Stage):
+    """What comes after the stages: a logger is told of the value that a sweeper minimises."""
+
+    name = "objective"
+
+
+def run_stages(bench: Bench) -> float | None:
+    """Run the configured stages in their order; returns the objective, where there is one.
+
+    Raises LowlossError for what a user can mend.
+    """
+    bench.check()
+    wanted = bench.config["objective"]
+    if wanted is not None:
+        from lowloss.report.gather import check_objective
+
+        check_objective(wanted)
+        source = next((stage for start, stage in OBJECTIVES.items() if re.match(start, wanted)), "path")
+        if source not in bench.config["stages"] and not bench.study.complete(str(bench.stages[source].kind)):
+            raise LowlossError(f"objective={wanted} comes from {source}, which stages leaves out: add it there")
+    progress.say(f"study: {bench.study.root}")
+    for name, stage in bench.stages.items():
+        if name in bench.config["stages"]:
+            with bench.making(stage):
+                try:
+                    stage.run(bench)
+                except OtherConfigError:
+                    # A value that makes no sense also differs from what was made: tell that of it first.
+                    bench.check_settings()
+                    raise
+    if wanted is None:
+        return None
+    from lowloss.report.gather import objective
+
+    value = objective(bench.study.root, wanted)
+    if hasattr(bench.logger, "log_objective"):
+        with bench.making(Objective()):
+            bench.tell_logger().log_objective(value)
+    return value
+
+
+def run_grouped(bench: Bench, first: bool) -> float | None:
+    """Run the stages in a group of processes, one a device: the first one leads, the others do their part."""
+    from lowloss.training import devices
+
+    devices.join()
+    bench.several = True
+    value = None
+    if first:
+        value = run_stages(bench)
+        devices.announce(None)
+    else:
+        bench.serve()
+    devices.leave()
+    return value

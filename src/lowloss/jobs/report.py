@@ -1,0 +1,95 @@
+"""The report: tables, figures and the HTML page, from what is complete."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowloss import __version__, files, progress
+from lowloss.claims import wait_for
+from lowloss.errors import LowlossError
+from lowloss.jobs.bench import Bench
+from lowloss.jobs.stage import Stage
+from lowloss.study import Config
+
+if TYPE_CHECKING:
+    from lowloss.report.pictures import Picture
+
+
+class ReportStage(Stage):
+    """Writes the report of a study, each kind of artifact drawing its own figures."""
+
+    name = "report"
+
+    def run(self, bench: Bench) -> None:
+        root, told = bench.study.root, "up to date, "
+        written = _up_to_date(bench)
+        if not written:
+            from lowloss.report.page import build_report
+
+            told = ""
+            with wait_for(root / ".report.claim"):
+                written = _up_to_date(bench)
+                if not written:
+                    # Looked at before it is made: what is completed meanwhile makes it out of date.
+                    made_from = _inputs(bench)
+                    made = build_report(bench.study, partial(_draw, bench), bench.config["published"])
+                    written = {str(file.relative_to(root)): files.digest(file) for file in made}
+                    record = json.dumps({"made_from": made_from, "written": written})
+                    files.write_text(root / "report" / "inputs.json", record)
+                    if hasattr(bench.logger, "log_report"):
+                        bench.tell_logger().log_report()
+        progress.say(f"report: {told}{root / 'report' / 'index.html'}")
+        if "report/comparison.csv" in written:
+            _say_comparison(root / "report" / "comparison.csv")
+
+
+def _draw(bench: Bench, folder: Path) -> Iterator[Picture]:
+    """Every kind's figures, in the order of the stages."""
+    for stage in bench.stages.values():
+        yield from stage.draw(bench.study, folder)
+
+
+def _say_comparison(file: Path) -> None:
+    """Our numbers beside those that a paper published."""
+    from lowloss.launch import aligned
+
+    texts, numbers = ("result", "method", "column", "unit"), ("published", "ours", "difference")
+    cells = [[*texts, *numbers]]
+    with file.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            rounded = [f"{float(row[name]):.4g}" if row[name] else "–" for name in numbers]
+            cells.append([*(row[name] for name in texts), *rounded])
+    for line in aligned(cells):
+        progress.say(f"  {line}")
+
+
+def _inputs(bench: Bench) -> Config:
+    """What a report is made from. Raises LowlossError if there is nothing."""
+    study = bench.study
+    inputs = {f"{kind}/{one.name}": one.stamp() for kind in study.kinds for one in study.complete(kind)}
+    if not inputs:
+        raise LowlossError(f"{study.root} holds nothing to report: make it with `{bench.command}`")
+    return {"lowloss": __version__, "published": bench.config["published"], "inputs": inputs}
+
+
+def _up_to_date(bench: Bench) -> dict[str, str]:
+    """The files of the report with their digests, if all are as they were written from what there is; else nothing."""
+    root, made_from = bench.study.root, _inputs(bench)
+    record = root / "report" / "inputs.json"
+    try:
+        before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        written: dict[str, str] = before["written"]
+        whole = all((root / name).is_file() and files.digest(root / name) == told for name, told in written.items())
+        if whole and before["made_from"] == made_from:
+            return written
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass  # there is no record, or it is damaged
+    return {}
+
+
+STAGE = ReportStage()

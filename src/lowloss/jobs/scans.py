@@ -1,0 +1,131 @@
+"""Scans: the exact metrics on planes through the landscape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowloss.errors import LowlossError
+from lowloss.jobs import plans
+from lowloss.jobs.base import Job
+from lowloss.jobs.bench import Bench
+from lowloss.jobs.minima import minimum, points
+from lowloss.jobs.paths import PathJob, load_path
+from lowloss.jobs.stage import Stage
+from lowloss.seeding import derive
+from lowloss.study import Config, Result, Study
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowloss.measure.exact import Statistics
+    from lowloss.points import Grid
+    from lowloss.report.pictures import Picture
+
+
+class Scan(Job):
+    """A grid of points, by a recipe of the configuration's.
+
+    Tensors: directions, origin, anchors and axes of the grid, the exact columns in its shape, and of a plane through
+    a path where that lies.
+    """
+
+    kind, stage = "scans", "scan"
+
+    def __init__(self, bench: Bench, scan: str) -> None:
+        self.scan, self.node = scan, bench.config["scan"][scan]
+        ends = ("minimum",) if "minimum" in self.node else ("start", "end")
+        self.minima: list[int] = [self.node[end] for end in ends]
+        super().__init__(bench, "-".join([scan, *(f"{k:04d}" for k in self.minima)]))
+
+    @property
+    def path(self) -> PathJob | None:
+        """The path that it goes through, if any."""
+        return PathJob(self.bench, self.node["path"], *self.minima) if "path" in self.node else None
+
+    def needs(self) -> Sequence[Job]:
+        # The path first: of all that may be missing it is told, as it needs the minima itself.
+        return [*([self.path] if self.path else []), *(minimum(self.bench, k) for k in self.minima)]
+
+    def own_settings(self) -> Config:
+        return self.bench.describes("seed", f"scan.{self.scan}")
+
+    def make(self, work: Path) -> Result:
+        import torch
+
+        from lowloss.measure import Exact
+        from lowloss.training.tabulate import tabulate
+
+        bench, plane = self.bench, self.bench.planes[self.scan]
+        path = load_path(self.path) if self.path else None
+        minima_KP, seed = points(bench, self.minima), derive(bench.config["seed"], "scan", self.scan)
+        try:
+            grid = plane.grid(minima_KP, path, bench.landscape.layout, seed)
+        except ValueError as error:
+            raise LowlossError(f"scan.{self.scan}: {error}") from error
+        measures, title = [Exact(statistics=self._statistics(grid))], f"scan {self.scan}"
+        table = bench.everywhere(tabulate, grid.points, prod(grid.shape), measures, folder=work, title=title)
+        tensors = {"directions": grid.directions_DP, "origin": grid.origin_P, "anchors": grid.anchors_AD}
+        tensors |= {name: column.view(grid.shape) for name, column in table.items()}
+        tensors |= {f"axis-{d}": axis for d, axis in enumerate(grid.axes)}
+        if path is not None:
+            tensors["bends_projected"] = bends_B2 = grid.project(path.bends_BP)
+            tensors["path_projected"] = path.coefficients(path.grid(points=201, between=9)) @ bends_B2
+            offset_BP = path.bends_BP - grid.origin_P - bends_B2.to(grid.directions_DP) @ grid.directions_DP
+            tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
+        return Result(tensors, {"scan": self.scan, "anchor_names": list(grid.anchor_names), "settings": self.node})
+
+    def _statistics(self, grid: Grid) -> Statistics | None:
+        """BatchNorm's statistics on the grid, unless each point has its own."""
+        from lowloss.measure.exact import interpolated
+
+        policy = self.bench.planes[self.scan].statistics
+        if policy == "recomputed":
+            return None
+        anchors_AD = grid.anchors_AD if policy == "interpolated" else grid.anchors_AD[:1]
+        anchors_AP: Tensor = grid.origin_P + anchors_AD.to(grid.directions_DP) @ grid.directions_DP
+        statistics = [self.bench.landscape.statistics(theta_P) for theta_P in anchors_AP]
+        return interpolated(grid.project, anchors_AD, statistics)
+
+
+class ScanStage(Stage):
+    """Tabulates the exact metrics on planes."""
+
+    name, kind, after = "scan", "scans", ("minima", "path")
+
+    def check(self, bench: Bench) -> None:
+        for name, node in bench.config["scan"].items():
+            self._check(bench, f"scan.{name}", node)
+
+    def _check(self, bench: Bench, key: str, node: Config) -> None:
+        if "minimum" not in node and not {"start", "end"} <= {*node}:
+            raise LowlossError(f"{key} has neither minimum nor start and end: give it the keys of a plane of scan=[…]")
+        for end in ("minimum", "start", "end"):
+            if end in node:
+                bench.check_minimum(f"{key}.{end}", node[end])
+        if "path" not in node:
+            return
+        finders = bench.config["finder"]
+        if node["path"] not in finders:
+            raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
+        start, end = node["start"], node["end"]
+        wanted = (min(start, end), max(start, end)) in plans.pairs(bench, node["path"])
+        if not wanted and not PathJob(bench, node["path"], start, end).artifact.complete:
+            raise LowlossError(
+                f"{key} needs the path [{start},{end}] by {node['path']}, which path.pairs leaves out: "
+                f"add it there, or change {key}.start and {key}.end"
+            )
+
+    def jobs(self, bench: Bench) -> list[Job]:
+        return [Scan(bench, name) for name in bench.config["scan"]]
+
+    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
+        from lowloss.report.figures import draw_scan
+
+        for artifact in study.complete("scans"):
+            yield from draw_scan(study, artifact, folder)
+
+
+STAGE = ScanStage()

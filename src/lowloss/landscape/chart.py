@@ -1,0 +1,249 @@
+"""Charts: other coordinates of the parameters, or of a part of their space.
+
+References:
+    Fort & Jastrzebski 2019, sec. 3.3 and 4 (random hyperplanes, tunnels).
+    Brea et al. 2019, sec. 4.1 (two neurons at a fixed distance).
+
+Shapes: K points, P parameters, Q coordinates, M normals, S parameters of a neuron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from lowloss.errors import LowlossError, check_number, is_number
+from lowloss.landscape.layout import Layout
+from lowloss.seeding import derive
+
+DEPENDENT = 1e-6
+"""Rows of a basis are dependent if the part of one across those before it is at most this fraction of its norm."""
+
+COLUMNS = 1 << 16
+"""Parameters of a basis that are in float64 at once."""
+
+Self = TypeVar("Self", bound="Chart")
+
+
+class Chart(Protocol):
+    """A differentiable map from K coordinates z to K points theta, in the dtype and on the device of z.
+
+    Its settings may differ by row: it then takes exactly as many points as it has rows.
+    """
+
+    @property
+    def dim(self) -> int:
+        """The number of coordinates Q."""
+
+    @property
+    def affine(self) -> bool:
+        """Whether the map is linear but for a constant."""
+
+    def points(self, z_KQ: Tensor) -> Tensor:
+        """The points (K, P), differentiable."""
+
+    def coordinates(self, theta_KP: Tensor) -> Tensor:
+        """Coordinates (K, Q) of points on the chart, of others those of the nearest point on it."""
+
+    def to(self: Self, device: torch.device) -> Self:
+        """Move what the chart holds to the device, in place."""
+
+
+class Span:
+    """The affine space origin + z @ basis: a random hyperplane, a plane of principal components, the grid of a scan.
+
+    Args:
+        origin_P: where z is zero; or one a row (K, P).
+        basis_QP: Q independent directions, which need not be orthonormal; they are held in the origin's dtype.
+        dims: row k has the first dims[k] coordinates alone; the rest are padding, which moves nothing and feels no
+            gradient. None: every row has all.
+
+    Raises:
+        LowlossError: the directions are dependent, or dims are not in 1 … Q.
+    """
+
+    affine = True
+
+    def __init__(self, origin_P: Tensor, basis_QP: Tensor, dims: Sequence[int] | None = None) -> None:
+        self.origin_P, self.basis_QP = origin_P, basis_QP.to(origin_P)
+        self.dim, self.dims = len(basis_QP), None if dims is None else list(dims)
+        if self.dims is not None and not all(is_number(d, int) and 1 <= d <= self.dim for d in self.dims):
+            raise LowlossError(f"dims must be whole numbers in 1 … {self.dim}, the directions, got {self.dims}")
+        gram_QQ = _dots(self.basis_QP, self.basis_QP)
+        # Its leading blocks are the factors for fewer directions.
+        self._factor_QQ, failed = torch.linalg.cholesky_ex(gram_QQ)
+        across_Q = self._factor_QQ.diagonal()
+        if failed:
+            across_Q[failed - 1 :] = 0
+        _check_independent(across_Q, gram_QQ.diagonal().sqrt(), "directions")
+
+    @classmethod
+    def random(cls, origin_P: Tensor, dim: int, seed: int) -> Span:
+        """A hyperplane of random orientation through a point, with orthonormal directions, drawn in float64."""
+        check_number("dim", dim, int, 1)
+        parameters = origin_P.shape[-1]
+        if dim > parameters:
+            raise LowlossError(f"a hyperplane of {parameters} parameters has at most so many dimensions, not {dim}")
+        generator = torch.Generator().manual_seed(derive(seed, "span"))
+        drawn_PQ = torch.randn(parameters, dim, generator=generator, dtype=torch.float64)
+        return cls(origin_P, torch.linalg.qr(drawn_PQ).Q.T.contiguous())
+
+    def points(self, z_KQ: Tensor) -> Tensor:
+        if self.dims is not None:
+            _check_rows(len(self.dims), len(z_KQ))
+            dims_K = torch.tensor(self.dims, device=z_KQ.device)
+            z_KQ = z_KQ.where(torch.arange(self.dim, device=z_KQ.device) < dims_K[:, None], 0.0)
+        return _origin(self.origin_P, z_KQ) + z_KQ @ self.basis_QP.to(z_KQ)
+
+    def coordinates(self, theta_KP: Tensor) -> Tensor:
+        dots_KQ = _dots(theta_KP - _origin(self.origin_P, theta_KP), self.basis_QP.to(theta_KP.device))
+        factor_QQ = self._factor_QQ.to(dots_KQ)
+        if self.dims is None:
+            return torch.cholesky_solve(dots_KQ.T, factor_QQ).T.to(theta_KP)
+        _check_rows(len(self.dims), len(theta_KP))
+        z_KQ = torch.zeros_like(dots_KQ)
+        for z_Q, dots_Q, d in zip(z_KQ, dots_KQ, self.dims, strict=True):
+            z_Q[:d] = torch.cholesky_solve(dots_Q[:d, None], factor_QQ[:d, :d])[:, 0]
+        return z_KQ.to(theta_KP)
+
+    def to(self, device: torch.device) -> Span:
+        self.origin_P, self.basis_QP = self.origin_P.to(device), self.basis_QP.to(device)
+        self._factor_QQ = self._factor_QQ.to(device)
+        return self
+
+
+class Normal:
+    """The space through a point normal to a segment, or to the span of a simplex.
+
+    theta = origin + (z - N^T (N N^T)^-1 N z): Q = P redundant coordinates, so no basis of P - M directions is needed.
+
+    Args:
+        origin: one point (P,) for all rows, or one a row (K, P), as points of a tunnel have it.
+        normals_MP: M independent directions, say the segment or the simplex's edges at one corner.
+
+    Raises:
+        LowlossError: the normals are dependent, as where two corners are the same point.
+    """
+
+    affine = True
+
+    def __init__(self, origin: Tensor, normals_MP: Tensor) -> None:
+        self.origin, self.dim = origin, normals_MP.shape[1]
+        units_PM, factor_MM = torch.linalg.qr(normals_MP.double().T)
+        _check_independent(factor_MM.diagonal().abs(), normals_MP.double().norm(dim=1), "normals")
+        self._units_MP = units_PM.T.to(origin)
+
+    def points(self, z_KP: Tensor) -> Tensor:
+        return _origin(self.origin, z_KP) + self._across(z_KP)
+
+    def coordinates(self, theta_KP: Tensor) -> Tensor:
+        return self._across(theta_KP - _origin(self.origin, theta_KP))
+
+    def to(self, device: torch.device) -> Normal:
+        self.origin, self._units_MP = self.origin.to(device), self._units_MP.to(device)
+        return self
+
+    def _across(self, z_KP: Tensor) -> Tensor:
+        units_MP = self._units_MP.to(z_KP)
+        return z_KP - (z_KP @ units_MP.T) @ units_MP
+
+
+class NeuronDistance:
+    """Two neurons l and m of a layer at a fixed Euclidean distance of their parameter vectors (Brea et al. 2019).
+
+    A neuron's vector is its incoming weights (a filter of a convolution) and its bias, where the layer has one. The
+    coordinates are Q = P redundant ones: z itself, but for the two vectors, which are moved along their difference to
+    mean ± delta / 2. So their mean, the direction of their difference and all other parameters are free. Decreasing
+    delta, take `coordinates` anew: it puts the two at the distance delta, where a step of z is a step of theta.
+
+    Args:
+        layout: of the network.
+        layer: the name of a module with a weight, say "layers.0".
+        l, m: the neurons, or a sequence of them, one a row.
+        delta: the distance, positive, or a sequence of them, one a row.
+
+    Raises:
+        LowlossError: the network has no such layer or neuron, or the settings do not fit together.
+    """
+
+    affine = False
+
+    def __init__(
+        self,
+        layout: Layout,
+        layer: str,
+        l: int | Sequence[int],  # noqa: E741
+        m: int | Sequence[int],
+        delta: float | Sequence[float],
+    ) -> None:
+        self.dim = layout.dim
+        layers = layout.filters(torch.arange(layout.dim))
+        names = [name.removesuffix(".weight") for name in layers if name.endswith(".weight")]
+        if layer not in names:
+            raise LowlossError(f"layer {layer!r} has no neurons: take one of {', '.join(names)}")
+        index_FS = layers[f"{layer}.weight"]
+        if f"{layer}.bias" in layout.names:
+            index_FS = torch.cat([index_FS, layout.views(torch.arange(layout.dim))[f"{layer}.bias"][:, None]], dim=1)
+        lengths = {len(value) for value in (l, m, delta) if isinstance(value, Sequence)}
+        if len(lengths) > 1:
+            raise LowlossError("l, m and delta must be single numbers or sequences of one length")
+        self.rows = lengths.pop() if lengths else None
+        l_K, m_K, delta_K = (v if isinstance(v, Sequence) else [v] * (self.rows or 1) for v in (l, m, delta))
+        for a, b in zip(l_K, m_K, strict=True):
+            if a == b or not {a, b} <= set(range(len(index_FS))):
+                raise LowlossError(f"{layer} has neurons 0 … {len(index_FS) - 1}: take two of them, not {a} and {b}")
+        if not all(is_number(d, float) and 0 < d < inf for d in delta_K):
+            raise LowlossError(f"delta must be positive and finite, got {delta}")
+        self._pair_2KS = index_FS[torch.tensor([l_K, m_K])]
+        self._delta_K1 = torch.tensor(delta_K, dtype=torch.float64)[:, None]
+
+    def points(self, z_KP: Tensor) -> Tensor:
+        """The points (K, P). Raises LowlossError where the two neurons are equal, so that no direction is known."""
+        _check_rows(self.rows, len(z_KP))
+        l_KS, m_KS = (index_KS.expand(len(z_KP), -1) for index_KS in self._pair_2KS.to(z_KP.device))
+        l_vector_KS, m_vector_KS = z_KP.gather(1, l_KS), z_KP.gather(1, m_KS)
+        mean_KS, difference_KS = (l_vector_KS + m_vector_KS) / 2, l_vector_KS - m_vector_KS
+        norm_K1 = difference_KS.norm(dim=1, keepdim=True)
+        if (norm_K1 == 0).any():
+            raise LowlossError("the two neurons are equal, so no direction leads from one to the other: move one")
+        half_KS = self._delta_K1.to(z_KP) / 2 * difference_KS / norm_K1
+        return z_KP.scatter(1, l_KS, mean_KS + half_KS).scatter(1, m_KS, mean_KS - half_KS)
+
+    def coordinates(self, theta_KP: Tensor) -> Tensor:
+        """The point itself where it is on the chart, to rounding; else the nearest point on it."""
+        return self.points(theta_KP)
+
+    def to(self, device: torch.device) -> NeuronDistance:
+        self._pair_2KS, self._delta_K1 = self._pair_2KS.to(device), self._delta_K1.to(device)
+        return self
+
+
+def _dots(a_KP: Tensor, b_QP: Tensor) -> Tensor:
+    """The scalar products (K, Q) in float64, without a copy of either in it."""
+    dots_KQ = torch.zeros(len(a_KP), len(b_QP), dtype=torch.float64, device=a_KP.device)
+    for a, b in zip(a_KP.split(COLUMNS, dim=1), b_QP.split(COLUMNS, dim=1), strict=True):
+        dots_KQ += a.double() @ b.double().T
+    return dots_KQ
+
+
+def _check_independent(across_Q: Tensor, norm_Q: Tensor, what: str) -> None:
+    """Raise LowlossError if a row lies in the span of those before it; `across` is the norm of its part across it."""
+    dependent_Q = ~(across_Q > DEPENDENT * norm_Q)
+    if dependent_Q.any():
+        first = int(dependent_Q.nonzero()[0])
+        raise LowlossError(f"the {what} must be independent: leave out number {first}, a sum of those before it")
+
+
+def _origin(origin: Tensor, of_K: Tensor) -> Tensor:
+    """The origin in the dtype and on the device of rows, of which there must be as many where it has several."""
+    _check_rows(len(origin) if origin.dim() == 2 else None, len(of_K))
+    return origin.to(of_K)
+
+
+def _check_rows(rows: int | None, points: int) -> None:
+    if rows is not None and rows != points:
+        raise LowlossError(f"this chart's settings are of {rows} rows, so it takes {rows} points at once, not {points}")

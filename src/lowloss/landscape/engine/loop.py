@@ -1,0 +1,374 @@
+"""How K points run on a device. `Loop` runs one after the other, which is right everywhere; graph.py is for a GPU.
+
+An engine is all that knows how a module is called; NetworkLandscape is written against its `losses`, `statistics`
+and `outputs`.
+
+Shapes: K points, P parameters, B samples of a minibatch, N samples of a split.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+from lowloss.data.base import Batch, Inputs
+from lowloss.data.task import Task
+from lowloss.errors import LowlossError
+from lowloss.landscape.layout import Layout
+
+Buffers = dict[str, Tensor]
+
+KINDS = ("auto", "loop", "graph")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+CACHED = 128
+"""Samples of a forward pass on a processor, where they may be chosen."""
+
+WORTH_BFLOAT16 = 1_000_000
+"""Multiply-adds a sample from which bfloat16 pays on a processor with units for it; smaller networks lose by it."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Which engine runs the points, and in which precision it takes gradient steps.
+
+    Args:
+        kind: "graph", K points in one compiled CUDA graph; "loop", one after the other; "auto", graph on a GPU and
+            loop elsewhere.
+        precision: of activations in steps. "auto" is bfloat16 on the graph engine and on a processor with units for
+            it (AMX or AVX512-BF16) where a sample costs a million multiply-adds or more, float32 elsewhere.
+            Evaluation on the graph engine is in float16, or in float32 if this says so; on the loop in float32.
+
+    Raises:
+        LowlossError: an unknown kind or precision.
+    """
+
+    kind: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for key, value, known in (("kind", self.kind, KINDS), ("precision", self.precision, PRECISIONS)):
+            if value not in known:
+                raise LowlossError(f"engine.{key} must be one of {', '.join(known)}, got {value!r}")
+
+    def loop_dtype(self, module: nn.Module, x: Tensor) -> torch.dtype | None:
+        """To what the loop casts activations in steps, if it does.
+
+        Raises LowlossError where bfloat16 is asked for and the parameters are not float32.
+        """
+        exact = next(module.parameters()).dtype
+        if exact != torch.float32:
+            if self.precision == "bfloat16":
+                raise LowlossError(f"engine.precision=bfloat16 is for float32 parameters, not {exact}: set it to auto")
+            return None
+        gains = self.precision == "auto" and x.device.type == "cpu" and _bfloat16_pays(module, x)
+        return torch.bfloat16 if gains or self.precision == "bfloat16" else None
+
+    def graph_dtypes(self, device: torch.device) -> tuple[torch.dtype, torch.dtype] | None:
+        """The graph engine's precision in steps and in evaluation; None where the loop runs.
+
+        Raises LowlossError where a graph is asked for and there is no GPU.
+        """
+        if self.kind == "loop" or (self.kind == "auto" and device.type != "cuda"):
+            return None
+        if device.type != "cuda":
+            raise LowlossError(
+                "engine=graph needs a GPU, and the landscape is on the CPU: set engine=auto, which takes a GPU where "
+                "there is one (of the API: landscape.to('cuda'))"
+            )
+        if self.precision == "float32":
+            return torch.float32, torch.float32
+        return torch.bfloat16, torch.float16
+
+
+def _bfloat16_pays(module: nn.Module, x: Tensor) -> bool:
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    if not any(test is not None and test() for test in tests) or not x.is_floating_point():
+        return False
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.eval()(x)
+    return counter.get_total_flops() / 2 >= WORTH_BFLOAT16 * len(x)
+
+
+def places(module: nn.Module) -> dict[str, str]:
+    """Every place of a tensor in a module once, with the tensor's first name.
+
+    functional_call would visit a module that has two names twice, and could not restore it (pytorch/pytorch#164759).
+    """
+    first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    return {
+        f"{path}.{name}" if path else name: first[id(tensor)]
+        for path, part in module.named_modules()
+        for name, tensor in [*part._parameters.items(), *part._buffers.items()]
+        if tensor is not None
+    }
+
+
+def near_equal(count: int, size: int) -> list[slice]:
+    """Spans of at most so many samples, near-equal, and of two where there are two.
+
+    A last part of one sample would have no variance, and would weigh like a full one.
+    """
+    parts = max(1, min(-(-count // size), count // 2))
+    short, longer = divmod(count, parts)
+    ends = [i * short + min(i, longer) for i in range(parts + 1)]
+    return [slice(first, end) for first, end in pairwise(ends)]
+
+
+class Loop:
+    """One point after the other, in the parameters' own precision, or with `step_dtype` autocast in `losses`."""
+
+    usable = True
+    used = False
+    """Whether it has given a result; told of an engine that is not usable any more."""
+    evaluation_seed = 0
+
+    def __init__(self, module: nn.Module, layout: Layout, task: Task, step_dtype: torch.dtype | None = None) -> None:
+        self.module, self.layout, self.task, self.step_dtype = module, layout, task, step_dtype
+        for part in module.modules():
+            if isinstance(part, _InstanceNorm) and part.track_running_stats:
+                raise LowlossError(
+                    "InstanceNorm with track_running_stats=True behaves otherwise in evaluation: set it to False"
+                )
+        # One that its module keeps in evaluation mode is frozen: its statistics are part of the module.
+        module.train()
+        norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.batch_norms = [m for m in norms if m.training]
+        self.frozen = len(norms) > len(self.batch_norms)
+        self._held: tuple[Buffers, bool] | None = None
+        self._takes_state = len(inspect.signature(module.forward).parameters) > 1
+        self.foreign: tuple[str, ...] = ()
+        """Those of FOREIGN from which the module draws."""
+        parts = dict(module.named_modules())
+        self._tables: list[tuple[dict[str, Any], str, str]] = []
+        for place, first in places(module).items():
+            path, _, name = place.rpartition(".")
+            tables: tuple[dict[str, Any], ...] = (parts[path]._parameters, parts[path]._buffers)
+            self._tables.append((tables[name not in tables[0]], name, first))
+
+    def losses(self, theta_KP: Tensor, batch: Batch, gradients: bool) -> tuple[Tensor, Tensor | None]:
+        """The K mean losses in training mode, and their gradients (K, P) if asked for.
+
+        BatchNorm uses the minibatch's statistics; its running averages are scratch and change nothing.
+        """
+        self.module.train()
+        scratch = self.fresh_buffers()
+        losses_K = theta_KP.new_empty(len(theta_KP))
+        gradients_KP = torch.empty_like(theta_KP) if gradients else None
+        for k, theta_P in enumerate(theta_KP.detach()):
+            x, y, seed = batch.row(k)
+            parameters = self._parameters(theta_P, gradients)
+            if self.step_dtype and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            narrow = torch.autocast(x.device.type, self.step_dtype, enabled=self.step_dtype is not None)
+            # The gradient too is taken at the point: checkpointed parts of a module run again in backward.
+            with self._at(parameters, scratch), torch.set_grad_enabled(gradients):
+                with self._random_seed(seed), narrow:
+                    state = batch.carry.states[k] if batch.carry else None
+                    outputs, state = self._call(x, state)
+                if batch.carry:
+                    batch.carry.states[k] = _detached(state)
+                loss = self.task.mean_loss(outputs.to(theta_KP.dtype), y)
+                losses_K[k] = loss.detach()
+                if gradients_KP is not None:
+                    found = _gradients(loss, list(parameters.values()))
+                    torch.cat([gradient.detach().reshape(-1) for gradient in found], out=gradients_KP[k])
+        return losses_K, gradients_KP
+
+    def product(
+        self, theta_P: Tensor, v_P: Tensor, x: Tensor, y: Tensor, seed: int, buffers: Buffers | None, whole: bool
+    ) -> Tensor:
+        """The Hessian of a loss at a point times v (P,), in the parameters' precision, by differentiating twice.
+
+        Args:
+            buffers: BatchNorm's statistics, in evaluation mode; None takes the minibatch's, in training mode.
+            whole: the minibatch is a part of a split: the loss is the sum over its scored items, without dropout.
+        """
+        parameters = self._parameters(theta_P, True)
+        self.module.train(buffers is None and not whole)
+        for part in self.batch_norms:
+            part.train(buffers is None)
+        v = self.layout.views(v_P)
+        # The fused kernels of recurrent layers and of attention have no second derivative.
+        with (
+            self._at(parameters, buffers or self.fresh_buffers()),
+            torch.enable_grad(),
+            torch.backends.cudnn.flags(enabled=not any(isinstance(m, nn.RNNBase) for m in self.module.modules())),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            with self._random_seed(seed):
+                outputs, _ = self._call(x, None)
+            loss = self.task.columns(outputs, y)["loss"].sum() if whole else self.task.mean_loss(outputs, y)
+            given = list(parameters.values())
+            gradients = torch.autograd.grad(loss, given, create_graph=True, materialize_grads=True)
+            along = sum((g * v[name]).sum() for g, name in zip(gradients, parameters, strict=True))
+            assert isinstance(along, Tensor)
+            if not along.requires_grad:  # a loss that is linear in the parameters
+                return torch.zeros_like(theta_P)
+            found = torch.autograd.grad(along, given, materialize_grads=True)
+        return torch.cat([part.detach().reshape(-1) for part in found])
+
+    @torch.no_grad()
+    def statistics(self, theta_P: Tensor, x_N: Inputs, parts: Sequence[Tensor] | None) -> tuple[Buffers, Tensor | None]:
+        """The buffers of a point: BatchNorm's statistics as cumulative averages over parts of x, dropout off.
+
+        Args:
+            parts: the indices of each part; None for all of x at once, where an engine may know the outputs (N, ...)
+                that the buffers give.
+        """
+        if not self.batch_norms:
+            return self.fresh_buffers(), None
+        self.module.eval()
+        momenta = [module.momentum for module in self.batch_norms]
+        try:
+            for module in self.batch_norms:
+                module.train()
+                module.momentum = None  # cumulative average: each chunk weighs the same
+                module.reset_running_stats()
+            buffers = self.fresh_buffers()
+            with self._at(self._parameters(theta_P), buffers):
+                for x in (x_N[:],) if parts is None else (x_N[index.to(x_N.device)] for index in parts):
+                    with self._random_seed(0):
+                        self._call(x, None)
+        finally:
+            for module, momentum in zip(self.batch_norms, momenta, strict=True):
+                module.momentum = momentum
+        return buffers, None
+
+    def outputs(
+        self, theta_P: Tensor, buffers: Buffers, x_N: Inputs, at_once: int, streams: int | None = None
+    ) -> Iterator[Tensor]:
+        """The outputs (B, ...) in evaluation mode, chunk by chunk, at most so many samples at once.
+
+        Args:
+            streams: samples of a chunk, whose states a recurrent module hands on to the next; see `Data`.
+        """
+        parameters, state = self._parameters(theta_P), None
+        # On a processor, small parts stay in its caches.
+        size = min(at_once, CACHED) if theta_P.device.type == "cpu" else at_once
+        count = len(x_N)
+        spans = [slice(i, i + streams) for i in range(0, count, streams)] if streams else near_equal(count, size)
+        for span in spans:
+            self.module.eval()
+            # The module is put back between chunks: whoever asks for them may run it elsewhere meanwhile.
+            # A module that draws random numbers in evaluation too draws the same for every point.
+            with torch.no_grad(), self._at(parameters, buffers), self._random_seed(self.evaluation_seed):
+                outputs, state = self._call(x_N[span], state if streams else None)
+            yield outputs
+
+    def _parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
+        # Copies, since a GPU's convolutions want aligned weights and a view may start at any coordinate.
+        return {name: view.clone().requires_grad_(gradients) for name, view in self.layout.views(theta_P).items()}
+
+    @contextlib.contextmanager
+    def _at(self, parameters: dict[str, Tensor], buffers: Buffers) -> Iterator[None]:
+        """While the module has these parameters and buffers in place of its own."""
+        given = {**parameters, **buffers}
+        held = [(table, name, first, table[name]) for table, name, first in self._tables if first in given]
+        for table, name, first, _ in held:
+            table[name] = given[first]
+        try:
+            yield
+        finally:
+            for table, name, first, own in held:
+                if first in buffers:  # which a module may also set anew
+                    buffers[first] = table[name]
+                table[name] = own
+
+    def _call(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The module's outputs, and the state that a recurrent one hands on."""
+        outputs = self.module(x) if state is None else self.module(x, state)
+        handed = None
+        if self._takes_state and isinstance(outputs, tuple) and len(outputs) == 2:
+            outputs, handed = outputs
+        if not isinstance(outputs, Tensor):
+            name = type(self.module).__name__
+            raise LowlossError(
+                f"{name} returns a {type(outputs).__name__}, not one tensor of outputs, nor (outputs, state): wrap it"
+            )
+        return outputs, handed
+
+    def fresh_buffers(self) -> Buffers:
+        """Copies of the module's buffers, for a call to change."""
+        given, shared = self._held or (dict(self.module.named_buffers()), False)
+        return given if shared else {name: buffer.clone() for name, buffer in given.items()}
+
+    @contextlib.contextmanager
+    def holding(self, buffers: Buffers, shared: bool = False) -> Iterator[None]:
+        """While calls begin with these buffers, and with `shared` change them, in place of the module's."""
+        self._held = buffers, shared
+        try:
+            yield
+        finally:
+            self._held = None
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """While exact results are computed on a GPU: true float32 and the same kernels every time."""
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+
+    @contextlib.contextmanager
+    def _random_seed(self, seed: int) -> Iterator[None]:
+        # Not torch.manual_seed: where a kind of device is not in use it keeps a stack trace a call, 1.5 ms each.
+        device = next(self.module.parameters()).device
+        used = [torch.default_generator]
+        if device.type == "cuda":
+            used.append(torch.cuda.default_generators[device.index])
+        states = [generator.get_state() for generator in used]
+        for generator in used:
+            generator.manual_seed(seed)
+        try:
+            with foreign_seed(seed, self.foreign):
+                yield
+        finally:
+            for generator, state in zip(used, states, strict=True):
+                generator.set_state(state)
+
+
+FOREIGN: dict[str, tuple[Callable[[], Any], Callable[[Any], None], Callable[[int], None]]] = {
+    "random": (random.getstate, random.setstate, random.seed),
+    "numpy": (np.random.get_state, np.random.set_state, lambda seed: np.random.seed(seed % 2**32)),  # noqa: NPY002
+}
+"""Generators beside torch's: how their states are read and set, and how they are seeded."""
+
+
+@contextlib.contextmanager
+def foreign_seed(seed: int, kinds: Iterable[str] = FOREIGN) -> Iterator[None]:
+    """While the generators that are named follow from a seed."""
+    states = {kind: FOREIGN[kind][0]() for kind in kinds}
+    for kind in states:
+        FOREIGN[kind][2](seed)
+    try:
+        yield
+    finally:
+        for kind, state in states.items():
+            FOREIGN[kind][1](state)
+
+
+def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+    try:
+        return torch.autograd.grad(loss, parameters, materialize_grads=True)
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise LowlossError("the module's checkpoint(...) must have use_reentrant=False: set it there") from error
+        raise
+
+
+def _detached(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach()
+    return tuple(_detached(part) for part in state) if isinstance(state, (tuple, list)) else state

@@ -1,0 +1,111 @@
+"""Initial points: a module drawn anew from a seed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from lowloss.data.base import Data
+from lowloss.errors import LowlossError
+from lowloss.landscape.engine.loop import foreign_seed
+
+
+def built(factory: Callable[..., nn.Module], data: Data, seed: int) -> nn.Module:
+    """A module by its factory, whose random numbers follow from the seed; lazy layers are made by a pass.
+
+    The factory is given `input_shape` and `num_classes` where it takes them and they are not set.
+
+    Raises:
+        LowlossError: the factory rejects its arguments.
+    """
+    known: dict[str, object] = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+    given = factory.keywords if isinstance(factory, partial) else {}
+    filled = {}
+    with contextlib.suppress(ValueError):  # it is given other arguments than it takes: told by the call
+        taken = inspect.signature(factory).parameters.keys() - given.keys()
+        filled = {key: value for key, value in known.items() if key in taken and value is not None}
+    with _seeded(seed):
+        try:
+            module = factory(**filled)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LowlossError(f"model: {error}") from error
+        if not isinstance(module, nn.Module):
+            raise LowlossError(f"model must make a torch.nn.Module, got {type(module).__name__}: set model._target_")
+        _materialise(module, data)
+        return module
+
+
+def copied(model: nn.Module, data: Data) -> nn.Module:
+    """A copy of a module, its lazy layers made by a pass. Raises LowlossError if it cannot be copied."""
+    try:
+        module = copy.deepcopy(model)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise LowlossError(
+            f"{type(model).__name__} cannot be copied ({reason}): pass a function that builds the model"
+        ) from error
+    with _seeded(0):
+        _materialise(module, data)
+    return module
+
+
+def reset(model: nn.Module, data: Data, seed: int) -> nn.Module:
+    """A copy of a module, on the CPU, redrawn by `reset_parameters` of its layers, of parts before the whole.
+
+    Raises:
+        LowlossError: a layer has parameters that it does not redraw.
+    """
+    module = copied(model, data).cpu()
+    with _seeded(seed):
+        _redraw(module, "")
+    return module
+
+
+def check_redrawn(one: nn.Module, other: nn.Module) -> None:
+    """Raise LowlossError if two seeds gave a parameter the same values, unless these are all one number.
+
+    Shapes: S values of a parameter.
+    """
+    others = dict(other.named_parameters())
+    for name, parameter in one.named_parameters():
+        values_S = parameter.detach().flatten()
+        same = parameter.requires_grad and torch.equal(values_S, others[name].detach().flatten())
+        if same and not bool((values_S == values_S[:1]).all()):
+            raise LowlossError(
+                f"{name} is the same for every seed, since no reset_parameters() redraws it: pass a function that "
+                "builds the model, so that seeds can draw its initial points"
+            )
+
+
+def _redraw(module: nn.Module, path: str) -> None:
+    for name, part in module.named_children():
+        _redraw(part, f"{path}.{name}" if path else name)
+    redraw = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if callable(redraw):
+        redraw()
+    elif any(p.requires_grad for p in module.parameters(recurse=False)):
+        raise LowlossError(
+            f"{path or type(module).__name__} has parameters but no reset_parameters(): "
+            "pass a function that builds the model, so that seeds can draw its initial points"
+        )
+
+
+def _materialise(module: nn.Module, data: Data) -> None:
+    if any(is_lazy(p) for p in (*module.parameters(), *module.buffers())):
+        with torch.no_grad():
+            module.eval()(data.x_train[:2].cpu())
+        module.train()
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]), foreign_seed(seed):
+        torch.manual_seed(seed)
+        yield

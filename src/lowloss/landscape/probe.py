@@ -1,0 +1,92 @@
+"""A look at a module before work starts: whether its loss is a function of the parameters alone.
+
+Whatever else a module changes when it runs would have a point's loss depend on what ran before it. BatchNorm's
+statistics are recomputed at every point; anything else that changes and matters is refused by its name.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowloss.data.base import Batch
+from lowloss.errors import LowlossError
+from lowloss.landscape.engine.loop import FOREIGN, Buffers, Loop
+
+log = logging.getLogger("lowloss")
+
+
+def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch) -> None:
+    """Find out from which generators a module draws, and refuse state of its own that its loss depends on.
+
+    Evaluates A, takes a step at B, and evaluates A again; and once more with what the step left.
+
+    theta_P, other_P: A and B.  batch: a few samples.
+
+    Raises:
+        LowlossError: a buffer or an attribute that the module changes matters.
+    """
+    name, before = type(loop.module).__name__, _foreign_states()
+    attributes, fresh = _attributes(loop.module), loop.fresh_buffers()
+    first = _looked_at(loop, theta_P, fresh, batch)
+    loop.foreign = tuple(kind for kind, state in _foreign_states().items() if state != before[kind])
+    if loop.foreign:  # now seeded
+        first = _looked_at(loop, theta_P, fresh, batch)
+    left = loop.fresh_buffers()
+    with loop.holding(left, shared=True):
+        for _ in range(3):
+            loop.losses(other_P[None], batch, gradients=True)
+    again = _looked_at(loop, theta_P, fresh, batch)
+    if not _same(first, again):
+        now = _attributes(loop.module).items()
+        changed = [k for k, v in now if k not in attributes or not np.array_equal(attributes[k], v, equal_nan=True)]
+        what = f"changes {', '.join(changed[:2])}" if changed else "has state outside of parameters and buffers"
+        raise LowlossError(
+            f"{name} {what} when it runs, and its loss depends on that, not on its parameters alone: keep "
+            "statistics in nn.BatchNorm, or compute them anew in each forward pass"
+        )
+    known = {id(buffer) for part in loop.batch_norms for buffer in part.buffers()}
+    own = {key for key, buffer in loop.module.named_buffers() if id(buffer) not in known}
+    changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
+    if changed and not _same(first, _looked_at(loop, theta_P, {**fresh, **{key: left[key] for key in own}}, batch)):
+        raise LowlossError(
+            f"{name} changes its buffer {changed[0]} in training, and its loss depends on it, not on its parameters "
+            "alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm and statistics of "
+            "one's own are not): take them out"
+        )
+    loop.evaluation_seed = 1
+    if not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
+        log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
+    loop.evaluation_seed = 0
+
+
+def _looked_at(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> list[Tensor]:
+    """The outputs in evaluation mode, and the loss of a step."""
+    copied = {key: buffer.clone() for key, buffer in buffers.items()}
+    outputs = torch.cat(list(loop.outputs(theta_P, copied, batch.x, len(batch.x))))
+    with loop.holding(buffers):
+        losses_1, _ = loop.losses(theta_P[None], batch, gradients=False)
+    return [outputs, losses_1]
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Plain attributes of all parts that may hold numbers, by name, as they are now."""
+    found: dict[str, Any] = {}
+    for path, part in module.named_modules():
+        for key, value in vars(part).items():
+            if not key.startswith("_") and key != "training" and isinstance(value, (Tensor, np.ndarray, int, float)):
+                held = value.detach().clone() if isinstance(value, Tensor) else np.copy(value)
+                found[f"{path}.{key}" if path else key] = held
+    return found
+
+
+def _same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.allclose(a, b, rtol=1e-6, atol=1e-8, equal_nan=True) for a, b in zip(one, other, strict=True))
+
+
+def _foreign_states() -> dict[str, str]:
+    return {kind: str(state()) for kind, (state, _, _) in FOREIGN.items()}

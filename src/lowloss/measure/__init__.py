@@ -1,0 +1,5 @@
+"""What is tabulated at points of a landscape."""
+
+from lowloss.measure.exact import Exact
+
+__all__ = ["Exact"]

@@ -1,0 +1,40 @@
+"""Random directions in weight space.
+
+Reference: Li et al. 2018, sec. 4.
+
+Shapes: P parameters, F filters of a weight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowloss.errors import LowlossError
+from lowloss.landscape.layout import Layout
+
+NORMALIZATIONS = ("filter", "layer", "none")
+
+
+def random_direction(theta_P: Tensor, layout: Layout, seed: int, normalization: str = "filter") -> Tensor:
+    """A Gaussian direction (P,) scaled to the point.
+
+    "filter": each filter gets the Frobenius norm of the point's filter, d_ij <- d_ij / |d_ij| |theta_ij|.
+    "layer": each weight tensor gets the norm of the point's. "none": plain Gaussian.
+    Biases and BatchNorm parameters get a zero direction with "filter" and "layer" (Li et al. 2018, footnote 2).
+
+    Raises LowlossError for an unknown normalization.
+    """
+    if normalization not in NORMALIZATIONS:
+        raise LowlossError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+    generator = torch.Generator().manual_seed(seed)
+    direction_P = torch.randn(layout.dim, generator=generator, dtype=theta_P.dtype)
+    if normalization == "none":
+        return direction_P
+    groups = layout.filters if normalization == "filter" else layout.layers
+    scaled_P = torch.zeros_like(direction_P)
+    drawn, wanted, result = groups(direction_P), groups(theta_P.cpu()), groups(scaled_P)
+    for name, drawn_FW in drawn.items():
+        norm_F1 = drawn_FW.norm(dim=1, keepdim=True).clamp_min(torch.finfo(theta_P.dtype).tiny)
+        result[name].copy_(drawn_FW / norm_F1 * wanted[name].norm(dim=1, keepdim=True))
+    return scaled_P

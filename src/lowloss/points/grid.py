@@ -1,0 +1,91 @@
+"""Grids of points on lines and planes in weight space.
+
+Shapes: D directions (1 or 2), G grid points of all axes together, T of them, P parameters, A anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points origin_P + coordinates @ directions_DP on a regular, not necessarily square grid.
+
+    axes: D tensors of coordinates in units of the directions; they may start or end anywhere.
+    anchors_AD: coordinates of marked points (minima, say); anchor_names names them.
+    """
+
+    origin_P: Tensor
+    directions_DP: Tensor
+    axes: tuple[Tensor, ...]
+    anchors_AD: Tensor
+    anchor_names: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(axis) for axis in self.axes)
+
+    @property
+    def coordinates_GD(self) -> Tensor:
+        """All grid points' coordinates, the last axis running fastest."""
+        return torch.stack(torch.meshgrid(*self.axes, indexing="ij"), dim=-1).reshape(-1, len(self.axes))
+
+    def points(self, indices_T: Tensor) -> Tensor:
+        """The points (T, P) of these grid indices."""
+        coordinates_TD = self.coordinates_GD[indices_T].to(self.directions_DP)
+        return self.origin_P + coordinates_TD @ self.directions_DP
+
+    def project(self, theta_KP: Tensor) -> Tensor:
+        """Coordinates (K, D) of points projected orthogonally onto the plane, in float64.
+
+        The directions need not be orthonormal: the normal equations use their Gram matrix.
+        """
+        directions_DP = self.directions_DP.double()
+        products_DK = directions_DP @ (theta_KP.double() - self.origin_P.double()).T
+        return torch.linalg.solve(directions_DP @ directions_DP.T, products_DK).T
+
+
+def line(a_P: Tensor, b_P: Tensor, resolution: int, margin: float = 0.0) -> Grid:
+    """The line through a (coordinate 0) and b (1), reaching `margin` beyond both."""
+    axis = torch.linspace(-margin, 1 + margin, resolution, dtype=torch.float64)
+    anchors = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    return Grid(a_P, (b_P - a_P)[None], (axis,), anchors, ("a", "b"))
+
+
+def plane(
+    corners_3P: Tensor,
+    names: Sequence[str],
+    resolution: Sequence[int] = (25, 25),
+    margin: float = 0.25,
+    cover_KP: Tensor | None = None,
+) -> Grid:
+    """The plane through three points, with orthonormal directions (Garipov et al. 2018, fig. 1).
+
+    The origin is the first point, the first axis runs towards the second. Coordinates are distances in weight
+    space. The grid covers the three points, the projections of `cover_KP`, and `margin` times their extent beyond.
+
+    Raises ValueError if the three points lie on one line.
+    """
+    origin_P, to_b_P, to_c_P = corners_3P[0], *(corners_3P[1:] - corners_3P[0])
+    u_P = to_b_P / to_b_P.norm()
+    across_P = to_c_P - (to_c_P @ u_P) * u_P
+    across_P = across_P - (across_P @ u_P) * u_P  # once more: float32 leaves a remainder
+    if not across_P.norm() > 1e-5 * to_b_P.norm():  # NaN where two points are the same
+        raise ValueError("the three points lie on one line and span no plane")
+    directions_2P = torch.stack([u_P, across_P / across_P.norm()])
+    anchors_32 = ((corners_3P - origin_P) @ directions_2P.T).double()
+    covered = anchors_32
+    if cover_KP is not None:
+        covered = torch.cat([anchors_32, ((cover_KP - origin_P) @ directions_2P.T).double()])
+    low, high = covered.min(0).values, covered.max(0).values
+    extent = margin * (high - low)
+    axes = tuple(
+        torch.linspace(float(low[d] - extent[d]), float(high[d] + extent[d]), resolution[d], dtype=torch.float64)
+        for d in range(2)
+    )
+    return Grid(origin_P, directions_2P, axes, anchors_32, tuple(names))

@@ -1,0 +1,122 @@
+"""Paths: curves in weight space from one point to another, linear in their bends.
+
+Shapes: K points, B bends (the two ends included), P parameters, S = B - 1 segments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import ceil, comb
+
+import torch
+from torch import Tensor
+
+
+class Path(ABC):
+    """A curve theta(t), t in [0, 1], with points `coefficients(t_K) @ bends_BP`.
+
+    bends_BP: the control points; the first and the last are the ends of the path.
+    """
+
+    kind: str
+
+    def __init__(self, bends_BP: Tensor) -> None:
+        if bends_BP.dim() != 2 or len(bends_BP) < 2:
+            raise ValueError(f"a path needs a B × P matrix of at least two bends, got {tuple(bends_BP.shape)}")
+        self.bends_BP = bends_BP
+
+    @abstractmethod
+    def coefficients(self, t_K: Tensor) -> Tensor:
+        """The weights (K, B) of the bends at t; each row sums to one, and rows at 0 and 1 pick the ends exactly."""
+
+    def with_bends(self, bends_BP: Tensor) -> Path:
+        """The same curve family and parametrisation through other bends."""
+        return type(self)(bends_BP)
+
+    @abstractmethod
+    def grid(self, points: int, between: int) -> Tensor:
+        """Values of t to sample: at least `points`, both ends and every knot, and `between` between two knots."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What to save; `path_from_tensors` reads it back."""
+        return {"bends": self.bends_BP}
+
+    def points(self, t_K: Tensor) -> Tensor:
+        """The points (K, P) at t."""
+        return self.coefficients(t_K).to(self.bends_BP, non_blocking=True) @ self.bends_BP
+
+    def lengths(self, t_K: Tensor) -> Tensor:
+        """The lengths (K - 1,) of the chords between consecutive t, by the bends' Gram matrix: no K × P points."""
+        difference_BP = (self.bends_BP - self.bends_BP[0]).double()
+        gram_BB = difference_BP @ difference_BP.T
+        step_KB = self.coefficients(t_K.double()).to(gram_BB).diff(dim=0)
+        return torch.einsum("kb,bc,kc->k", step_KB, gram_BB, step_KB).clamp_min(0).sqrt()
+
+    def length_ratio(self) -> float:
+        """The curve's length over the distance of its ends."""
+        direct = (self.bends_BP[-1] - self.bends_BP[0]).double().norm()
+        return float(self.lengths(self.grid(points=1001, between=0)).sum() / direct)
+
+
+class Polyline(Path):
+    """Straight segments through the bends, reached at t = knots_B (0 = knots_B[0] < … < knots_B[-1] = 1)."""
+
+    kind = "polyline"
+
+    def __init__(self, bends_BP: Tensor, knots_B: Tensor | None = None) -> None:
+        super().__init__(bends_BP)
+        if knots_B is None:
+            knots_B = torch.linspace(0, 1, len(bends_BP), dtype=torch.float64)
+        self.knots_B = knots_B.cpu().double()
+        ends_exact = self.knots_B[0] == 0 and self.knots_B[-1] == 1
+        if len(self.knots_B) != len(bends_BP) or not ends_exact or not (self.knots_B.diff() > 0).all():
+            raise ValueError("knots must rise from 0 to 1, one for each bend")
+
+    def coefficients(self, t_K: Tensor) -> Tensor:
+        # Garipov et al. 2018, appendix A.1, with knots in place of i / (n + 1).
+        t_K = t_K.cpu().double()
+        segment_K = torch.searchsorted(self.knots_B, t_K, right=True).sub(1).clamp(0, len(self.knots_B) - 2)
+        left_K, right_K = self.knots_B[segment_K], self.knots_B[segment_K + 1]
+        alpha_K = (t_K - left_K) / (right_K - left_K)
+        weights_KB = torch.zeros(len(t_K), len(self.knots_B), dtype=torch.float64)
+        weights_KB.scatter_(1, segment_K[:, None], 1 - alpha_K[:, None])
+        return weights_KB.scatter_(1, segment_K[:, None] + 1, alpha_K[:, None])
+
+    def with_bends(self, bends_BP: Tensor) -> Polyline:
+        return Polyline(bends_BP, self.knots_B)
+
+    def grid(self, points: int, between: int) -> Tensor:
+        intervals = max(between + 1, ceil((points - 1) / (len(self.knots_B) - 1)))
+        fraction_I = torch.arange(intervals, dtype=torch.float64) / intervals
+        start_S, width_S = self.knots_B[:-1], self.knots_B.diff()
+        inner = (start_S[:, None] + width_S[:, None] * fraction_I).flatten()
+        return torch.cat([inner, torch.ones(1, dtype=torch.float64)])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"bends": self.bends_BP, "knots": self.knots_B}
+
+
+class Bezier(Path):
+    """The Bezier curve with the given control points."""
+
+    kind = "bezier"
+
+    def coefficients(self, t_K: Tensor) -> Tensor:
+        # Garipov et al. 2018, appendix A.1: sum_i C(n+1, i) t^i (1-t)^(n+1-i) w_i.
+        degree = len(self.bends_BP) - 1
+        t_K1 = t_K.cpu().double()[:, None]
+        i_B = torch.arange(degree + 1)
+        binomial_B = torch.tensor([comb(degree, i) for i in range(degree + 1)], dtype=torch.float64)
+        return binomial_B * t_K1**i_B * (1 - t_K1) ** (degree - i_B)
+
+    def grid(self, points: int, between: int) -> Tensor:
+        return torch.linspace(0, 1, max(points, between + 2), dtype=torch.float64)
+
+
+def path_from_tensors(kind: str, tensors: dict[str, Tensor]) -> Path:
+    """The path that `tensors()` of a path of this kind described."""
+    if kind == Polyline.kind:
+        return Polyline(tensors["bends"], tensors["knots"])
+    if kind == Bezier.kind:
+        return Bezier(tensors["bends"])
+    raise ValueError(f"unknown kind of path {kind!r}: polyline or bezier")

@@ -1,0 +1,116 @@
+"""Which planes to scan: recipes that turn minima and paths into grids."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from math import prod
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from lowloss.checking import Index
+from lowloss.errors import LowlossError, is_number
+from lowloss.landscape.layout import Layout
+from lowloss.points.directions import NORMALIZATIONS, random_direction
+from lowloss.points.grid import Grid, plane
+from lowloss.points.path import Path
+from lowloss.seeding import derive
+
+POLICIES = ("recomputed", "held", "interpolated")
+
+
+class Plane(ABC):
+    """A recipe for a grid; `minima` are the indices of the minima that it needs.
+
+    Args:
+        statistics: BatchNorm's at a point of it: "recomputed" there, "held" as they are at its origin (as in Li et al.
+            2018), or "interpolated" between those of its anchors as if they were parameters (their footnote 3).
+    """
+
+    minima: tuple[int, ...]
+    path: str | None = None
+    """The finder of the path between the two minima that it needs, if any."""
+
+    def __init__(self, statistics: str = "recomputed") -> None:
+        if statistics not in POLICIES:
+            raise LowlossError(f"statistics must be one of {', '.join(POLICIES)}, got {statistics!r}")
+        self.statistics = statistics
+
+    @abstractmethod
+    def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
+        """The grid for these minima (in the order of `minima`) and the path."""
+
+
+def _two_axes(resolution: Sequence[int]) -> tuple[int, int]:
+    if len(resolution) != 2 or not all(is_number(points, int) and points >= 2 for points in resolution):
+        raise LowlossError(f"resolution must be two numbers of grid points, each at least 2, got {list(resolution)}")
+    if prod(resolution) >= 2**31:
+        raise LowlossError(f"resolution must be fewer than 2^31 grid points in all, got {list(resolution)}")
+    return int(resolution[0]), int(resolution[1])
+
+
+class PathPlane(Plane):
+    """The plane through two minima and the mean of the inner pivots of a path (Draxler et al. 2018, fig. 1).
+
+    Args:
+        start, end: indices of the minima.
+        path: finder of the path.
+        resolution: grid points along each of the two axes.
+        margin: how far the grid reaches beyond the minima and the projected path, as a fraction of their extent.
+        statistics: see Plane.
+    """
+
+    def __init__(
+        self,
+        start: Index = 0,
+        end: Index = 1,
+        path: str = "autoneb",
+        resolution: Sequence[int] = (25, 25),
+        margin: Annotated[float, Ge(0), Le(1000)] = 0.25,
+        statistics: str = "recomputed",
+    ) -> None:
+        super().__init__(statistics)
+        self.minima, self.path = (start, end), path
+        self.resolution, self.margin = _two_axes(resolution), margin
+
+    def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
+        assert path is not None
+        names = [*(f"minimum {k}" for k in self.minima), "mean of pivots"]
+        corners_3P = torch.stack([*minima_KP, path.bends_BP[1:-1].mean(0)])
+        return plane(corners_3P, names, self.resolution, self.margin, cover_KP=path.bends_BP)
+
+
+class RandomPlane(Plane):
+    """A plane of two random directions around a minimum, filter-normalised (Li et al. 2018, sec. 4).
+
+    Args:
+        minimum: index of the minimum.
+        extent: coordinates reach from -extent to extent, in units of the scaled directions.
+        resolution: grid points along each of the two axes.
+        normalization: "filter", "layer" or "none"; see random_direction.
+        statistics: see Plane.
+    """
+
+    def __init__(
+        self,
+        minimum: Index = 0,
+        extent: Annotated[float, Gt(0), Le(1e6)] = 1.0,
+        resolution: Sequence[int] = (25, 25),
+        normalization: str = "filter",
+        statistics: str = "recomputed",
+    ) -> None:
+        super().__init__(statistics)
+        if normalization not in NORMALIZATIONS:
+            raise LowlossError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+        self.minima = (minimum,)
+        self.extent, self.resolution, self.normalization = extent, _two_axes(resolution), normalization
+
+    def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
+        (theta_P,) = minima_KP
+        directions = [random_direction(theta_P, layout, derive(seed, d), self.normalization) for d in range(2)]
+        axes = tuple(torch.linspace(-self.extent, self.extent, count, dtype=torch.float64) for count in self.resolution)
+        anchors_12 = torch.zeros(1, 2, dtype=torch.float64)
+        return Grid(theta_P, torch.stack(directions), axes, anchors_12, (f"minimum {self.minima[0]}",))

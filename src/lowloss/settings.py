@@ -1,0 +1,126 @@
+"""What the configuration holds beside the keys of constructors, which their own annotations describe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+
+from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value
+from lowloss.errors import LowlossError, nearest
+
+Config = dict[str, Any]
+
+
+@dataclass
+class Settings:
+    """The top of the configuration."""
+
+    stages: Any
+    outputs: Name
+    name: Name
+    study: Name | int
+    seed: Index
+    objective: str | None
+    published: str | None
+    evaluation_batch: Count
+    minima: Config
+    path: Config
+    model: Config
+    data: Config
+    optimizer: Config
+    schedule: Config
+    finder: dict[str, Config]
+    ensemble: Config
+    scan: dict[str, Config]
+    trainer: Config
+    engine: Config
+    chart: Config
+    logger: Config
+
+
+@dataclass
+class Training:
+    """minima=train."""
+
+    count: Few
+    epochs: Positive
+    batch_size: Count | None
+    together: Count | None
+    collect: Any
+    gradient_norm: Annotated[float, Ge(0)] | None
+
+
+@dataclass
+class Files:
+    """minima=checkpoints."""
+
+    files: Any
+
+
+@dataclass
+class Paths:
+    """path."""
+
+    pairs: Any
+    budget: Any
+    only: dict[str, Any]
+    points: Annotated[int, Ge(2), Le(1_000_000)]
+    between: Annotated[int, Ge(0), Le(10_000)]
+
+
+MADE = {
+    "data": "lowloss.data.Data",
+    "schedule": "collections.abc.Callable",
+    "finder": "lowloss.finder.Finder",
+    "ensemble": "lowloss.ensemble.FGE",
+    "scan": "lowloss.points.Plane",
+    "engine": "lowloss.landscape.Engine",
+    "logger": "lightning.pytorch.loggers.Logger",
+}
+"""What the groups make."""
+
+TRAINER = {
+    "accelerator": Name,
+    "devices": Any,
+    "strategy": Name,
+    "benchmark": bool | None,
+    "deterministic": bool | Name | None,
+    "default_root_dir": Name | None,
+}
+"""Keys of a trainer that change no result; the stages set the others."""
+
+MAY_BE_NONE = ("chart", "logger")
+"""Groups with an option that makes nothing."""
+
+
+def check_settings(config: Config, finders: Iterable[str]) -> None:
+    """Raise LowlossError for a setting that belongs to no constructor and is missing, unknown or out of range.
+
+    Args:
+        finders: the options of the group.
+    """
+    check_arguments("", Settings, config, whole=True, more=True)
+    check_arguments("minima", Files if "files" in config["minima"] else Training, config["minima"], whole=True)
+    check_arguments("path", Paths, config["path"], whole=True)
+    for group in ("model", "data", "optimizer", "schedule", "ensemble", "trainer", "engine", *MAY_BE_NONE):
+        target = config[group].get("_target_")
+        if not isinstance(target, str) and not (target is None and group in MAY_BE_NONE):
+            raise LowlossError(f"{group}._target_ must name what is made, got {target!r}: choose {group}=OPTION")
+    place = PurePath(str(config["study"]))
+    if place.is_absolute() or not place.parts or ".." in place.parts:
+        raise LowlossError(f"study={config['study']} does not lie in outputs: take another name, or set outputs")
+    finders = {*finders, *config["finder"]}
+    asked = {f"path.only.{name}": name for name in config["path"]["only"]}
+    asked |= {f"scan.{name}.path": node["path"] for name, node in config["scan"].items() if "path" in node}
+    for key, name in asked.items():
+        check_value(key, name, str)
+        if name not in finders:
+            raise LowlossError(f"{key} asks for the finder {name}{nearest(name, finders)}: add it to finder=[…]")
+    for key, value in config["trainer"].items():
+        if key not in TRAINER and not str(key).startswith("_"):
+            raise LowlossError(f"trainer.{key} is for the stages to set; yours are {', '.join(TRAINER)}")
+        check_value(f"trainer.{key}", value, TRAINER.get(key, Any))

@@ -1,0 +1,238 @@
+"""The study folder: artifacts that are whole or not there, their configuration, and where unfinished work waits.
+
+    <study>/minima/0003/   paths/0000-0003-autoneb/   ensembles/fge-0000/   scans/plane-0000-0001/   report/
+
+An artifact folder holds config.yaml, provenance.json, result.safetensors and tables; it is complete because it was
+renamed into place. Unfinished work lies in `.<name>.work` beside it, and `.<name>.claim` tells which process is at it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lowloss import files
+from lowloss.errors import LowlossError, OtherConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+Config = dict[str, Any]
+
+RESULT = "result.safetensors"
+
+ROWS = "rows.json"
+"""In the work folder of jobs that train together: their names."""
+
+MACHINE = ("root", "download")
+"""Keys of the data that say where they lie on this machine, not what they are."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job gives to be kept.
+
+    tensors and notes: of result.safetensors.  tables: by their file names.  files: finished ones, by the names under
+    which the artifact keeps them.
+    """
+
+    tensors: Mapping[str, Tensor]
+    notes: Mapping[str, Any]
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One result of a study."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def complete(self) -> bool:
+        return self.folder.is_dir()
+
+    @property
+    def work(self) -> Path:
+        """Where unfinished work waits."""
+        return self.folder.parent / f".{self.name}.work"
+
+    @property
+    def claim(self) -> Path:
+        """What tells that a process is at work on it; see lowloss.claims."""
+        return self.folder.parent / f".{self.name}.claim"
+
+    def commit(self, config: Config, result: Result, seconds: float, arithmetic: str) -> None:
+        """Write everything beside the artifact's place, then rename it there."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in self.folder.parent.glob(f".{self.name}.new-*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        new = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.name}.new-"))
+        try:
+            new.chmod(0o755)
+            files.write_text(new / "config.yaml", _to_yaml(config))
+            files.write_text(new / "provenance.json", json.dumps(_provenance(seconds, arithmetic), indent=1) + "\n")
+            for name, table in result.tables.items():
+                files.write_text(new / name, table.to_csv(index=False))
+            for name, file in result.files.items():
+                files.place(file, new / name)
+            files.save_tensors(new / RESULT, result.tensors, result.notes)
+            files.sync(new)
+            try:
+                new.rename(self.folder)
+            except OSError:
+                # Suspended for so long that another process took over, which was faster: the result is the same.
+                if not self.complete:
+                    raise
+            files.sync(self.folder.parent)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and notes. Raises LowlossError if the file is damaged."""
+        return files.load_tensors(self.folder / RESULT)
+
+    def notes(self) -> dict[str, Any]:
+        """The notes alone, without torch. Raises LowlossError if the file is damaged."""
+        return files.load_notes(self.folder / RESULT)
+
+    def table(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
+        """Columns of numbers of a CSV table. Raises LowlossError if the file is damaged or has no row."""
+        import pandas as pd
+
+        file = self.folder / name
+        try:
+            text = file.read_text(encoding="utf-8")
+            if not text.endswith("\n"):
+                raise ValueError("it is cut off")
+            table = pd.read_csv(io.StringIO(text), usecols=list(columns), dtype=float)
+            if table.empty:
+                raise ValueError("it has no row")
+        except (OSError, ValueError) as error:
+            raise files.unreadable(file, error) from error
+        return table
+
+    def stamp(self) -> list[int]:
+        """Changes when the artifact is made anew."""
+        status = (self.folder / RESULT).stat()
+        return [status.st_mtime_ns, status.st_size]
+
+
+@dataclass(frozen=True)
+class Study:
+    """All results of one model on one data set."""
+
+    root: Path
+
+    def artifact(self, kind: str, name: str) -> Artifact:
+        return Artifact(self.root / kind / name)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of artifacts of which there are complete ones, by name."""
+        return sorted({file.parent.parent.name for file in self.root.glob(f"*/[!.]*/{RESULT}")})
+
+    def complete(self, kind: str) -> list[Artifact]:
+        """The complete artifacts of a kind, by name."""
+        folder = self.root / kind
+        if not folder.is_dir():
+            return []
+        return [Artifact(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+
+
+def begin_work(work: Path, config: Config) -> None:
+    """Make a work folder that remembers its configuration, or check the one in which work was done.
+
+    Raises OtherConfigError if that was done with another configuration.
+    """
+    if any(path.name not in ("config.yaml", ROWS) for path in work.glob("[!.]*")):
+        check_config(work, config)
+    else:
+        files.write_text(work / "config.yaml", _to_yaml(config))
+
+
+def check_config(folder: Path, config: Config) -> None:
+    """Raise OtherConfigError if what lies in the folder was made with another configuration."""
+    try:
+        made = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        assert isinstance(made, dict)
+    except (OSError, yaml.YAMLError, AssertionError) as error:
+        raise LowlossError(f"{folder / 'config.yaml'} is unreadable: delete {folder} and run again") from error
+    before, now = flat(made), flat(config)
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if keys:
+        told = [f"{k}={before.get(k, 'nothing')}, now {k}={now.get(k, 'nothing')}" for k in keys[:3]]
+        more = f" (and {len(keys) - 3} more keys)" if len(keys) > 3 else ""
+        raise OtherConfigError(
+            f"{folder} was made with {'; '.join(told)}{more}: "
+            "choose another folder with study=NAME, or delete this one to make it anew"
+        )
+
+
+def lookup(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise LowlossError(f"the configuration has no {key}: do not take {key.split('.')[0]} out of it")
+        value = value[part]
+    return value
+
+
+def merge(one: Config, other: Config) -> Config:
+    """Both configurations' keys, level by level; the other's values where they differ."""
+    merged = {**one}
+    for key, value in other.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return merged
+
+
+def flat(config: Config, prefix: str = "") -> Config:
+    """The values of a nested configuration by their dotted keys."""
+    values: Config = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
+def _to_yaml(config: Config) -> str:
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def _provenance(seconds: float, arithmetic: str) -> dict[str, Any]:
+    import torch
+
+    return {
+        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seconds_since_last_start": round(seconds, 1),
+        "command": " ".join(sys.argv),
+        "lowloss": version("lowloss"),
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "engine": arithmetic,
+    }

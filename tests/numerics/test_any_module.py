@@ -1,0 +1,243 @@
+"""Any module: a point is its parameters alone, whatever else the module does; what cannot be right is refused."""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, dropout
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
+
+from lowloss import Data, LowlossError, NetworkLandscape, train_minima
+
+
+def data() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 8, generator=generator)
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    return Data(x[:40], y[:40], x[40:], y[40:])
+
+
+def gradient(landscape: NetworkLandscape, seed: int) -> Tensor:
+    theta_1P = landscape.initial(seed)[None].requires_grad_()
+    loss_1 = landscape.losses(theta_1P, landscape.batches(40, (1,), True)[0])
+    return torch.autograd.grad(loss_1.sum(), theta_1P)[0]
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.a, self.b, self.c = nn.Linear(8, 16), nn.Sequential(nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.c(self.b(h) if self.reentrant is None else checkpoint(self.b, h, use_reentrant=self.reentrant))
+
+
+def test_gradient_checkpointing_gives_the_gradient_of_the_point() -> None:
+    plain, checkpointed = (NetworkLandscape(lambda r=r: Checkpointed(r), data()) for r in (None, False))
+    assert torch.equal(gradient(checkpointed, 5), gradient(plain, 5))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpointing_is_refused_in_one_line() -> None:
+    with pytest.raises(LowlossError, match="must have use_reentrant=False"):
+        NetworkLandscape(lambda: Checkpointed(True), data())
+
+
+class OwnNorm(nn.Module):
+    """BatchNorm of one's own, its statistics in buffers or in plain attributes."""
+
+    def __init__(self, features: int, buffers: bool) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(features))
+        if buffers:
+            self.register_buffer("m", torch.zeros(features))
+            self.register_buffer("v", torch.ones(features))
+        else:
+            self.m, self.v = torch.zeros(features), torch.ones(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        m, v = (x.mean(0), x.var(0)) if self.training else (self.m, self.v)
+        if self.training:
+            self.m, self.v = 0.9 * self.m + 0.1 * m.detach(), 0.9 * self.v + 0.1 * v.detach()
+        return self.g * (x - m) / (v + 1e-5).sqrt()
+
+
+class Counting(nn.Module):
+    """Its loss depends on how often it ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls = nn.Linear(8, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x) * (1 + self.calls)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: nn.Sequential(nn.Linear(8, 16), OwnNorm(16, False), nn.ReLU(), nn.Linear(16, 2)), r"1\.m, 1\.v"),
+        (lambda: nn.Sequential(nn.Linear(8, 16), OwnNorm(16, True), nn.ReLU(), nn.Linear(16, 2)), r"buffer 1\.m"),
+        (lambda: nn.Sequential(spectral_norm(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, 2)), r"buffer 0\..*_u"),
+        (Counting, "calls"),
+    ],
+    ids=["attributes", "buffers", "spectral-norm", "counter"],
+)
+def test_state_that_the_loss_depends_on_is_refused_by_its_name(build: Callable[[], nn.Module], told: str) -> None:
+    with pytest.raises(LowlossError, match=told):
+        NetworkLandscape(build, data())
+
+
+class Harmless(nn.Module):
+    """Keeps what it saw, and looks at it no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls, self.last = nn.Linear(8, 2), 0, torch.zeros(1)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls, self.last = self.calls + 1, x.detach()
+        self.seen += 1
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [Harmless, lambda: nn.Sequential(weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))],
+    ids=["kept", "weight-norm"],
+)
+def test_what_changes_nothing_is_taken(build: Callable[[], nn.Module]) -> None:
+    landscape = NetworkLandscape(build, data())
+    a_1P, b_1P = (landscape.initial(seed)[None] for seed in (0, 1))
+    first = landscape.evaluate(a_1P)["loss"]
+    landscape.losses(b_1P, landscape.batches(40, (1,), True)[0])
+    assert torch.equal(landscape.evaluate(a_1P)["loss"], first)
+    both = landscape.evaluate(torch.cat([b_1P, a_1P]))["loss"]
+    assert both[1] == first
+
+
+class Frozen(nn.Module):
+    """Keeps its BatchNorm in evaluation mode, as fine-tuning does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+        self.norm.running_mean.fill_(0.3)
+        self.norm.running_var.fill_(2.0)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x)).relu())
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics() -> None:
+    given = data()
+    landscape = NetworkLandscape(Frozen, given)
+    theta_P = landscape.initial(0)
+    module = landscape.module(theta_P)
+    assert module.norm.running_mean.unique().tolist() == [pytest.approx(0.3)]
+    with torch.no_grad():
+        exact = cross_entropy(module(given.x_train), given.y_train)
+    whole = landscape.losses(theta_P[None], landscape.batches(None, (1,), True)[0])
+    torch.testing.assert_close(landscape.evaluate(theta_P[None])["loss"][0].float(), exact)
+    torch.testing.assert_close(whole[0], exact)
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(dropout(self.a(x).relu(), 0.5))
+
+
+def test_randomness_in_evaluation_is_told_and_the_same_every_time(caplog: pytest.LogCaptureFixture) -> None:
+    landscape = NetworkLandscape(Noisy, data())
+    assert "draws random numbers in evaluation" in caplog.text
+    theta_1P = landscape.initial(0)[None]
+    assert len({float(landscape.evaluate(theta_1P)["loss"]) for _ in range(3)}) == 1
+
+
+class Skipping(nn.Module):
+    """Stochastic depth by Python's random numbers, noise by NumPy's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        if not self.training:
+            return self.c(h + self.b(h).relu())
+        h = h + float(np.random.rand())  # noqa: NPY002
+        return self.c(h if random.random() < 0.5 else h + self.b(h).relu())
+
+
+def test_other_generators_follow_from_the_seed_too() -> None:
+    landscape = NetworkLandscape(Skipping, data())
+    assert landscape.loop.foreign == ("random", "numpy")
+    states = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    a, b = (train_minima(landscape, count=1, epochs=5, batch_size=20).theta_KP for _ in range(2))
+    assert torch.equal(a, b)
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+
+
+class ZeroHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x).relu())
+
+
+def test_parts_are_redrawn_before_the_whole() -> None:
+    for model in (ZeroHead(), ZeroHead):
+        landscape = NetworkLandscape(model, data())
+        assert landscape.layout.views(landscape.initial(0))["head.weight"].abs().max() == 0
+
+
+def pruned(evaluated: bool) -> nn.Module:
+    layer = nn.Linear(8, 8)
+    prune.l1_unstructured(layer, "weight", 0.5)
+    module = nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 2))
+    if evaluated:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, 8))
+    return module
+
+
+def test_an_instance_that_is_not_redrawn_is_refused() -> None:
+    with pytest.raises(LowlossError, match="pass a function that builds the model"):
+        NetworkLandscape(pruned(False), data())
+    with pytest.raises(LowlossError, match=r"0\.weight_orig is the same for every seed.*pass a function that builds"):
+        NetworkLandscape(pruned(True), data()).initial(0)
+
+
+def test_lazy_layers_are_made_by_a_pass() -> None:
+    def lazy() -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(2))
+
+    for model in (lazy, lazy()):
+        landscape = NetworkLandscape(model, data())
+        assert landscape.dim == 8 * 8 + 8 + 8 * 2 + 2
+        assert not torch.equal(landscape.initial(0), landscape.initial(1))
+        assert torch.equal(landscape.initial(0), landscape.initial(0))

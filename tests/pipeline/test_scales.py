@@ -1,0 +1,80 @@
+"""Every experiment that is shipped runs in small, from the command line to its report, and gives numbers."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+
+from lowloss.conf import config_folder, read_families
+from lowloss.files import load_tensors
+
+CONF = config_folder()
+EXPERIMENTS = [
+    *sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")),
+    *(row["experiment"] for rows in read_families(CONF).values() for row in rows),
+]
+# Searches, which are sweeps and make no report of their own.
+SEARCHES = {
+    "optuna_digits": ("hydra_plugins.hydra_optuna_sweeper", "stages=[minima,report]", "hydra.sweeper.n_trials=2")
+}
+# What need not be there: a learning curve that ends above the saddle, and classes without a test sample.
+MAY_LACK = {"table_b1.csv": {"epoch", "epoch_first"}, "classes.csv": None, "overlap.csv": {"overlap"}}
+
+
+def floats(value):
+    """Every number in nested notes."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for part in value for number in floats(part)]
+    return [value] if isinstance(value, float) else []
+
+
+def numbers(file):
+    """The cells of a table that have to be numbers."""
+    lacking = MAY_LACK.get(file.name, set())
+    with file.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            for name, cell in row.items():
+                if lacking is not None and name not in lacking and name not in ("finder", "status", "method"):
+                    yield float(cell)
+
+
+def check(study):
+    """The study is whole: its report is there, and nothing in it is infinite or no number."""
+    assert "<h1>" in (study / "report" / "index.html").read_text(encoding="utf-8")
+    results = sorted(study.glob("*/[!.]*/result.safetensors"))
+    assert len([file for file in results if file.parent.parent.name == "minima"]) >= 2
+    for file in results:
+        tensors, notes = load_tensors(file)
+        assert all(math.isfinite(number) for number in floats(notes)), file
+        for name, tensor in tensors.items():
+            if "_class_" not in name:
+                assert bool(tensor.isfinite().all()), (file, name)
+    tables = sorted(study.rglob("*.csv"))
+    assert {file.name for file in tables} >= {"summary.csv", "table_b1.csv", "metrics.csv"}
+    for file in tables:
+        # The bound of a pair that no tree connects is infinite.
+        if not file.name.startswith("bounds-"):
+            assert all(math.isfinite(number) for number in numbers(file)), file
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_in_small(lowloss, tmp_path, name):
+    command = (f"experiment={name}", "scale=tiny", "trainer=cpu")
+    if name in SEARCHES:
+        needed, *settings = SEARCHES[name]
+        pytest.importorskip(needed)
+        command = ("-m", *command, *settings)
+    made = lowloss.plain(tmp_path, *command)
+    assert made.status == 0, made.err
+    root = tmp_path / "outputs" / f"{name}-tiny"
+    studies = {file.parents[1] for file in root.rglob("report/index.html")}
+    assert len(studies) == (2 if name in SEARCHES else 1)
+    for study in studies:
+        check(study)
+    stages = {Path(target).parent.name for source, target in made.renames if ".new-" in Path(source).name}
+    assert stages >= ({"minima"} if name in SEARCHES else {"minima", "paths", "scans"})
+    if name in SEARCHES:
+        assert "best_value" in (tmp_path / "outputs" / ".sweeps" / "optimization_results.yaml").read_text()
