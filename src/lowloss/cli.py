@@ -254,7 +254,7 @@ def main() -> None:
     logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
     app = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run_config)
     try:
-        os.environ.setdefault(SWEPT, " ".join(_swept(sys.argv[1:])))
+        os.environ[SWEPT] = os.environ.get(SWEPT) or " ".join(_swept(sys.argv[1:]))
         register_families()
         app()
     except (HydraException, OmegaConfBaseException, LowlossError) as error:

@@ -93,7 +93,7 @@ def test_local_launcher_loses_one_job_to_a_kill_and_one_to_an_error(lowloss, loc
     assert "Error executing job" not in done.stderr
     assert failed.keys() == {"model.hidden=[4]", "model.hidden=[-6]"}
     assert failed["model.hidden=[4]"] == "killed by SIGKILL"
-    assert "negative dimension" in failed["model.hidden=[-6]"]
+    assert "must be at least 1" in failed["model.hidden=[-6]"]
     assert done.stderr.splitlines()[-1] == "lowloss: 2 of 3 jobs failed; the same command runs them again"
     again = finish(start(tmp_path, *launcher, "seed=0", "model.hidden=[4],[6]"))
     assert again.returncode == 0, again.stderr
