@@ -85,7 +85,16 @@ def notes_of(folder):
     return load_notes(folder / "result.safetensors")
 
 
-def test_every_kind_of_file_is_its_network_exactly_evaluated(study, files, networks):
+@pytest.fixture
+def one_thread():
+    """As commands run in these tests: another number of threads sums in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_every_kind_of_file_is_its_network_exactly_evaluated(study, files, networks, one_thread):
     landscape = NetworkLandscape(partial(MLP, hidden=[HIDDEN], batch_norm=True), digits(), 1000)
     theta_KP = points(networks)
     columns = landscape.evaluate(theta_KP, "train"), landscape.evaluate(theta_KP, "test")
