@@ -49,6 +49,8 @@ class Bench:
         for group in ("finder", "scan"):  # an experiment may hold settings of some that the command did not choose
             self.config[group] = {name: node for name, node in config[group].items() if "_target_" in node}
         self.stage: Stage | None = None
+        self._sources: list[str] | None = None
+        """The stages whose artifacts the present one starts from, once a logger was told."""
         self._digests: dict[Path, str] = {}
         self.several = False
         """Whether other processes, one a device, wait in `serve` for what is to be done everywhere."""
@@ -151,14 +153,15 @@ class Bench:
     def tell_logger(self) -> Any:
         """The logger, told which stage the log belongs to if it keeps stages apart."""
         if hasattr(self.logger, "begin") and self.stage is not None:
-            needed = {one.stage for job in self.stage.jobs(self) for one in job.needs()}
-            self.logger.begin(self.stage.name, self.stage.kind, sorted(needed), self.study, self.config)
+            if self._sources is None:  # once a stage, not for each of what may be thousands of jobs
+                self._sources = sorted({one.stage for job in self.stage.jobs(self) for one in job.needs()})
+            self.logger.begin(self.stage.name, self.stage.kind, self._sources, self.study, self.config)
         return self.logger
 
     @contextlib.contextmanager
     def making(self, stage: Stage) -> Iterator[None]:
         """While a stage is made: a logger that keeps stages apart is told of its end."""
-        self.stage, status = stage, 1
+        self.stage, self._sources, status = stage, None, 1
         try:
             yield
             status = 0

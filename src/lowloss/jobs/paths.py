@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -103,6 +103,11 @@ def levels(table: dict[str, Tensor], arc_T: Tensor, splits: Sequence[str], metri
     return found
 
 
+def _named(bench: Bench, finders: Iterable[str]) -> list[Job]:
+    """The paths that these finders make for certain."""
+    return [PathJob(bench, name, *pair) for name in finders for pair in plans.pairs(bench, name)]
+
+
 class PathStage(Stage):
     """Connects pairs of minima with every finder."""
 
@@ -119,11 +124,11 @@ class PathStage(Stage):
                 plans.check_steps(bench, finder)
 
     def jobs(self, bench: Bench) -> list[Job]:
-        return [PathJob(bench, name, *pair) for name in bench.config["finder"] for pair in plans.pairs(bench, name)]
+        return _named(bench, bench.config["finder"])
 
     def run(self, bench: Bench) -> None:
         named = [name for name in bench.config["finder"] if not plans.explores(bench, name)]
-        wanted = [PathJob(bench, name, *pair) for name in named for pair in plans.pairs(bench, name)]
+        wanted = _named(bench, named)
         complete = all(job.complete for job in wanted)
         make_jobs("path", wanted)
         for name in bench.config["finder"]:

@@ -33,7 +33,7 @@ OBJECTIVES = {"(train|test)_": "minima", "(fge|single|independent)_": "ensemble"
 """How the names of objectives begin that come from these stages; others come from paths."""
 
 
-class Objective(Stage):
+class ObjectiveStage(Stage):
     """What comes after the stages: a logger is told of the value that a sweeper minimises."""
 
     name = "objective"
@@ -69,7 +69,7 @@ def run_stages(bench: Bench) -> float | None:
 
     value = objective(bench.study.root, wanted)
     if hasattr(bench.logger, "log_objective"):
-        with bench.making(Objective()):
+        with bench.making(ObjectiveStage()):
             bench.tell_logger().log_objective(value)
     return value
 
