@@ -48,6 +48,11 @@ def check_collect(key: str, epochs: object) -> None:
         raise LowlossError(f"{key} must be null, every or a list of epochs, got {epochs!r}")
 
 
+def reason(error: Exception) -> str:
+    """The first line of what an error of a library or of a user's code tells; its type where it tells nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known names that are most like a wrong one, as a question; nothing where none is."""
     return did_you_mean(difflib.get_close_matches(name, list(known), 2))

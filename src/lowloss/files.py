@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,11 +88,6 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, 
             save_file(held, temporary, {"notes": json.dumps(dict(notes))})
         except SafetensorError as error:
             raise unwritable(file, error) from error
-
-
-def reason(error: Exception) -> str:
-    """The first line of what an error of a library tells; its type where it tells nothing."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def unwritable(file: Path, error: Exception) -> LowlossError:

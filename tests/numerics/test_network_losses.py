@@ -269,6 +269,19 @@ def mixed() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 3).double())
 
 
+class Wordless(nn.Linear):
+    """Fails in one mode, without a word."""
+
+    def __init__(self, fails_in_training: bool) -> None:
+        super().__init__(16, 3)
+        self.fails_in_training = fails_in_training
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training == self.fails_in_training:
+            raise AssertionError
+        return super().forward(x.flatten(1))
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
@@ -276,6 +289,8 @@ def mixed() -> nn.Module:
         (nn.Linear(4, 3), "outputs of shape"),
         (nn.Sequential(nn.Flatten(), nn.Linear(15, 3)), r"rejects inputs of shape \(1, 4, 4\)"),
         (nn.Sequential(nn.BatchNorm1d(16), nn.Flatten(), nn.Linear(16, 3)), r"rejects inputs of shape \(1, 4, 4\)"),
+        (Wordless(False), r"Wordless rejects inputs of shape \(1, 4, 4\): AssertionError"),
+        (Wordless(True), "Wordless fails in training mode: AssertionError"),
         (Pair(16, 3), "Pair returns a tuple"),
         (mixed(), r"float32, torch\.float64"),
         (nn.Flatten(), "no trainable parameters"),

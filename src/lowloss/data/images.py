@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowloss.checking import Few, Index
 from lowloss.data.base import Data, Inputs, Pixels
-from lowloss.errors import LowlossError, check_number
+from lowloss.errors import LowlossError, check_number, reason
 
 HELD = 2 * 1024**3
 """Bytes up to which a split of a Dataset is kept in memory."""
@@ -138,7 +138,7 @@ class ImageFiles(Samples):
             with Image.open(self.files[sample]) as file:
                 image = file.convert("RGB")
         except Exception as error:  # decoders raise whatever they like on broken files
-            raise LowlossError(f"{self.files[sample]} cannot be read ({_line(error)}): mend or delete it") from error
+            raise LowlossError(f"{self.files[sample]} cannot be read ({reason(error)}): mend or delete it") from error
         if drawn is None:
             image = centred(image, self.size)
         else:
@@ -281,7 +281,7 @@ def _sample(dataset: Any, sample: int) -> tuple[Tensor, Tensor]:
         return torch.as_tensor(x), torch.as_tensor(y)
     except Exception as error:  # whatever a dataset raises
         raise LowlossError(
-            f"sample {sample} of the dataset cannot be read as tensors (x, y): {_line(error)}"
+            f"sample {sample} of the dataset cannot be read as tensors (x, y): {reason(error)}"
         ) from error
 
 
@@ -289,7 +289,3 @@ def _check_like(found: Tensor, first: Tensor, what: str) -> None:
     if found.shape != first.shape or found.dtype != first.dtype:
         kinds = [f"{t.dtype} of shape {tuple(t.shape)}".removeprefix("torch.") for t in (found, first)]
         raise LowlossError(f"{what} is {kinds[0]}, and the first is {kinds[1]}: let all be alike")
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowloss.errors import LowlossError
-from lowloss.files import reason
+from lowloss.errors import LowlossError, reason
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
 from lowloss.study import Config, Result

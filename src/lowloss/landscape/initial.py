@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lowloss.data.base import Data
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, reason
 from lowloss.landscape.engine.loop import foreign_seed
 
 
@@ -47,9 +47,8 @@ def copied(model: nn.Module, data: Data) -> nn.Module:
     try:
         module = copy.deepcopy(model)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
         raise LowlossError(
-            f"{type(model).__name__} cannot be copied ({reason}): pass a function that builds the model"
+            f"{type(model).__name__} cannot be copied ({reason(error)}): pass a function that builds the model"
         ) from error
     with _seeded(0):
         _materialise(module, data)

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lowloss.data.base import Batch, Data
 from lowloss.data.task import Sums, Task
-from lowloss.errors import LowlossError, check_number
+from lowloss.errors import LowlossError, check_number, reason
 from lowloss.landscape.base import BatchSource, Columns, Final
 from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
@@ -90,6 +90,7 @@ class NetworkLandscape:
         self.layout = Layout.of(module)
         self.loop = Loop(module, self.layout, data.task)
         self._normalises = any(isinstance(part, _BatchNorm) for part in module.modules())
+        self.couples_samples = self._normalises or any(isinstance(part, _DropoutNd) for part in module.modules())
         if evaluation_batch == 1 and self._normalises:
             raise LowlossError("evaluation_batch=1 leaves BatchNorm nothing to normalise: set it to at least 2")
         self._redrawn = False
@@ -113,10 +114,6 @@ class NetworkLandscape:
     @property
     def task(self) -> Task:
         return self.data.task
-
-    @property
-    def couples_samples(self) -> bool:
-        return any(isinstance(part, (_BatchNorm, _DropoutNd)) for part in self.loop.module.modules())
 
     def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
         """The K mean losses on a minibatch, in training mode; differentiable once (see `product` for twice)."""
@@ -370,10 +367,12 @@ class NetworkLandscape:
         try:
             Loop(module, self.layout, self.task, dtype).losses(self.point(module)[None], batch, True)
         except Exception as error:  # whatever a module that is written for float32 does to others
-            name, reason = type(module).__name__, (str(error) or type(error).__name__).splitlines()[0]
+            name = type(module).__name__
             if self.settings.precision != "auto":
-                raise LowlossError(f"{name} fails in bfloat16: {reason}: set engine.precision=float32") from error
-            log.warning("engine: %s takes its steps in float32: in bfloat16 it fails: %s", name, reason)
+                raise LowlossError(
+                    f"{name} fails in bfloat16: {reason(error)}: set engine.precision=float32"
+                ) from error
+            log.warning("engine: %s takes its steps in float32: in bfloat16 it fails: %s", name, reason(error))
             return None
         return dtype
 
@@ -404,8 +403,7 @@ class NetworkLandscape:
         try:
             outputs = torch.cat(list(self.loop.outputs(theta_P, self.loop.fresh_buffers(), x, len(x))))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise LowlossError(f"{name} rejects inputs of shape {tuple(x.shape[1:])}: {reason}") from error
+            raise LowlossError(f"{name} rejects inputs of shape {tuple(x.shape[1:])}: {reason(error)}") from error
         if not torch.equal(x, given):
             raise LowlossError(f"{name} changes its inputs in place: let it compute on a copy")
         self.task.check(outputs, y, name)
@@ -415,7 +413,7 @@ class NetworkLandscape:
         try:
             probe(self.loop, theta_P, theta_P + 0.1 * ramp_P, Batch(x, y, (0,)))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            raise LowlossError(f"{name} fails in training mode: {str(error).splitlines()[0]}") from error
+            raise LowlossError(f"{name} fails in training mode: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -424,4 +422,4 @@ def _room(setting: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise LowlossError(f"the GPU's memory is too small: lower {setting} ({str(error).splitlines()[0]})") from error
+        raise LowlossError(f"the GPU's memory is too small: lower {setting} ({reason(error)})") from error

@@ -23,8 +23,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from lowloss.errors import LowlossError, NonFiniteLossError
-from lowloss.files import load_tensors, reason, replacing, save_tensors, unwritable
+from lowloss.errors import LowlossError, NonFiniteLossError, reason
+from lowloss.files import load_tensors, replacing, save_tensors, unwritable
 from lowloss.landscape.base import BatchSource, Landscape
 from lowloss.landscape.wrappers import check_optimizer_decay
 from lowloss.progress import Advance
