@@ -200,7 +200,7 @@ def test_slurm_pipeline_tells_what_failed_and_keeps_the_others(lowloss, cluster,
     failed = table(done.stderr)
     assert failed.keys() == {f"model.hidden=[{n}] [{stage}]" for n in (4, -6) for stage in ("minima", "path")}
     assert done.stderr.splitlines()[-1] == "lowloss: 4 of 6 jobs failed; the same command runs them again"
-    for reason in ("negative dimension", "cancelled", "dependencyneversatisfied"):
+    for reason in ("must be at least 1, got -6", "cancelled", "dependencyneversatisfied"):
         assert reason in done.stderr.lower()
     made = lowloss.results(tmp_path / "outputs" / "digits-mlp" / "model.hidden=[6]")
     assert made == lowloss.results(local / "outputs" / "digits-mlp" / "model.hidden=[6],seed=0")

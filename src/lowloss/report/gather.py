@@ -98,11 +98,11 @@ def _studies_under(folder: Path) -> Iterator[Path]:
                 children.clear()
                 continue
             seen.add(here)
+            kinds = {*Study(Path(parent)).kinds}
             # What has begun holds a folder of work, or a claim, of the minima.
-            kinds = {"minima", *Study(Path(parent)).kinds}
-            if kinds & {*children}:
+            if kinds or any(Path(parent, "minima").glob(".*")):
                 yield Path(parent)
-            children[:] = sorted(c for c in children if c not in {*kinds, "report"} and not c.startswith("."))
+            children[:] = sorted(c for c in children if c not in {*kinds, "minima", "report"} and not c.startswith("."))
             links += [link for child in children if not linked and (link := Path(parent, child)).is_symlink()]
         starts += sorted(links)
 
