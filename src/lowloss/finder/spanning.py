@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations, product
-from math import inf, isclose
+from math import inf
 
 import networkx as nx
+import numpy as np
 
 Pair = tuple[int, int]
 """Two minima, the smaller index first."""
@@ -54,37 +55,51 @@ def next_pair(
     for k in range(1, count):
         if (0, k) not in tested:
             return 0, k
-    tree: nx.Graph[int] = nx.Graph(spanning_tree(count, saddles))
+    untested_CC = np.ones((count, count), dtype=bool)
+    i_T, j_T = np.array(sorted(tested)).reshape(-1, 2).T
+    untested_CC[i_T, j_T] = untested_CC[j_T, i_T] = False
+    loss_C = np.full(count, -inf) if losses is None else np.array(losses)
+    promise_C = _promise(count, saddles)
+    edges = spanning_tree(count, saddles)
+    tree: nx.Graph[int] = nx.Graph(edges)
     tree.add_nodes_from(range(count))
     # Minima that no finite path reaches come before any edge: there the bound is infinite.
-    for saddle, one, other in _gaps(count, saddles, tree):
-        candidates = {_pair(i, j) for i, j in product(one, other)} - tested
-        if losses is not None:
-            candidates = {pair for pair in candidates if _is_lower(max(losses[k] for k in pair), saddle)}
-        if candidates:
-            return min(candidates, key=lambda pair: (_promise(pair, saddles), pair))
+    for saddle, part, rest in _gaps(edges, saddles, tree):
+        one, other = np.array(sorted(part)), np.array(sorted(rest))
+        one, other = one[_is_lower(loss_C[one], saddle)], other[_is_lower(loss_C[other], saddle)]
+        open_XY = untested_CC[np.ix_(one, other)]
+        if open_XY.any():
+            promise_XY = np.where(open_XY, promise_C[one, None] + promise_C[other], np.nan)
+            x, y = np.nonzero(promise_XY == np.nanmin(promise_XY))
+            return min(_pair(int(one[m]), int(other[n])) for m, n in zip(x, y, strict=True))
     return None
 
 
-def _is_lower(loss: float, saddle: float) -> bool:
-    return loss < saddle and not isclose(loss, saddle, rel_tol=ROUNDING)
+def _is_lower(loss_C: np.ndarray, saddle: float) -> np.ndarray:
+    return (loss_C < saddle) & ~np.isclose(loss_C, saddle, rtol=ROUNDING, atol=0)
 
 
-def _gaps(count: int, saddles: Mapping[Pair, float], tree: nx.Graph[int]) -> Iterator[tuple[float, set[int], set[int]]]:
+def _gaps(
+    edges: Sequence[Pair], saddles: Mapping[Pair, float], tree: nx.Graph[int]
+) -> Iterator[tuple[float, set[int], set[int]]]:
     """Two parts of the minima that are not connected, or only by the highest edges of the tree, in their order; and
     the saddle between them, infinite where there is none."""
     for part in list(nx.connected_components(tree)):
-        if len(part) < count:
+        if len(part) < len(tree):
             yield inf, part, set(tree) - part
-    for i, j in spanning_tree(count, saddles):
+    for i, j in edges:
         tree.remove_edge(i, j)
         yield saddles[i, j], set(nx.node_connected_component(tree, i)), set(nx.node_connected_component(tree, j))
         tree.add_edge(i, j)
 
 
-def _promise(pair: Pair, saddles: Mapping[Pair, float]) -> float:
-    """A pair is promising where paths from both of its minima were low: the sum of the lowest saddle at each."""
-    return sum(min((loss for known, loss in saddles.items() if k in known and loss < inf), default=0.0) for k in pair)
+def _promise(count: int, saddles: Mapping[Pair, float]) -> np.ndarray:
+    """A minimum is promising where a path from it was low: its lowest saddle, 0 where none is known."""
+    lowest_C = np.full(count, inf)
+    for pair, loss in saddles.items():
+        for k in pair:
+            lowest_C[k] = min(lowest_C[k], loss)
+    return np.where(lowest_C < inf, lowest_C, 0.0)
 
 
 def upper_bounds(count: int, saddles: Mapping[Pair, float]) -> dict[Pair, float]:

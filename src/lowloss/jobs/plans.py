@@ -7,6 +7,8 @@ living processes, so that a run continues, and is joined, by the same command.
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import time
 from collections.abc import Callable, Collection
 from itertools import combinations
@@ -103,7 +105,8 @@ def bounded(bench: Bench, finder: str) -> bool:
 def explore(bench: Bench, finder: str, job: JobOf) -> None:
     """Make paths by a finder until every pair is known, none of the others can be lower, or the budget is spent.
 
-    After each path `bounds-<finder>.csv` holds every pair's saddle, where known, and its upper bound.
+    `bounds-<finder>.csv` holds every pair's saddle, where known, and its upper bound; it is written after each path,
+    but not so often that this takes more than a tenth of the time, and at the end.
 
     A search that diverges connects nothing, and does not keep the other pairs from being searched, unless a process a
     device takes part.
@@ -113,12 +116,12 @@ def explore(bench: Bench, finder: str, job: JobOf) -> None:
 
     Raises NonFiniteLossError at the end, if searches diverged.
     """
-    began, patience = time.monotonic(), Patience()
-    diverged: dict[Pair, NonFiniteLossError] = {}
+    exploration, patience = _Exploration(bench, finder, job), Patience()
+    diverged = exploration.diverged
     while True:
         # One process chooses at a time, so that none exceeds the budget or chooses without knowing of the others.
         with wait_for(bench.study.root / "paths" / f".explore-{finder}.claim"):
-            pair, claim, busy = _choose(bench, finder, job, time.monotonic() - began, diverged)
+            pair, claim, busy = exploration.choose()
         if claim is not None:
             assert pair is not None
             with claim:
@@ -140,48 +143,82 @@ def explore(bench: Bench, finder: str, job: JobOf) -> None:
             return
 
 
-def _choose(
-    bench: Bench, finder: str, job: JobOf, seconds: float, diverged: Collection[Pair]
-) -> tuple[Pair | None, Claim | None, Path | None]:
-    """The next pair and its claim; else the claim of another process to wait for. Tells where it ends."""
-    from lowloss.finder.spanning import next_pair, spanning_tree, upper_bounds
+class _Exploration:
+    """What a process knows of the paths by one finder; complete ones and minima do not change, and are read once."""
 
-    count = bench.count
-    # In this order: a path that is completed in between is seen at least once.
-    pending = {pair for pair in combinations(range(count), 2) if living(job(*pair).artifact.claim)}
-    found = dict.fromkeys(diverged, inf) | saddles(bench, job)
-    write_bounds(bench, finder, found)
-    minima = [minimum(bench, k).artifact for k in range(count)]
-    # Without a minimum, whoever needs it tells, and nothing is left out for it.
-    losses = [one.notes()["train_loss"] if one.complete else -inf for one in minima]
-    pair = next_pair(count, found, pending, losses)
-    spent = _spent(bench, finder, len({*found, *pending}), seconds)
-    if pair is not None and not spent:
-        claim = job(*pair).artifact.claim
-        return pair, take(claim), claim
-    waits = bool(pending) and spent != "hours"
-    if not waits:
-        tree, total = spanning_tree(count, found), count * (count - 1) // 2
-        highest = f", highest saddle of the spanning tree {found[tree[0]]:.4g}" if tree else ""
-        apart = sum(bound == inf for pair, bound in upper_bounds(count, found).items() if 0 in pair)
-        if tree and apart:
-            highest += f" (incomplete: {apart} of {count} minima are not connected with minimum 0)"
-        why = f", path.budget.{spent} is spent" if spent and pair is not None else ""
-        if pair is None and not pending and len(found) < total:
-            why = ", no other path could lower the tree"
-        known = len(found) - len(diverged)
-        progress.say(f"path: {finder} explored {known} of {total} pairs{highest}{why}")
-    return None, None, job(*min(pending)).artifact.claim if waits else None
+    def __init__(self, bench: Bench, finder: str, job: JobOf) -> None:
+        self.bench, self.finder, self.job, self.began = bench, finder, job, time.monotonic()
+        self.diverged: dict[Pair, NonFiniteLossError] = {}
+        self.found: dict[Pair, float] = {}
+        self.losses: list[float] = []
+        self.write_at = 0.0
+
+    def choose(self) -> tuple[Pair | None, Claim | None, Path | None]:
+        """The next pair and its claim; else the claim of another process to wait for. Tells where it ends."""
+        from lowloss.finder.spanning import next_pair, spanning_tree, upper_bounds
+
+        bench, job, count = self.bench, self.job, self.bench.count
+        # In this order: a path that is completed in between is seen at least once.
+        claimed = _pairs_here(bench, rf"\.(\d+)-(\d+)-{re.escape(self.finder)}\.claim")
+        pending = {pair for pair in claimed if living(job(*pair).artifact.claim)}
+        self.found |= saddles(bench, self.finder, job, self.found)
+        found = dict.fromkeys(self.diverged, inf) | self.found
+        if time.monotonic() > self.write_at:
+            self._write_bounds(found)
+        if not self.losses:
+            minima = [minimum(bench, k).artifact for k in range(count)]
+            # Without a minimum, whoever needs it tells, and nothing is left out for it.
+            losses = [one.notes()["train_loss"] if one.complete else -inf for one in minima]
+            self.losses = losses if -inf not in losses else []
+        else:
+            losses = self.losses
+        pair = next_pair(count, found, pending, losses)
+        spent = _spent(bench, self.finder, len({*found, *pending}), time.monotonic() - self.began)
+        if pair is not None and not spent:
+            claim = job(*pair).artifact.claim
+            return pair, take(claim), claim
+        waits = bool(pending) and spent != "hours"
+        if not waits:
+            self._write_bounds(found)
+            tree, total = spanning_tree(count, found), count * (count - 1) // 2
+            highest = f", highest saddle of the spanning tree {found[tree[0]]:.4g}" if tree else ""
+            apart = sum(bound == inf for pair, bound in upper_bounds(count, found).items() if 0 in pair)
+            if tree and apart:
+                highest += f" (incomplete: {apart} of {count} minima are not connected with minimum 0)"
+            why = f", path.budget.{spent} is spent" if spent and pair is not None else ""
+            if pair is None and not pending and len(found) < total:
+                why = ", no other path could lower the tree"
+            known = len(found) - len(self.diverged)
+            progress.say(f"path: {self.finder} explored {known} of {total} pairs{highest}{why}")
+        return None, None, job(*min(pending)).artifact.claim if waits else None
+
+    def _write_bounds(self, found: dict[Pair, float]) -> None:
+        began = time.monotonic()
+        write_bounds(self.bench, self.finder, found)
+        ended = time.monotonic()
+        self.write_at = ended + 9 * (ended - began)
 
 
-def saddles(bench: Bench, job: JobOf, *left_out: type[Exception]) -> dict[Pair, float]:
-    """The highest train loss of every complete path; infinite where it is not finite.
+def _pairs_here(bench: Bench, pattern: str) -> set[Pair]:
+    """The pairs of the study's minima in the names of its folder of paths, where they match."""
+    with contextlib.suppress(FileNotFoundError):
+        matches = [re.fullmatch(pattern, name) for name in os.listdir(bench.study.root / "paths")]
+        pairs = {(int(match[1]), int(match[2])) for match in matches if match}
+        return {(i, j) for i, j in pairs if i < j < bench.count}
+    return set()
+
+
+def saddles(
+    bench: Bench, finder: str, job: JobOf, known: Collection[Pair] = (), left_out: tuple[type[Exception], ...] = ()
+) -> dict[Pair, float]:
+    """The highest train loss of every complete path by a finder; infinite where it is not finite.
 
     Args:
+        known: pairs that need not be read.
         left_out: errors of paths that do not count.
     """
     found = {}
-    for pair in combinations(range(bench.count), 2):
+    for pair in sorted(_pairs_here(bench, rf"(\d+)-(\d+)-{re.escape(finder)}") - {*known}):
         path = job(*pair)
         with contextlib.suppress(*left_out):
             if path.complete:
