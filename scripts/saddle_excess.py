@@ -24,13 +24,14 @@ from torch import Tensor
 from lowloss import AutoNEB, GaussianMixture, find_path
 from lowloss.finder import Path as WeightPath
 from lowloss.landscape import AnalyticSurface
+from lowloss.training.along import along
 
 SPACING, SIDE = 0.01, 261
 """The grid: its distance of nodes, and how many of them span [-1.3, 1.3]."""
 
 
 class Peak(NamedTuple):
-    """The highest of 4001 points sampled along a path; slope: the norm of the gradient there."""
+    """The saddle that a study reports of a path; slope: the norm of the gradient there."""
 
     energy: float
     slope: float
@@ -85,12 +86,12 @@ def sampling_error(surface: AnalyticSurface, saddle_P: Tensor, spacing: float) -
 
 
 def peak(surface: AnalyticSurface, path: WeightPath) -> Peak:
-    """The highest point along a path."""
-    theta_KP = path.points(torch.linspace(0, 1, 4001, dtype=torch.float64)).requires_grad_()
-    energy_K = surface.energy(theta_KP)
-    (gradient_KP,) = torch.autograd.grad(energy_K.sum(), theta_KP)
-    k = int(energy_K.argmax())
-    return Peak(float(energy_K[k].detach()), float(gradient_KP[k].norm()), theta_KP[k].detach())
+    """The saddle of a path, sampled as a study's paths are (conf/config.yaml)."""
+    table = along(surface, path, points=61, between=9)
+    k = int(table["train_loss"].argmax())
+    point_P = path.points(table["t"][k : k + 1])[0].requires_grad_()
+    (gradient_P,) = torch.autograd.grad(surface.energy(point_P[None]).sum(), point_P)
+    return Peak(float(table["train_loss"][k]), float(gradient_P.norm()), point_P.detach())
 
 
 def compare(seeds: range) -> Iterator[Comparison]:

@@ -69,6 +69,7 @@ class Paths:
     budget: Any
     only: dict[str, Any]
     points: Annotated[int, Ge(2), Le(1_000_000)]
+    bracket: Annotated[float, Ge(1e-6), Le(1)]
     between: Annotated[int, Ge(0), Le(10_000)]
 
 

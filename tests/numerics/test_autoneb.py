@@ -9,7 +9,7 @@ from torch import Tensor
 from lowloss import AutoNEB, LowlossError, MullerBrown, find_path
 from lowloss.finder import Path, Polyline
 from lowloss.finder.autoneb import insertions
-from lowloss.finder.base import Profile
+from lowloss.finder.base import Phase, Profile
 
 # Losses at alpha = 1/4, 1/2, 3/4 of two segments; their guesses are (1/4, 1/2, 3/4) and (7/8, 3/4, 5/8).
 PIVOTS = torch.tensor([0.0, 1.0, 0.5])
@@ -73,7 +73,7 @@ def profile(bumps: dict[float, float]) -> Profile:
 def test_refine_inserts_at_the_bumps_and_keeps_the_other_pivots() -> None:
     path = band()
     # With four evaluations a segment: alpha = 3/5 of the second, alpha = 1/5 of the third.
-    refined = AutoNEB(evaluations=4).refine(path, profile({0.2 + 0.5 * 3 / 5: 0.5, 0.7 + 0.3 / 5: 0.9}))
+    refined = AutoNEB(evaluations=4).refine(path, profile({0.2 + 0.5 * 3 / 5: 0.5, 0.7 + 0.3 / 5: 0.9}), Phase(1, 1.0))
     assert isinstance(refined, Polyline)
     expected_B = torch.tensor([0, 0.2, 0.5, 0.7, 0.76, 1], dtype=torch.float64)
     torch.testing.assert_close(refined.knots_B, expected_B)
@@ -85,14 +85,14 @@ def test_refine_inserts_at_the_bumps_and_keeps_the_other_pivots() -> None:
 
 def test_refine_inserts_the_highest_where_it_may_not_insert_all() -> None:
     finder = AutoNEB(evaluations=4, max_insertions=2)
-    refined = finder.refine(band(), profile({0.08: 0.5, 0.5: 0.4, 0.76: 0.9}))
+    refined = finder.refine(band(), profile({0.08: 0.5, 0.5: 0.4, 0.76: 0.9}), Phase(1, 1.0))
     torch.testing.assert_close(refined.grid(2, 0), torch.tensor([0, 0.08, 0.2, 0.7, 0.76, 1], dtype=torch.float64))
 
 
 def test_status_says_whether_a_pivot_would_be_inserted() -> None:
     finder, path, calm = AutoNEB(evaluations=4), band(), profile({0.5: 0.19})
     assert finder.status(path, calm) == "converged"
-    assert finder.refine(path, calm) is path
+    assert finder.refine(path, calm, Phase(1, 1.0)) is path
     assert finder.status(path, profile({0.5: 0.21})) == "undersampled"
 
 
@@ -114,7 +114,8 @@ def test_cost_is_steps_times_pivots_of_every_cycle() -> None:
     finder = AutoNEB(cycles, pivots=3, threshold=0, max_insertions=2, momentum=0.0)
     found = find_path(surface, a_P, b_P, finder)
     assert found.gradient_evaluations == 10 * 3 + 10 * 5 + 7 * 7
-    assert surface.gradients == found.gradient_evaluations
+    # Once more at the end, to tell how well the band has converged.
+    assert surface.gradients == found.gradient_evaluations + 7
     assert len(found.path.bends_BP) == 2 + 7
     assert found.status == "undersampled"
     # Looked at after every cycle: nine points between the pivots there were.
@@ -143,10 +144,13 @@ def test_cycles_that_are_no_list_of_cycles_are_refused(cycles: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"repeat": 0}, {"repeat": -1}, {"repeat": 1.5}, {"steps": 2.5}, {"steps": "many"}, {"lr": "high"}]
+    "change",
+    [{"repeat": 0}, {"repeat": -1}, {"repeat": 1.5}, {"steps": 2.5}, {"steps": "many"}, {"lr": "high"}, {"climb": 1}],
 )
 def test_cycles_of_other_kinds_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(LowlossError, match="steps and repeat must be whole numbers of at least 1 and its lr a number"):
+    with pytest.raises(
+        LowlossError, match="steps and repeat must be whole numbers of at least 1, its lr a number and its climb"
+    ):
         AutoNEB([{"steps": 3, "lr": 0.1, **change}])
 
 

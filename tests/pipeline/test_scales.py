@@ -18,8 +18,15 @@ EXPERIMENTS = [
 SEARCHES = {
     "optuna_digits": ("hydra_plugins.hydra_optuna_sweeper", "stages=[minima,report]", "hydra.sweeper.n_trials=2")
 }
-# What need not be there: a learning curve that ends above the saddle, and classes without a test sample.
-MAY_LACK = {"table_b1.csv": {"epoch", "epoch_first"}, "classes.csv": None, "overlap.csv": {"overlap"}}
+# What need not be there: how well a band has converged, for what is none, a learning curve that ends above the saddle,
+# and classes without a test sample.
+BANDS = {"residuum", "force", "force_at_top", "spacing_spread"}
+MAY_LACK = {
+    "summary.csv": BANDS,
+    "table_b1.csv": {"epoch", "epoch_first"},
+    "classes.csv": None,
+    "overlap.csv": {"overlap"},
+}
 
 
 def floats(value):

@@ -17,9 +17,11 @@ from lowloss.study import Study
 
 STAGES = ("minima", "path", "ensemble", "scan", "report")
 SUMMARY = """
-    finder start end status pivots length_ratio min_train_loss saddle_train_loss barrier_train_loss min_test_loss
-    saddle_test_loss min_test_error saddle_test_error gradient_evaluations
+    finder start end status pivots length_ratio saddle_arc saddle_bracket min_train_loss saddle_train_loss
+    barrier_train_loss barrier_above_ends_train_loss min_test_loss saddle_test_loss test_loss_at_saddle min_test_error
+    saddle_test_error test_error_at_saddle residuum force force_at_top spacing_spread gradient_evaluations
 """
+BANDS = ("residuum", "force", "force_at_top", "spacing_spread")
 
 
 def table(file):
@@ -39,6 +41,11 @@ def test_summary_has_a_row_a_path(whole):
         for metric in ("train_loss", "test_loss", "test_error"):
             assert 0 <= float(row[f"min_{metric}"]) <= float(row[f"saddle_{metric}"])
         outcome = row["status"], row["pivots"], row["gradient_evaluations"]
+        assert float(row["saddle_bracket"]) <= 1e-3
+        assert 0 <= float(row["saddle_arc"]) <= 1
+        assert float(row["barrier_above_ends_train_loss"]) <= float(row["barrier_train_loss"])
+        assert float(row["test_loss_at_saddle"]) <= float(row["saddle_test_loss"])
+        assert ("" in {row[name] for name in BANDS}) == (row["finder"] != "autoneb")
         if row["finder"] == "line":
             assert outcome == ("exact", "0", "0")
         elif row["finder"] == "bezier":
@@ -162,7 +169,8 @@ def test_an_epoch_that_there_is_not_is_a_dash_on_the_page(lowloss, whole, tmp_pa
     rows, _ = table(root / "report" / "table_b1.csv")
     assert {(row["epoch"], row["epoch_first"]) for row in rows} == {("", "")}
     page = (root / "report" / "index.html").read_text(encoding="utf-8")
-    assert page.count("<td>–</td><td>–</td>") == len(rows)
+    shown = page.partition("epoch_first")[2].partition("</table>")[0]
+    assert shown.count("<td>–</td><td>–</td>") == len(rows)
     assert "<td>nan</td>" not in page
 
 
@@ -312,3 +320,16 @@ def test_what_is_gone_from_a_report_is_made_again(lowloss, whole, tmp_path):
         assert again.status == 0, again.err
         assert (root / name).read_bytes() == (whole.root / name).read_bytes()
     assert "up to date" in lowloss.tiny(tmp_path, "stages=[report]").err
+
+
+def test_a_finder_that_is_not_the_lowest_is_named(whole):
+    rows, _ = table(whole.root / "summary.csv")
+    saddle = {(row["finder"], row["end"]): float(row["saddle_train_loss"]) for row in rows}
+    higher = {end: saddle["bezier", end] - saddle["autoneb", end] for end in "12"}
+    assert min(higher.values()) > 0.1
+    end = max(higher, key=higher.__getitem__)
+    told = [line for line in whole.made.err.splitlines() if "is not the lowest" in line]
+    assert told == [
+        f"path: bezier is not the lowest on 2 of 2 pairs, at most so on 0–{end}: {saddle['bezier', end]:.4g}, "
+        f"by autoneb {saddle['autoneb', end]:.4g}"
+    ]

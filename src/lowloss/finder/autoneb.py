@@ -17,7 +17,7 @@ from torch import Tensor
 from lowloss.checking import TOLD, Count, Few
 from lowloss.errors import LowlossError, is_number
 from lowloss.finder.base import Phase, Profile
-from lowloss.finder.neb import NEB
+from lowloss.finder.neb import NEB, rises
 from lowloss.points.path import Path, Polyline
 
 DRAXLER_CYCLES = (*[Phase(1000, 0.1)] * 4, *[Phase(2000, 0.1)] * 2, *[Phase(1000, 0.01)] * 4, *[Phase(1000, 0.001)] * 4)
@@ -27,7 +27,8 @@ class AutoNEB(NEB):
     """Cycles of NEB with pivots inserted in between (Algorithm 2); the defaults are the paper's schedule.
 
     Args:
-        cycles: `Phase`s or mappings with steps, lr and optionally repeat.
+        cycles: `Phase`s or mappings with steps, lr and optionally repeat, and climb: in such a cycle, of which there
+            is none at first, the pivot that was highest before it climbs, see NEB.
         pivots: inner pivots of the initial band.
         evaluations: E, losses evaluated between two neighbouring pivots after a cycle.
         threshold: insert where the residuum, normalised by the range of the pivots' losses, exceeds this.
@@ -61,43 +62,30 @@ class AutoNEB(NEB):
         self.evaluations, self.threshold, self.max_insertions = evaluations, threshold, max_insertions
         self.phases = _phases(cycles)
 
-    def refine(self, path: Path, profile: Profile) -> Path:
+    def refine(self, path: Path, profile: Profile, phase: Phase) -> Path:
         assert isinstance(path, Polyline)
-        positions = self._insertions(path, profile)[: self.max_insertions]
-        if not positions:
-            return path
-        starts, ends = path.knots_B[:-1], path.knots_B[1:]
-        t = torch.tensor([float(torch.lerp(starts[s], ends[s], a)) for s, a in positions], dtype=torch.float64)
-        knots, order = torch.cat([path.knots_B, t]).sort()
-        bends = torch.cat([path.bends_BP, path.points(t)])[order.to(path.bends_BP.device)]
-        return Polyline(bends, knots)
-
-    def status(self, path: Path, profile: Profile) -> str:
-        assert isinstance(path, Polyline)
-        return "undersampled" if self._insertions(path, profile) else "converged"
-
-    def _insertions(self, path: Polyline, profile: Profile) -> list[tuple[int, float]]:
-        losses_T = profile(path, path.grid(points=0, between=self.evaluations)).double().cpu()
-        losses_SE = losses_T[:-1].view(-1, self.evaluations + 1)
-        return insertions(torch.cat([losses_SE[:, 0], losses_T[-1:]]), losses_SE[:, 1:], self.threshold)
+        positions = insertions(*self._profile(path, profile), self.threshold)[: self.max_insertions]
+        grown = path if path.climber is None else Polyline(path.bends_BP, path.knots_B)
+        if positions:
+            starts, ends = path.knots_B[:-1], path.knots_B[1:]
+            t = torch.tensor([float(torch.lerp(starts[s], ends[s], a)) for s, a in positions], dtype=torch.float64)
+            knots, order = torch.cat([path.knots_B, t]).sort()
+            bends = torch.cat([path.bends_BP, path.points(t)])[order.to(path.bends_BP.device)]
+            grown = Polyline(bends, knots)
+        return self._climbing(grown, path, profile) if phase.climb else grown
 
 
 def insertions(pivot_losses_N: Tensor, between_SE: Tensor, threshold: float) -> list[tuple[int, float]]:
-    """Where to insert pivots: (segment, alpha), the highest residuum first, at most one a segment.
+    """Where to insert pivots: (segment, alpha), the highest rise first, at most one a segment.
 
-    between_SE: losses at alpha = 1/(E+1), …, E/(E+1) of each segment. A position qualifies where the loss lies
-    above the linear interpolation of the pivots' losses by more than `threshold` times their range. (Eq. (4) of
-    the paper is printed with the inequality reversed; its text and fig. A.1 say "rises too high".)
+    A position qualifies where the loss rises by more than `threshold` times the range of the pivots' losses (`rises`).
+    (Eq. (4) of the paper is printed with the inequality reversed; its text and fig. A.1 say "rises too high".)
     """
-    samples = between_SE.shape[1]
-    alpha_E = torch.arange(1, samples + 1, dtype=pivot_losses_N.dtype) / (samples + 1)
-    guess_SE = torch.lerp(pivot_losses_N[:-1, None], pivot_losses_N[1:, None], alpha_E)
-    scale = pivot_losses_N.max() - pivot_losses_N.min()
-    highest_S, where_S = (between_SE - guess_SE).max(dim=1)
+    highest_S, alpha_S, scale = rises(pivot_losses_N, between_SE)
     # Compared as a product, so that a flat band (range 0) still gets a pivot on a bump.
     chosen = [s for s in range(len(highest_S)) if highest_S[s] > threshold * scale]
     chosen.sort(key=lambda s: -float(highest_S[s]))
-    return [(s, float(alpha_E[where_S[s]])) for s in chosen]
+    return [(s, float(alpha_S[s])) for s in chosen]
 
 
 def _phases(cycles: Sequence[Phase | Mapping[str, Any]]) -> list[Phase]:
@@ -106,17 +94,19 @@ def _phases(cycles: Sequence[Phase | Mapping[str, Any]]) -> list[Phase]:
         raise LowlossError(
             f"cycles must be a list of {{steps: NUMBER, lr: RATE, repeat: TIMES}}, of at least one, got {cycles!r}"
         )
-    phases = []
+    phases: list[Phase] = []
     for one in cycles:
         cycle = vars(one) if isinstance(one, Phase) else one
-        if not {"steps", "lr"} <= set(cycle) <= {"steps", "lr", "repeat"}:
-            raise LowlossError(f"a cycle has the keys steps, lr and optionally repeat, got {dict(cycle)}")
-        steps, lr, repeat = cycle["steps"], cycle["lr"], cycle.get("repeat", 1)
+        if not {"steps", "lr"} <= set(cycle) <= {"steps", "lr", "repeat", "climb"}:
+            raise LowlossError(f"a cycle has the keys steps, lr and optionally repeat and climb, got {dict(cycle)}")
+        steps, lr, repeat, climb = cycle["steps"], cycle["lr"], cycle.get("repeat", 1), cycle.get("climb", False)
         whole = is_number(steps, int) and steps < 2**31 and is_number(repeat, int) and 1 <= repeat <= 10_000
-        if not whole or not is_number(lr, float):
+        if not whole or not is_number(lr, float) or not isinstance(climb, bool):
             raise LowlossError(
-                "a cycle's steps and repeat must be whole numbers of at least 1 and its lr a number, the steps at most "
-                f"2^31 - 1 and repeat 10000, got {dict(cycle)}"
+                "a cycle's steps and repeat must be whole numbers of at least 1, its lr a number and its climb true or "
+                f"false, the steps at most 2^31 - 1 and repeat 10000, got {dict(cycle)}"
             )
-        phases += [Phase(int(steps), float(lr))] * int(repeat)
+        phases += [Phase(int(steps), float(lr), climb)] * int(repeat)
+    if phases[0].climb:
+        raise LowlossError("the highest pivot is not known before the first cycle: let only later ones climb")
     return phases

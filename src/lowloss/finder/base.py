@@ -25,13 +25,20 @@ from lowloss.schedule import Constant
 Profile = Callable[[Path, Tensor], Tensor]
 """The losses (K,) at t_K of a path, all on one minibatch, in one mode."""
 
+Gradient = Callable[[], tuple[Tensor, Tensor]]
+"""The gradient (M, P) in the free bends and the losses (K,) at the end of a search, means over some minibatches."""
+
 
 @dataclass(frozen=True)
 class Phase:
-    """A number of gradient steps at a learning rate. Raises LowlossError unless both are positive and finite."""
+    """A number of gradient steps at a learning rate. Raises LowlossError unless both are positive and finite.
+
+    climb: whether the highest pivot of a band climbs along it meanwhile.
+    """
 
     steps: int
     lr: float
+    climb: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.lr < inf:
@@ -75,17 +82,21 @@ class Finder(ABC):
         """The gradient that SGD follows, from the objective's."""
         return gradient_MP
 
-    def refine(self, path: Path, profile: Profile) -> Path:
-        """Called after each phase but the last."""
+    def refine(self, path: Path, profile: Profile, phase: Phase) -> Path:
+        """Called between two phases, before the given one."""
         return path
 
     def status(self, path: Path, profile: Profile) -> str:
         """How the search ended.
 
         "exact" (nothing to search), "converged" (the finder's criterion holds), "steps_done" (all steps were taken and
-        it has no criterion), "undersampled" (AutoNEB would still insert pivots).
+        it has no criterion), "undersampled" (a band whose pivots leave out a rise of the loss between two of them).
         """
         return "steps_done"
+
+    def quality(self, path: Path, profile: Profile, gradient: Gradient) -> dict[str, float]:
+        """Numbers that tell how well the search has converged."""
+        return {}
 
 
 def l2(weight_decay: float, theta_KP: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 References:
     Draxler et al. 2018, sec. 3.1 and Algorithm 1.
     Henkelman & Jónsson 2000, J. Chem. Phys. 113, 9978 (improved tangent).
+    Henkelman, Uberuaga & Jónsson 2000, J. Chem. Phys. 113, 9901 (climbing image).
 
-Shapes: N pivots (ends included), M = N - 2 inner pivots, S = N - 1 segments, P parameters.
+Shapes: N pivots (ends included), M = N - 2 inner pivots, S = N - 1 segments, P parameters, E evaluations between two
+pivots.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 from lowloss.checking import Count, Few
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError, check_sgd, is_number
-from lowloss.finder.base import Finder, Phase, l2
+from lowloss.finder.base import Finder, Gradient, Phase, Profile, l2
 from lowloss.landscape.base import Landscape
 from lowloss.points.path import Path, Polyline
 
@@ -43,9 +45,16 @@ class NEB(Finder):
             spaces them equally. Redistribution and springs keep to it.
         tangent: "higher" points to the neighbour of higher loss (sec. 3.1), "improved" weights both segments at
             an extremum (Henkelman & Jónsson, eq. 8 to 11).
+        climb: in the last quarter of the steps the highest pivot goes up along the band, to the saddle itself: it feels
+            -F + 2 (F across) instead of (F across), and neither redistribution nor springs (Henkelman et al., eq. 5).
+
+    A band has converged where no rise between two pivots is above a fifth of the range of their losses, see `rises`.
 
     Raises LowlossError if a setting makes no sense, say momentum outside of [0, 1) or a spring that pushes.
     """
+
+    evaluations: int = 9
+    threshold: float = 0.2
 
     def __init__(
         self,
@@ -58,6 +67,7 @@ class NEB(Finder):
         spring_constant: float | None = None,
         tangent: str = "higher",
         spacing: Sequence[float] | None = None,
+        climb: bool = False,
     ) -> None:
         if tangent not in TANGENTS:
             raise LowlossError(f"tangent must be one of {', '.join(TANGENTS)}, got {tangent!r}")
@@ -73,7 +83,10 @@ class NEB(Finder):
         check_sgd(momentum, weight_decay, batch_size)
         self.momentum, self.weight_decay, self.batch_size = momentum, weight_decay, batch_size
         self.spring_constant, self.tangent, self.spacing = spring_constant, tangent, spacing
-        self.pivots, self.phases = pivots, [Phase(steps, lr)]
+        if climb and steps < 4:
+            raise LowlossError(f"climb takes the last quarter of the steps: take at least 4 steps, got {steps}")
+        last = [Phase(steps // 4, lr, climb=True)] if climb else []
+        self.pivots, self.phases = pivots, [Phase(steps - sum(phase.steps for phase in last), lr), *last]
 
     def start(self, a_P: Tensor, b_P: Tensor) -> Polyline:
         knots_N = torch.linspace(0, 1, self.pivots + 2, dtype=torch.float64)
@@ -85,7 +98,7 @@ class NEB(Finder):
     def prepare(self, path: Path) -> Path:
         assert isinstance(path, Polyline)
         moves = self.spring_constant is None
-        return path.with_bends(redistribute(path.bends_BP, path.knots_B)) if moves else path
+        return path.with_bends(redistribute(path.bends_BP, path.knots_B, path.climber)) if moves else path
 
     def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         inner_MP, ends_2P = path.bends_BP[1:-1], path.bends_BP[[0, -1]].detach()
@@ -102,10 +115,78 @@ class NEB(Finder):
         assert isinstance(path, Polyline)
         tangent_MP = tangents(path.bends_BP, losses_K, self.tangent)
         # Eq. (2): the force is minus the gradient, and SGD steps along minus what is returned here.
-        across_MP = gradient_MP - (gradient_MP * tangent_MP).sum(1, keepdim=True) * tangent_MP
+        nudged_MP = _across(path, gradient_MP, tangent_MP)
         if self.spring_constant is None:
-            return across_MP
-        return across_MP - self.spring_constant * stretch(path)[:, None] * tangent_MP
+            return nudged_MP
+        stretch_M = stretch(path)
+        if path.climber is not None:
+            stretch_M[path.climber - 1] = 0
+        return nudged_MP - self.spring_constant * stretch_M[:, None] * tangent_MP
+
+    def refine(self, path: Path, profile: Profile, phase: Phase) -> Path:
+        assert isinstance(path, Polyline)
+        return self._climbing(path, path, profile) if phase.climb else path
+
+    def _climbing(self, path: Polyline, sampled: Polyline, profile: Profile) -> Polyline:
+        """The path whose highest pivot, at one of the sampled places, climbs; none does where an end is as high."""
+        t_T = sampled.grid(points=0, between=self.evaluations)
+        nearest_N = (path.knots_B[:, None] - t_T).abs().argmin(1)
+        top = int(profile(sampled, t_T)[nearest_N].argmax())
+        return Polyline(path.bends_BP, path.knots_B, top if 0 < top < len(nearest_N) - 1 else None)
+
+    def status(self, path: Path, profile: Profile) -> str:
+        highest_S, _, scale = rises(*self._profile(path, profile))
+        return "undersampled" if (highest_S > self.threshold * scale).any() else "converged"
+
+    def quality(self, path: Path, profile: Profile, gradient: Gradient) -> dict[str, float]:
+        """How well the band has converged.
+
+        residuum: the largest rise between two pivots over the range of the pivots' losses, see `rises`.
+        force, force_at_top: the norm of the gradient (with weight decay) across the band, the mean over the inner
+        pivots, and at the highest of them; where that climbs, of its whole gradient.
+        spacing_spread: the standard deviation of the segments' lengths, relative to their targets.
+        """
+        assert isinstance(path, Polyline)
+        gradient_MP, losses_N = gradient()
+        tangent_MP = tangents(path.bends_BP, losses_N, self.tangent)
+        force_M = _across(path, gradient_MP, tangent_MP).double().norm(dim=1)
+        length_S = path.bends_BP.diff(dim=0).double().norm(dim=1).cpu() / path.knots_B.diff()
+        highest_S, _, scale = rises(*self._profile(path, profile))
+        highest = float(highest_S.max().clamp_min(0))
+        return {
+            "residuum": highest / max(float(scale), torch.finfo(torch.float64).tiny),
+            "force": float(force_M.mean()),
+            "force_at_top": float(force_M[losses_N[1:-1].argmax()]),
+            "spacing_spread": float(length_S.std(correction=0) / length_S.mean()),
+        }
+
+    def _profile(self, path: Path, profile: Profile) -> tuple[Tensor, Tensor]:
+        """The losses at the pivots (N,), and between them (S, E)."""
+        losses_T = profile(path, path.grid(points=0, between=self.evaluations)).double().cpu()
+        losses_SE = losses_T[:-1].view(-1, self.evaluations + 1)
+        return torch.cat([losses_SE[:, 0], losses_T[-1:]]), losses_SE[:, 1:]
+
+
+def _across(path: Polyline, gradient_MP: Tensor, tangent_MP: Tensor) -> Tensor:
+    """The gradient across the band; at the pivot that climbs the whole one, its part along the band reversed."""
+    along_MP = (gradient_MP * tangent_MP).sum(1, keepdim=True) * tangent_MP
+    if path.climber is not None:
+        along_MP[path.climber - 1] *= 2
+    return gradient_MP - along_MP
+
+
+def rises(pivot_losses_N: Tensor, between_SE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How far the loss rises between two pivots above their linear interpolation (S,), at which alpha (S,), and the
+    range of the pivots' losses, by which Draxler et al. 2018 normalise the rises (eq. 4).
+
+    Args:
+        between_SE: losses at alpha = 1/(E+1), …, E/(E+1) of each segment.
+    """
+    samples = between_SE.shape[1]
+    alpha_E = torch.arange(1, samples + 1, dtype=pivot_losses_N.dtype) / (samples + 1)
+    guess_SE = torch.lerp(pivot_losses_N[:-1, None], pivot_losses_N[1:, None], alpha_E)
+    highest_S, where_S = (between_SE - guess_SE).max(dim=1)
+    return highest_S, alpha_E[where_S], pivot_losses_N.max() - pivot_losses_N.min()
 
 
 def tangents(pivots_NP: Tensor, losses_N: Tensor, rule: str) -> Tensor:
@@ -131,11 +212,16 @@ def tangents(pivots_NP: Tensor, losses_N: Tensor, rule: str) -> Tensor:
     return tangent_MP / tangent_MP.norm(dim=1, keepdim=True).clamp_min(torch.finfo(tangent_MP.dtype).tiny)
 
 
-def redistribute(pivots_NP: Tensor, knots_N: Tensor) -> Tensor:
+def redistribute(pivots_NP: Tensor, knots_N: Tensor, fixed: int | None = None) -> Tensor:
     """Move the inner pivots along the band so that pivot i lies at the fraction knots_N[i] of its length.
 
-    The ends and the order stay; the new pivots lie on the old segments.
+    The ends and the order stay; the new pivots lie on the old segments. Where one is fixed, each side of it is a band
+    of its own.
     """
+    if fixed is not None:
+        before = redistribute(pivots_NP[: fixed + 1], knots_N[: fixed + 1])
+        return torch.cat([before, redistribute(pivots_NP[fixed:], knots_N[fixed:])[1:]])
+    knots_N = (knots_N - knots_N[0]) / (knots_N[-1] - knots_N[0])
     lengths_S = pivots_NP.diff(dim=0).norm(dim=1).double()
     arc_N = torch.cat([lengths_S.new_zeros(1), lengths_S.cumsum(0)])
     targets_M = knots_N.to(arc_N, non_blocking=True)[1:-1] * arc_N[-1]

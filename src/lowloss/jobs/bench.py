@@ -126,15 +126,17 @@ class Bench:
             announce((work, arguments, settings))
         return work(self.landscape, *arguments, trainer=self.trainer, **settings)
 
-    def table(self, points: Any, title: str, work: Path, **settings: Any) -> dict[str, Tensor]:
-        """The exact metrics at points, as `tabulate` takes them; with details of the test split."""
+    def table(
+        self, at: Any, title: str, work: Path, how: Callable[..., dict[str, Tensor]] | None = None, **settings: Any
+    ) -> dict[str, Tensor]:
+        """The exact metrics, with details of the test split: at points, as `tabulate` takes them, or as `how` does."""
         from lowloss.measure import Exact
         from lowloss.training.tabulate import tabulate
 
         splits = self.landscape.splits
         title = f"{title} on {'both splits' if len(splits) == 2 else ', '.join(splits)}"
         measures = [Exact(details=["test"])]
-        return self.everywhere(tabulate, points, measures=measures, folder=work, title=title, **settings)
+        return self.everywhere(how or tabulate, at, measures=measures, folder=work, title=title, **settings)
 
     def serve(self) -> None:
         """Take part in what the first process has done everywhere, until it announces nothing."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowloss import progress
 from lowloss.errors import OtherConfigError
 from lowloss.jobs import plans
 from lowloss.jobs.base import Job
@@ -19,10 +19,12 @@ from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lowloss.points.path import Path as WeightPath
     from lowloss.report.pictures import Picture
+
+
+SAMPLING = ("points", "between", "bracket")
+"""What determines where a path is sampled, of the section `path`."""
 
 
 class PathJob(Job):
@@ -42,12 +44,12 @@ class PathJob(Job):
         return minimum(self.bench, self.start), minimum(self.bench, self.end)
 
     def own_settings(self) -> Config:
-        return self.bench.describes("seed", f"finder.{self.finder}", "path.points", "path.between")
+        return self.bench.describes("seed", f"finder.{self.finder}", *(f"path.{key}" for key in SAMPLING))
 
     def make(self, work: Path) -> Result:
         import pandas as pd
-        import torch
 
+        from lowloss.training.along import along, levels
         from lowloss.training.methods import find_path
 
         bench, settings, title = self.bench, self.bench.config["path"], f"{self.finder} {self.start}–{self.end}"
@@ -55,21 +57,19 @@ class PathJob(Job):
         landscape, finder = bench.landscape, bench.finders[self.finder]
         seed = derive(bench.config["seed"], "path", self.start, self.end, self.finder)
         found = bench.everywhere(find_path, *ends_2P, finder, seed=seed, folder=work, title=title)
-        t_T = found.path.grid(settings["points"], settings["between"])
-        table = bench.table(partial(_points_along, found.path, t_T), title, work, count=len(t_T))
+        table = bench.table(found.path, title, work, along, **{key: settings[key] for key in SAMPLING})
         table.pop("test_wrong", None)  # as many numbers as samples, at every point
-        arc_T = torch.cat([torch.zeros(1, dtype=torch.float64), found.path.lengths(t_T).cumsum(0)])
         snapshots = {f"snapshot-{i:03d}": snapshot for i, snapshot in enumerate(found.snapshots)}
-        tensors = {**found.path.tensors(), "t": t_T, "arc": arc_T / arc_T[-1], **table, **snapshots}
+        tensors = {**found.path.tensors(), **table, **snapshots}
         notes: Config = {"finder": self.finder, "start": self.start, "end": self.end, "kind": found.path.kind}
         notes |= {"status": found.status, "pivots": len(found.path.bends_BP) - 2}
         notes |= {"length_ratio": found.path.length_ratio(), "gradient_evaluations": found.gradient_evaluations}
-        notes |= levels(table, tensors["arc"], landscape.splits, list(landscape.task.units))
+        notes |= found.quality
+        notes |= levels(table, landscape.splits, list(landscape.task.units))
         head = ["phase", "step", "lr", "mean_loss", "max_loss"]
         history = pd.DataFrame(found.history, columns=head).astype({"phase": int, "step": int})
-        columns = {name: column for name, column in table.items() if column.dim() == 1}
-        along = pd.DataFrame({"t": t_T, "arc": tensors["arc"], **columns})
-        return Result(tensors, notes, {"metrics.csv": history, "along.csv": along})
+        columns = pd.DataFrame({name: column for name, column in table.items() if column.dim() == 1})
+        return Result(tensors, notes, {"metrics.csv": history, "along.csv": columns})
 
 
 def load_path(job: PathJob) -> WeightPath:
@@ -80,32 +80,35 @@ def load_path(job: PathJob) -> WeightPath:
     return path_from_tensors(notes["kind"], tensors)
 
 
-def _points_along(path: WeightPath, t_T: Tensor, index: Tensor) -> Tensor:
-    return path.points(t_T[index])
-
-
-def levels(table: dict[str, Tensor], arc_T: Tensor, splits: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
-    """Levels along a path: at its ends (their mean), at its highest point, and the barrier between.
-
-    barrier: the highest loss above the linear interpolation of the end losses along the path's length;
-    barrier_above_ends: above the higher end.
-    """
-    found: dict[str, float] = {}
-    for split, metric in product(splits, metrics):
-        column_T = table[f"{split}_{metric}"]
-        first, last = float(column_T[0]), float(column_T[-1])
-        found[f"min_{split}_{metric}"] = (first + last) / 2
-        found[f"saddle_{split}_{metric}"] = float(column_T.max())
-        if metric == "loss":
-            found[f"barrier_{split}_loss"] = float((column_T - first - (last - first) * arc_T).max())
-            found[f"barrier_above_ends_{split}_loss"] = float(column_T.max()) - max(first, last)
-            found[f"saddle_{split}_arc"] = float(arc_T[column_T.argmax()])
-    return found
-
-
 def _named(bench: Bench, finders: Iterable[str]) -> list[Job]:
     """The paths that these finders make for certain."""
     return [PathJob(bench, name, *pair) for name in finders for pair in plans.pairs(bench, name)]
+
+
+def _tell_higher(bench: Bench) -> None:
+    """Tell which finders' paths are clearly above others of the same pairs: a search that ended need not be the lowest.
+
+    A path is, where its saddle is higher than another's by more than a tenth of what it rises above its higher end.
+    """
+    notes = [artifact.notes() for artifact in bench.study.complete("paths")]
+    notes = [path for path in notes if path["finder"] in bench.config["finder"]]
+    lowest: dict[tuple[int, int], Config] = {}
+    for path in sorted(notes, key=lambda path: -path["saddle_train_loss"]):
+        lowest[path["start"], path["end"]] = path
+    for finder in bench.config["finder"]:
+        own = [path for path in notes if path["finder"] == finder and path["status"] != "exact"]
+        found = []
+        for path in own:
+            low = lowest[path["start"], path["end"]]
+            above = path["saddle_train_loss"] - low["saddle_train_loss"]
+            if above > 0.1 * path["barrier_above_ends_train_loss"]:
+                found.append((above, path, low))
+        if found:
+            _, path, low = max(found, key=lambda one: one[0])
+            progress.say(
+                f"path: {finder} is not the lowest on {len(found)} of {len(own)} pairs, at most so on {path['start']}–"
+                f"{path['end']}: {path['saddle_train_loss']:.4g}, by {low['finder']} {low['saddle_train_loss']:.4g}"
+            )
 
 
 class PathStage(Stage):
@@ -127,6 +130,7 @@ class PathStage(Stage):
         return _named(bench, bench.config["finder"])
 
     def run(self, bench: Bench) -> None:
+        before = len(bench.study.complete("paths"))
         named = [name for name in bench.config["finder"] if not plans.explores(bench, name)]
         wanted = _named(bench, named)
         complete = all(job.complete for job in wanted)
@@ -137,7 +141,10 @@ class PathStage(Stage):
                 plans.explore(bench, name, job)
             elif not (complete and plans.bounded(bench, name)):
                 # Paths of another configuration, which nobody asked for now, are left out.
-                plans.write_bounds(bench, name, plans.saddles(bench, job, OtherConfigError))
+                found = plans.saddles(bench, name, job, left_out=(OtherConfigError,))
+                plans.write_bounds(bench, name, found)
+        if len(bench.study.complete("paths")) > before:
+            _tell_higher(bench)
 
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
         from lowloss.report.disconnectivity import draw_graphs

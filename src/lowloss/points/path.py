@@ -59,12 +59,16 @@ class Path(ABC):
 
 
 class Polyline(Path):
-    """Straight segments through the bends, reached at t = knots_B (0 = knots_B[0] < … < knots_B[-1] = 1)."""
+    """Straight segments through the bends, reached at t = knots_B (0 = knots_B[0] < … < knots_B[-1] = 1).
+
+    climber: the bend that climbs, in a band whose search has come to that.
+    """
 
     kind = "polyline"
 
-    def __init__(self, bends_BP: Tensor, knots_B: Tensor | None = None) -> None:
+    def __init__(self, bends_BP: Tensor, knots_B: Tensor | None = None, climber: int | None = None) -> None:
         super().__init__(bends_BP)
+        self.climber = climber
         if knots_B is None:
             knots_B = torch.linspace(0, 1, len(bends_BP), dtype=torch.float64)
         self.knots_B = knots_B.cpu().double()
@@ -83,7 +87,7 @@ class Polyline(Path):
         return weights_KB.scatter_(1, segment_K[:, None] + 1, alpha_K[:, None])
 
     def with_bends(self, bends_BP: Tensor) -> Polyline:
-        return Polyline(bends_BP, self.knots_B)
+        return Polyline(bends_BP, self.knots_B, self.climber)
 
     def grid(self, points: int, between: int) -> Tensor:
         intervals = max(between + 1, ceil((points - 1) / (len(self.knots_B) - 1)))
@@ -93,7 +97,8 @@ class Polyline(Path):
         return torch.cat([inner, torch.ones(1, dtype=torch.float64)])
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"bends": self.bends_BP, "knots": self.knots_B}
+        climbs = {} if self.climber is None else {"climber": torch.tensor(self.climber)}
+        return {"bends": self.bends_BP, "knots": self.knots_B, **climbs}
 
 
 class Bezier(Path):
@@ -113,10 +118,39 @@ class Bezier(Path):
         return torch.linspace(0, 1, max(points, between + 2), dtype=torch.float64)
 
 
+def widths(arc_T: Tensor) -> Tensor:
+    """The widths (T,) of the intervals between the two neighbours of each sample; an end has one."""
+    return torch.cat([arc_T[1:], arc_T[-1:]]) - torch.cat([arc_T[:1], arc_T[:-1]])
+
+
+def around_top(t_T: Tensor, arc_T: Tensor, loss_T: Tensor, widest: float) -> Tensor:
+    """The t at which to sample next, around the path's highest points; none where its maximum is bracketed.
+
+    A maximum lies between the neighbours of a sample that is no lower than they are, and may rise above that sample by
+    as much as the sample rises above its lower neighbour. Where that would reach the highest sample, and the neighbours
+    are further apart than `widest`, the intervals on both sides are cut into four, for the three highest such samples.
+
+    Args:
+        t_T, arc_T, loss_T: the samples, in the order of t: their arc lengths, and their losses.
+    """
+    if not loss_T.isfinite().all():
+        return t_T[:0]
+    step_S = loss_T.double().diff()
+    zero = step_S.new_zeros(1)
+    left_T, right_T = torch.cat([zero, step_S]), torch.cat([-step_S, zero])
+    rise_T = torch.maximum(left_T, right_T)
+    tops_T = (left_T >= 0) & (right_T >= 0) & (rise_T > 0) & (loss_T + rise_T >= loss_T.max())
+    tops = (tops_T & (widths(arc_T) > widest)).nonzero()[:, 0].tolist()
+    tops = sorted(tops, key=lambda i: -float(loss_T[i]))[:3]
+    cut = {segment for i in tops for segment in (i - 1, i) if 0 <= segment < len(t_T) - 1}
+    quarters_3 = torch.tensor([0.25, 0.5, 0.75], dtype=t_T.dtype)
+    return torch.cat([t_T[:0], *(torch.lerp(t_T[s], t_T[s + 1], quarters_3) for s in sorted(cut))])
+
+
 def path_from_tensors(kind: str, tensors: dict[str, Tensor]) -> Path:
     """The path that `tensors()` of a path of this kind described."""
     if kind == Polyline.kind:
-        return Polyline(tensors["bends"], tensors["knots"])
+        return Polyline(tensors["bends"], tensors["knots"], int(tensors["climber"]) if "climber" in tensors else None)
     if kind == Bezier.kind:
         return Bezier(tensors["bends"])
     raise ValueError(f"unknown kind of path {kind!r}: polyline or bezier")

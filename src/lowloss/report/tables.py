@@ -39,9 +39,11 @@ def label(split: str, metric: str, unit: str) -> str:
 
 def summary_columns(of: Units) -> list[str]:
     """The columns of summary.csv."""
-    head = ["finder", "start", "end", "status", "pivots", "length_ratio"]
-    tests = [f"{level}_test_{metric}" for metric in of for level in ("min", "saddle")]
-    return [*head, "min_train_loss", "saddle_train_loss", "barrier_train_loss", *tests, "gradient_evaluations"]
+    head = ["finder", "start", "end", "status", "pivots", "length_ratio", "saddle_arc", "saddle_bracket"]
+    train = [f"{level}_train_loss" for level in ("min", "saddle", "barrier", "barrier_above_ends")]
+    tests = [name for m in of for name in (f"min_test_{m}", f"saddle_test_{m}", f"test_{m}_at_saddle")]
+    bands = ["residuum", "force", "force_at_top", "spacing_spread"]
+    return [*head, *train, *tests, *bands, "gradient_evaluations"]
 
 
 def table_b1_columns(of: Units) -> list[str]:
@@ -54,11 +56,10 @@ def table_b1_columns(of: Units) -> list[str]:
 def summary(study: Study) -> pd.DataFrame:
     """A row a path: losses, errors as fractions, lengths relative to the distance of the ends.
 
-    min_*: mean of the path's two ends. saddle_*: the highest value along the path, each metric for itself.
-    barrier_train_loss: the highest train loss above the linear interpolation of the end losses.
+    The columns are those of `training.along.levels`, and of bands those of `NEB.quality`.
     """
     rows, columns = [artifact.notes() for artifact in study.complete("paths")], summary_columns(units(study))
-    return pd.DataFrame([{name: row[name] for name in columns} for row in rows], columns=columns)
+    return pd.DataFrame([{name: row.get(name, nan) for name in columns} for row in rows], columns=columns)
 
 
 def minima(study: Study) -> pd.DataFrame:

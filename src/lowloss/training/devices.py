@@ -67,6 +67,13 @@ def gather(part: T) -> list[T]:
     return parts
 
 
+def mean(part: Tensor) -> Tensor:
+    """The mean of all processes' tensors, as DDP takes it of gradients."""
+    if world() > 1:
+        distributed.all_reduce(part)
+    return part / world()
+
+
 def share(items: Sequence[T]) -> Sequence[T]:
     """This process's items: near-equal runs of neighbours, one a process, perhaps none."""
     return items[len(items) * rank() // world() : len(items) * (rank() + 1) // world()]

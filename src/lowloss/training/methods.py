@@ -9,11 +9,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import ceil
 from pathlib import Path as Folder
 
 import torch
 from torch import Tensor
 
+from lowloss.data.base import Batch
 from lowloss.ensemble.fge import FGE
 from lowloss.errors import LowlossError, check_collect
 from lowloss.files import load_tensors, save_tensors
@@ -25,7 +27,7 @@ from lowloss.progress import bar
 from lowloss.schedule import Constant
 from lowloss.seeding import derive
 from lowloss.training.descent import Collected, Descent, Objective, OptimizerFactory, Recipe, default_trainer, fit
-from lowloss.training.devices import TrainerFactory, alone, gather, rank, share, shared
+from lowloss.training.devices import TrainerFactory, alone, gather, mean, rank, share, shared
 
 default_optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4)
 
@@ -187,16 +189,27 @@ class Search(Objective):
     def nudge(self, x_RQ: Tensor, gradient_RQ: Tensor, losses_K: Tensor) -> Tensor:
         return self.finder.nudge(self.path(x_RQ), gradient_RQ, losses_K)
 
+    def gradient(self, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The gradient in the free bends (M, P) and the losses (K,), means over the minibatches of some steps."""
+        x_RQ = self.template.bends_BP[1:-1].detach().requires_grad_()
+        gradient_RQ, losses_K = torch.zeros_like(x_RQ), torch.zeros(())
+        for step in steps:
+            loss, some_K = self.losses(x_RQ, step)
+            gradient_RQ += torch.autograd.grad(loss, x_RQ)[0] / len(steps)
+            losses_K = losses_K.to(some_K) + some_K / len(steps)
+        return mean(gradient_RQ), losses_K.to(x_RQ.device)
+
 
 @dataclass
 class FoundPath:
     """A path and the story of its search; saved, it is where the search continues.
 
     phases: whole ones that were taken.
-    gradient_evaluations: gradients of single points; forward passes are not counted.
+    gradient_evaluations: gradients of single points in the search; neither forward passes nor those gradients that
+        tell its quality at the end are counted.
     history: a row a block: phase, step, learning rate, mean and maximum over the sampled points of the losses.
     snapshots: after each phase, t and losses (2, T) on one minibatch, where the finder looked (AutoNEB).
-    status: how it ended, as the finder tells; see Finder.status.
+    status: how it ended, as the finder tells; see Finder.status.  quality: how well, see the finder's `quality`.
     """
 
     path: Path
@@ -205,6 +218,7 @@ class FoundPath:
     history: list[list[float]] = field(default_factory=list)
     snapshots: list[Tensor] = field(default_factory=list)
     status: str = ""
+    quality: dict[str, float] = field(default_factory=dict)
 
     def save(self, file: Folder) -> None:
         tensors = {f"snapshot-{i:03d}": snapshot for i, snapshot in enumerate(self.snapshots)}
@@ -225,15 +239,20 @@ class _Profiler:
 
     def __init__(self, landscape: Landscape, batches: BatchSource) -> None:
         self.landscape, self.batches, self.phase = landscape, batches, 0
+        self.path: Path | None = None
         self.snapshot = torch.empty(2, 0, dtype=torch.float64)
+
+    @property
+    def batch(self) -> Batch | None:
+        return self.batches[self.phase]
 
     @torch.no_grad()
     def __call__(self, path: Path, t_T: Tensor) -> Tensor:
-        batch = self.batches[self.phase]
-        # A few points at a time: a large network's whole path would not fit.
-        losses_T = torch.cat([self.landscape.losses(path.points(t), batch).cpu() for t in t_T.split(16)])
-        self.snapshot = torch.stack([t_T.double(), losses_T.double()])
-        return losses_T
+        if path is not self.path or not torch.equal(t_T.double(), self.snapshot[0]):
+            # A few points at a time: a large network's whole path would not fit.
+            losses_T = torch.cat([self.landscape.losses(path.points(t), self.batch).cpu() for t in t_T.split(16)])
+            self.path, self.losses_T, self.snapshot = path, losses_T, torch.stack([t_T.double(), losses_T.double()])
+        return self.losses_T
 
 
 def find_path(
@@ -274,7 +293,7 @@ def find_path(
                 continue
             profile.phase = i
             if i > 0:
-                found.path = finder.refine(found.path, profile)
+                found.path = finder.refine(found.path, profile, phase)
                 found.snapshots.append(profile.snapshot)
             first, steps = sum(earlier.steps for earlier in finder.phases[:i]), phase.steps
             optimizer = partial(torch.optim.SGD, lr=phase.lr, momentum=finder.momentum)
@@ -292,6 +311,12 @@ def find_path(
                 shutil.rmtree(checkpoints)
         profile.phase = len(finder.phases)
         found.status = finder.status(found.path, profile)
+
+        def gradient() -> tuple[Tensor, Tensor]:
+            few = range(total, total + (ceil(finder.profile_batch / finder.batch_size) if profile.batch else 1))
+            return Search(landscape, batches, finder, found.path, seed).gradient(few)
+
+        found.quality = finder.quality(found.path, profile, gradient)
         found.snapshots.append(profile.snapshot)
         advance(total, found.status)
     return found
