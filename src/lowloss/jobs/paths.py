@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowloss.errors import OtherConfigError
+from lowloss.errors import LowlossError, OtherConfigError
 from lowloss.jobs import plans
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
@@ -78,6 +78,19 @@ def load_path(job: PathJob) -> WeightPath:
 
     tensors, notes = job.artifact.load()
     return path_from_tensors(notes["kind"], tensors)
+
+
+def check_path(bench: Bench, key: str, node: Config) -> None:
+    """Raise LowlossError if the path of a node, between its start and end, is not one that the study makes or has."""
+    finders, start, end = bench.config["finder"], node["start"], node["end"]
+    if node["path"] not in finders:
+        raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
+    wanted = (min(start, end), max(start, end)) in plans.pairs(bench, node["path"])
+    if not wanted and not PathJob(bench, node["path"], start, end).artifact.complete:
+        raise LowlossError(
+            f"{key} needs the path [{start},{end}] by {node['path']}, which path.pairs leaves out: "
+            f"add it there, or change {key}.start and {key}.end"
+        )
 
 
 def _points_along(path: WeightPath, t_T: Tensor, index: Tensor) -> Tensor:

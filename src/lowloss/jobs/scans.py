@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError
-from lowloss.jobs import plans
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
-from lowloss.jobs.paths import PathJob, load_path
+from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
@@ -105,18 +104,8 @@ class ScanStage(Stage):
         for end in ("minimum", "start", "end"):
             if end in node:
                 bench.check_minimum(f"{key}.{end}", node[end])
-        if "path" not in node:
-            return
-        finders = bench.config["finder"]
-        if node["path"] not in finders:
-            raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
-        start, end = node["start"], node["end"]
-        wanted = (min(start, end), max(start, end)) in plans.pairs(bench, node["path"])
-        if not wanted and not PathJob(bench, node["path"], start, end).artifact.complete:
-            raise LowlossError(
-                f"{key} needs the path [{start},{end}] by {node['path']}, which path.pairs leaves out: "
-                f"add it there, or change {key}.start and {key}.end"
-            )
+        if "path" in node:
+            check_path(bench, key, node)
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [Scan(bench, name) for name in bench.config["scan"]]
