@@ -18,8 +18,8 @@ EXPERIMENTS = [
 SEARCHES = {
     "optuna_digits": ("hydra_plugins.hydra_optuna_sweeper", "stages=[minima,report]", "hydra.sweeper.n_trials=2")
 }
-# A single member has no distance, and an average of weights no calibration.
-BOUGHT = {"members.csv": {"distance"}, "budgets.csv": {"brier", "ece", "disagreement", "distance"}}
+# Single networks have no mean along a path, a single member has no distance, and a regression no calibration.
+BOUGHT = {"curves.csv": None, "members.csv": {"distance"}, "budgets.csv": {"brier", "ece", "disagreement", "distance"}}
 # What need not be there: a learning curve that ends above the saddle, and classes without a test sample.
 MAY_LACK = {"table_b1.csv": {"epoch", "epoch_first"}, "classes.csv": None, "overlap.csv": {"overlap"}} | BOUGHT
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class PathJob(Job):
     """The path between two minima by a finder; it leads from the smaller index to the larger.
 
-    Tensors: bends, t and arc of the sampled points, the exact columns there, and snapshots of the search.
+    Tensors: bends, t and arc of the sampled points, the L2 term of the finder's objective (of a line, the minima's)
+    and the exact columns there, and snapshots of the search.
     metrics.csv: the search.  along.csv: the columns along the path.
     """
 
@@ -60,7 +61,10 @@ class PathJob(Job):
         table.pop("test_wrong", None)  # as many numbers as samples, at every point
         arc_T = torch.cat([torch.zeros(1, dtype=torch.float64), found.path.lengths(t_T).cumsum(0)])
         snapshots = {f"snapshot-{i:03d}": snapshot for i, snapshot in enumerate(found.snapshots)}
-        tensors = {**found.path.tensors(), "t": t_T, "arc": arc_T / arc_T[-1], **table, **snapshots}
+        trained = {} if "files" in bench.config["minima"] else bench.config["optimizer"]
+        decay = getattr(finder, "weight_decay", trained.get("weight_decay") or 0.0)
+        l2_T = 0.5 * decay * found.path.squared_norms(t_T).cpu()
+        tensors = {**found.path.tensors(), "t": t_T, "arc": arc_T / arc_T[-1], "l2": l2_T, **table, **snapshots}
         notes: Config = {"finder": self.finder, "start": self.start, "end": self.end, "kind": found.path.kind}
         notes |= {"status": found.status, "pivots": len(found.path.bends_BP) - 2}
         notes |= {"length_ratio": found.path.length_ratio(), "gradient_evaluations": found.gradient_evaluations}
@@ -68,7 +72,7 @@ class PathJob(Job):
         head = ["phase", "step", "lr", "mean_loss", "max_loss"]
         history = pd.DataFrame(found.history, columns=head).astype({"phase": int, "step": int})
         columns = {name: column for name, column in table.items() if column.dim() == 1}
-        along = pd.DataFrame({"t": t_T, "arc": tensors["arc"], **columns})
+        along = pd.DataFrame({"t": t_T, "arc": tensors["arc"], "l2": l2_T, **columns})
         return Result(tensors, notes, {"metrics.csv": history, "along.csv": along})
 
 

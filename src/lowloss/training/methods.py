@@ -265,7 +265,7 @@ def find_path(
     batches = landscape.batches(finder.batch_size, [derive(seed, "batches")], shared=True)
     profile = _Profiler(landscape, landscape.batches(finder.profile_batch, [derive(seed, "profile")], shared=True))
     file = folder / "reached.safetensors" if folder else None
-    found = FoundPath.load(file) if file and file.exists() else FoundPath(finder.start(a_P, b_P))
+    found = FoundPath.load(file) if file and file.exists() else FoundPath(finder.begin(landscape, a_P, b_P))
     total = sum(phase.steps for phase in finder.phases)
     with bar(title, total) as advance:
         for i, phase in enumerate(finder.phases):
