@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowloss import progress
+from lowloss.checking import Few, check_value
 from lowloss.errors import LowlossError
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
@@ -39,6 +40,8 @@ class EnsembleJob(Job):
     kind, stage = "ensembles", "ensemble"
     refers: ClassVar[tuple[str, ...]] = ()
     """The settings that name minima."""
+    reads: ClassVar[dict[str, Any]] = {}
+    """The settings that are looked at before the recipe is built, and what each has to be."""
 
     def __init__(self, bench: Bench, key: str) -> None:
         self.key, self.node = key, bench.config["ensemble"][key]
@@ -47,10 +50,20 @@ class EnsembleJob(Job):
     def own_settings(self) -> Config:
         return self.bench.describes("seed", f"ensemble.{self.key}")
 
+    @classmethod
+    def check_kinds(cls, bench: Bench, key: str) -> None:
+        """Raise LowlossError for settings that are missing, or not of the kind that is asked for."""
+        node = bench.config["ensemble"][key]
+        for one in (*cls.refers, *cls.reads):
+            if one not in node:
+                raise LowlossError(f"the configuration has no ensemble.{key}.{one}: do not take it out")
+        for one in cls.refers:
+            bench.check_minimum(f"ensemble.{key}.{one}", node[one])
+        for one, hint in cls.reads.items():
+            check_value(f"ensemble.{key}.{one}", node[one], hint)
+
     def check(self) -> None:
         """Raise LowlossError for settings that cannot be used here; nothing heavy is imported."""
-        for one in self.refers:
-            self.bench.check_minimum(f"ensemble.{self.key}.{one}", self.node[one])
 
     @property
     def trained(self) -> float:
@@ -134,23 +147,25 @@ class FastGeometric(Walked):
     """Garipov et al. 2018, Algorithm 1. Its rows are the single network that it starts from, and the ensemble."""
 
     refers = ("minimum",)
+    reads: ClassVar = {
+        "members": int, "cycle_epochs": float, "runs": Few, "starts": list[float] | None, "budget": float | None,
+    }  # fmt: skip
 
     @property
     def starts(self) -> list[float | None]:
-        return self.node.get("starts") or [None]
+        return self.node["starts"] or [None]
 
     @property
     def minima(self) -> list[int]:
-        return [self.node["minimum"] + run for run in range(self.node.get("runs", 1))]
+        return [self.node["minimum"] + run for run in range(self.node["runs"])]
 
     def needs(self) -> Sequence[Job]:
         return [minimum(self.bench, k) for k in self.minima]
 
     def check(self) -> None:
-        super().check()
         self.bench.check_minimum(f"ensemble.{self.key}.minimum + runs - 1", self.minima[-1])
-        self.check_starts(self.node.get("starts"))
-        budget, before = self.node.get("budget"), max(self.node.get("starts") or [self.trained])
+        self.check_starts(self.node["starts"])
+        budget, before = self.node["budget"], max(self.node["starts"] or [self.trained])
         walk = (self.node["members"] - 0.5) * self.node["cycle_epochs"]
         key, needed = f"ensemble.{self.key}.budget", before + len(self.starts) * walk
         if budget is not None and budget < before:
@@ -167,7 +182,7 @@ class FastGeometric(Walked):
         start_RP = torch.stack([self.given(k, epoch) for k, epoch in runs])
         found, history = self.walk(start_RP, work, "fge", self.node["minimum"])
         theta_MP = torch.cat([one.theta_MP for one in found])
-        before, last = max(self.node.get("starts") or [self.trained]), found[0].epochs[-1]
+        before, last = max(self.node["starts"] or [self.trained]), found[0].epochs[-1]
         place = [divmod(r, len(self.starts)) for r in range(len(runs))]
         members = [(*place[r], here) for r, one in enumerate(found) for here in one.epochs]
         spent = [epochs_spent(run, start, here, before, len(self.starts), last) for run, start, here in members]
@@ -180,6 +195,8 @@ class FastGeometric(Walked):
 
 class Snapshots(Walked):
     """Huang et al. 2017: each run trains a network from an initial point of its own, in cycles."""
+
+    reads: ClassVar = {"runs": Few}
 
     def make(self, work: Path) -> Result:
         import torch
@@ -203,18 +220,18 @@ class Averaged(Walked):
     """Stochastic weight averaging: one network, the mean of the weights collected so far, for each prefix."""
 
     refers = ("minimum",)
+    reads: ClassVar = {"start": float | None}
 
     def needs(self) -> Sequence[Job]:
         return (minimum(self.bench, self.node["minimum"]),)
 
     def check(self) -> None:
-        super().check()
-        self.check_starts([self.node["start"]] if self.node.get("start") is not None else None)
+        self.check_starts([self.node["start"]] if self.node["start"] is not None else None)
 
     def make(self, work: Path) -> Result:
         import torch
 
-        start = self.node.get("start")
+        start = self.node["start"]
         (found,), history = self.walk(
             self.given(self.node["minimum"], start)[None], work, self.key, self.node["minimum"]
         )
@@ -265,6 +282,7 @@ class CurvePoints(EnsembleJob):
     """
 
     refers = ("start", "end")
+    reads: ClassVar = {"path": str}
 
     def __init__(self, bench: Bench, key: str) -> None:
         super().__init__(bench, key)
@@ -278,7 +296,6 @@ class CurvePoints(EnsembleJob):
         return [self.path, *(minimum(self.bench, self.node[end]) for end in self.refers)]
 
     def check(self) -> None:
-        super().check()
         check_path(self.bench, f"ensemble.{self.key}", self.node)
 
     def make(self, work: Path) -> Result:
@@ -337,6 +354,7 @@ class EnsembleStage(Stage):
         for key, node in bench.config["ensemble"].items():
             if str(node["_target_"]).rpartition(".")[2] not in KINDS:
                 raise LowlossError(f"ensemble.{key}._target_ must be a recipe of {', '.join(KINDS)}")
+            KINDS[node["_target_"].rpartition(".")[2]].check_kinds(bench, key)
         for job in self.jobs(bench):
             assert isinstance(job, EnsembleJob)
             job.check()

@@ -35,7 +35,9 @@ class Scan(Job):
 
     def __init__(self, bench: Bench, scan: str) -> None:
         self.scan, self.node = scan, bench.config["scan"][scan]
-        ends = ("minimum",) if "minimum" in self.node else ("start", "end")
+        ends = (
+            ("minimum",) if "minimum" in self.node else ("start", "end", *(["third"] if "third" in self.node else []))
+        )
         self.minima: list[int] = [self.node[end] for end in ends]
         super().__init__(bench, "-".join([scan, *(f"{k:04d}" for k in self.minima)]))
 
@@ -101,7 +103,7 @@ class ScanStage(Stage):
     def _check(self, bench: Bench, key: str, node: Config) -> None:
         if "minimum" not in node and not {"start", "end"} <= {*node}:
             raise LowlossError(f"{key} has neither minimum nor start and end: give it the keys of a plane of scan=[…]")
-        for end in ("minimum", "start", "end"):
+        for end in ("minimum", "start", "end", "third"):
             if end in node:
                 bench.check_minimum(f"{key}.{end}", node[end])
         if "path" in node:
