@@ -30,8 +30,8 @@ STUDY = [
     *("study=t", "trainer=cpu", "model=mlp", "model.hidden=[4]", "data=tiny", "minima.count=3", "minima.epochs=1"),
     *("minima.batch_size=16", "finder=[autoneb,line]", "finder.autoneb.cycles=[{steps:2,lr:0.1}]"),
     *("finder.autoneb.evaluations=1", "finder.autoneb.batch_size=16", "path.points=4", "path.between=0"),
-    *("scan.plane.resolution=[3,3]", "scan.random_plane.resolution=[3,3]", "ensemble.members=1"),
-    *("ensemble.cycle_epochs=1", "ensemble.batch_size=16"),
+    *("scan.plane.resolution=[3,3]", "scan.random_plane.resolution=[3,3]", "ensemble.fge.members=1"),
+    *("ensemble.fge.cycle_epochs=1", "ensemble.fge.batch_size=16"),
 ]
 ODD = [
     *("null", "true", "abc", "''", "..", "../../x", "/", "a b", "ü", "???", "a.b.c", "every", "[]", "{}", "[1,2]"),

@@ -33,7 +33,7 @@ COMMAND = [
     *("minima.epochs=8", "finder=[autoneb,bezier]", "finder.autoneb.cycles=[{steps:60,lr:0.05,repeat:2}]"),
     *("finder.autoneb.batch_size=128", "finder.autoneb.evaluations=2", "finder.bezier.steps=200", "path.pairs=all"),
     *("path.points=20", "path.between=1", "scan.plane.resolution=[8,8]", "scan.random_plane.resolution=[8,8]"),
-    *("ensemble.members=3", "ensemble.cycle_epochs=1"),
+    *("ensemble.fge.members=3", "ensemble.fge.cycle_epochs=1"),
 ]
 DISK = 48  # megabytes
 PAUSE = 2.0

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from lowloss.measure import Exact
     from lowloss.papers import compare, published
     from lowloss.points import Grid, plane
-    from lowloss.training.methods import fast_ensemble, find_path, train_minima
+    from lowloss.training.ensembles import fast_ensemble
+    from lowloss.training.methods import find_path, train_minima
     from lowloss.training.tabulate import tabulate
 
 __version__ = version("lowloss")
@@ -50,7 +51,8 @@ _HOMES = {
     "lowloss.measure": ("Exact",),
     "lowloss.papers": ("compare", "published"),
     "lowloss.points": ("Grid", "plane"),
-    "lowloss.training.methods": ("fast_ensemble", "find_path", "train_minima"),
+    "lowloss.training.ensembles": ("fast_ensemble",),
+    "lowloss.training.methods": ("find_path", "train_minima"),
     "lowloss.training.tabulate": ("tabulate",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

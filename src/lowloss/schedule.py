@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, pi
+from math import cos, floor, pi
 from typing import Annotated
 
 from annotated_types import Ge
@@ -42,6 +42,24 @@ class Steps:
 
     def __call__(self, progress: float) -> float:
         return self.factor ** sum(progress >= milestone for milestone in self.milestones)
+
+
+class EpochDecay:
+    """Constant for some epochs, then a factor after each (the Penn Treebank tutorial of TensorFlow).
+
+    Args:
+        epochs: of training.
+        constant: of them at the base rate.
+        factor: multiplier after each further one.
+    """
+
+    def __init__(
+        self, epochs: Positive = 55, constant: Annotated[float, Ge(0)] = 14, factor: Positive = 1 / 1.15
+    ) -> None:
+        self.epochs, self.constant, self.factor = epochs, constant, factor
+
+    def __call__(self, progress: float) -> float:
+        return self.factor ** max(floor(progress * self.epochs + 1e-9) + 1 - self.constant, 0)
 
 
 class Plateau:

@@ -34,7 +34,7 @@ class Settings:
     optimizer: Config
     schedule: Config
     finder: dict[str, Config]
-    ensemble: Config
+    ensemble: dict[str, Config]
     scan: dict[str, Config]
     trainer: Config
     engine: Config
@@ -77,7 +77,7 @@ MADE = {
     "data": "lowloss.data.Data",
     "schedule": "collections.abc.Callable",
     "finder": "lowloss.finder.Finder",
-    "ensemble": "lowloss.ensemble.FGE",
+    "ensemble": "lowloss.ensemble.EnsembleRecipe",
     "scan": "lowloss.points.Plane",
     "engine": "lowloss.landscape.Engine",
     "logger": "lightning.pytorch.loggers.Logger",
@@ -107,7 +107,7 @@ def check_settings(config: Config, finders: Iterable[str]) -> None:
     check_arguments("", Settings, config, whole=True, more=True)
     check_arguments("minima", Files if "files" in config["minima"] else Training, config["minima"], whole=True)
     check_arguments("path", Paths, config["path"], whole=True)
-    for group in ("model", "data", "optimizer", "schedule", "ensemble", "trainer", "engine", *MAY_BE_NONE):
+    for group in ("model", "data", "optimizer", "schedule", "trainer", "engine", *MAY_BE_NONE):
         target = config[group].get("_target_")
         if not isinstance(target, str) and not (target is None and group in MAY_BE_NONE):
             raise LowlossError(f"{group}._target_ must name what is made, got {target!r}: choose {group}=OPTION")

@@ -52,7 +52,7 @@ CRASHED = {
     "=3": "=3 names no key: settings are KEY=VALUE",
     "--resolve": "--resolve flag can only be used .* --cfg",
     "model._target_=torch.nn.Linear": r"model: Linear.*unexpected keyword argument 'hidden'",
-    "ensemble=null": "ensemble=null, but ensemble takes the name of an option, of fge",
+    "ensemble=null": "ensemble=null, but ensemble takes the name of an option, of curve, fge",
     "engine=null": "engine=null, but engine takes the name of an option, of auto, graph, loop",
     "engine._target_=lowloss.finder.Line ~engine.kind ~engine.precision": "engine must make .*Engine, got Line",
     "schedule._target_=lowloss.finder.Line ~schedule.milestones ~schedule.factor": "schedule must make .*, got Line",

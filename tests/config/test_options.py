@@ -24,7 +24,9 @@ from lowloss.finder import AutoNEB, Phase
 from lowloss.settings import check_settings
 
 CONF = Path(__file__).parents[2] / "conf"
-OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra")
+OPTIONS = sorted(
+    (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("hydra", "small")
+)
 EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
 # Of each family the first row and the last.
 ROWS = [rows[i]["experiment"] for rows in read_families(CONF).values() for i in (0, -1)]
@@ -32,11 +34,11 @@ ROWS = [rows[i]["experiment"] for rows in read_families(CONF).values() for i in 
 TABLES = {"family", "paper"}
 # Groups whose options set keys of others.
 SPREAD = ("experiment", "recipe", "scale")
-LISTED = ("finder", "scan")
+LISTED = ("finder", "scan", "ensemble")
 # Groups whose classes live under another name.
-HOMES = {"scan": "points", "engine": "landscape", "chart": "landscape"}
-# Filled in from the data.
-FROM_DATA = {"input_shape", "num_classes"}
+HOMES = {"scan": "points", "engine": "landscape", "chart": "landscape", "optimizer": "training"}
+# Filled in from the data, or by whoever trains.
+FROM_DATA = {"input_shape", "num_classes", "params"}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def yaml_of(group, option):
 
 def test_every_group_has_options():
     groups = {group for group, _ in OPTIONS}
-    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", *TABLES}
+    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra", "small", *TABLES}
     assert groups >= {
         "model",
         "data",
@@ -116,6 +118,18 @@ def test_option_composes(compose, group, option):
         assert plain[group] == content
 
 
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "small").glob("*.yaml")))
+def test_what_a_scale_changes_of_a_network_composes_with_it_and_not_otherwise(compose, name):
+    scale, model = name.split("_", 1)
+    changed = flat(yaml_of("small", name)).items()
+    small, plain = (
+        flat(OmegaConf.to_container(compose(f"model={model}", *scales), resolve=False))
+        for scales in ((f"scale={scale}",), ())
+    )
+    assert small.items() >= changed
+    assert not plain.items() >= changed
+
+
 @pytest.mark.parametrize("group", LISTED)
 def test_options_of_a_list_stand_side_by_side(compose, group):
     options = [option for listed, option in OPTIONS if listed == group]
@@ -133,13 +147,18 @@ def test_study_is_named_after_data_and_model(compose):
 def test_every_experiment_can_be_tiny(compose, name):
     config, full = (compose(f"experiment={name}", *scale) for scale in (["scale=tiny"], []))
     assert config.study == f"{full.study}-tiny" == f"{name}-tiny"
-    assert config.data == OmegaConf.create(yaml_of("data", "tiny"))
+    # What a scale changes of a network, and of a text what its recipe does.
+    file = CONF / "small" / f"tiny_{full.hydra.runtime.choices.model}.yaml"
+    small = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    tiny = yaml_of("data", "tiny")
+    kept = {key: full.data[key] for key in ("steps", "streams", "carry") if key in full.data}
+    assert config.data == OmegaConf.create(tiny | kept | small.get("data", {}))
     assert config.trainer == OmegaConf.create(yaml_of("trainer", "auto"))
     assert config.minima.items() >= {"count": 3, "epochs": 2, "batch_size": 16}.items()
     assert config.path.budget.pairs == 2
     assert config.published is None
     for group in ("model", "optimizer", "schedule"):
-        assert config[group] == full[group]
+        assert config[group] == OmegaConf.merge(full[group], small.get(group, {}))
     assert config.evaluation_batch == full.evaluation_batch
     for finder in config.finder.values():
         if "_target_" in finder and "batch_size" in finder:
@@ -224,7 +243,11 @@ def test_everything_that_can_be_an_option_is_one():
             for value in exported(lowloss.finder)
             if inspect.isclass(value) and issubclass(value, lowloss.finder.Finder)
         ),
-        lowloss.ensemble.FGE,
+        *(
+            value
+            for value in exported(lowloss.ensemble)
+            if inspect.isclass(value) and value is not lowloss.ensemble.EnsembleRecipe
+        ),
         *(
             value
             for value in exported(lowloss.points)

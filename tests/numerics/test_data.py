@@ -316,3 +316,10 @@ def test_stratified_split_is_that_of_scikit_learn(samples: int, test_size: int) 
         expected = train_test_split(np.arange(samples), test_size=test_size, random_state=seed, stratify=labels)
         for split, index in zip(stratified_split(labels, test_size, seed), expected, strict=True):
             assert np.array_equal(split, index)
+
+
+def test_a_tiny_text_has_as_many_windows_as_samples() -> None:
+    data = tiny(samples=12, steps=5, streams=2)
+    assert data.splits == ("train", "test", "valid")
+    assert (data.num_classes, tuple(data.x_train.shape), data.streams) == (7, (12, 5), 2)
+    assert all(0 <= int(data.split(name)[0][:].min()) <= int(data.split(name)[0][:].max()) < 7 for name in data.splits)

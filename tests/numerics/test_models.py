@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
+from lowloss.model import CNN, LSTM, MLP, VGG16, ConvFC, DenseNet, PreResNet, ResNet, WideResNet
 
 CIFAR = (3, 32, 32)
 
@@ -25,6 +25,9 @@ PUBLISHED: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "DenseNet-40-12": (lambda: DenseNet(CIFAR, 10, depth=40, growth=12), 1_019_722),
     "DenseNet-100-12-BC": (lambda: DenseNet(CIFAR, 10, depth=100, growth=12, bottleneck=True), 769_162),
     "WRN-28-10": (lambda: WideResNet(CIFAR, 10, depth=28, widen=10), 36_479_194),
+    "ResNet-110": (lambda: ResNet(CIFAR, 10, depth=110), 1_727_962),
+    "PreResNet-110": (lambda: PreResNet(CIFAR, 10, depth=110, bottleneck=False), 1_730_522),
+    "PreResNet-164": (lambda: PreResNet(CIFAR, 10, depth=164), 1_703_258),
     "VGG-16": (lambda: VGG16(CIFAR, 10), 15_245_130),
 }
 
@@ -46,6 +49,11 @@ def test_parameters_and_outputs(name: str) -> None:
         ("ResNet-32", "0.46"),
         ("ResNet-44", "0.66"),
         ("ResNet-56", "0.85"),
+        ("ResNet-110", "1.7"),
+        # Table 4 of He et al. 2016, Identity mappings.
+        ("PreResNet-110", "1.7"),
+        ("PreResNet-164", "1.7"),
+        ("WRN-28-10", "36.5"),
         ("DenseNet-40-12", "1.0"),
         ("DenseNet-100-12-BC", "0.8"),
     ],
@@ -97,6 +105,8 @@ def test_mlp_by_formula() -> None:
         lambda shape: ResNet(shape, 7, depth=8, width=4),
         lambda shape: WideResNet(shape, 7, depth=10, widen=1),
         lambda shape: WideResNet(shape, 7, depth=16, widen=2),
+        lambda shape: PreResNet(shape, 7, depth=11, width=4),
+        lambda shape: PreResNet(shape, 7, depth=14, bottleneck=False, width=4),
         lambda shape: DenseNet(shape, 7, depth=10, growth=4),
         lambda shape: DenseNet(shape, 7, depth=10, growth=4, bottleneck=True),
         lambda shape: CNN(shape, 7, width=4, depth=2, hidden=16),
@@ -159,3 +169,52 @@ def test_cnn_depths() -> None:
     with pytest.raises(ValueError, match="6 poolings"):
         CNN(CIFAR, 10, depth=6)
     assert CNN(CIFAR, 10, width=2, depth=5)(torch.randn(2, *CIFAR)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("depth", "bottleneck"), [(110, True), (164, False), (2, True), (2, False), (10, True)])
+def test_pre_activation_depths(depth: int, bottleneck: bool) -> None:
+    if bottleneck and depth == 110:  # 9 · 12 + 2 as well
+        assert len(PreResNet((1, 8, 8), 3, depth, bottleneck, width=1).blocks) == 3 * 12 + 2
+        return
+    if depth == 164:  # 6 · 27 + 2 as well
+        assert len(PreResNet((1, 8, 8), 3, depth, bottleneck, width=1).blocks) == 3 * 27 + 2
+        return
+    with pytest.raises(ValueError, match="9n \\+ 2" if bottleneck else "6n \\+ 2"):
+        PreResNet(CIFAR, 10, depth, bottleneck)
+
+
+def test_resnet_158_has_26_blocks_a_stage() -> None:
+    with torch.device("meta"):
+        assert len(ResNet(CIFAR, 10, depth=158).blocks) == 3 * 26
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.5, 0.8, 1.0])
+def test_3conv3fc_by_formula(scale: float) -> None:
+    with torch.device("meta"):
+        module = ConvFC(CIFAR, 10, scale)
+        convolutions = (25 * 3 + 1) * 32 + (25 * 32 + 1) * 64 + (25 * 64 + 1) * 128
+        # 32, 15, 7, 3 pixels a side.
+        n = int(1000 * scale)
+        assert count(module) == convolutions + (128 * 9 + 1) * n + (n + 1) * n + (n + 1) * 10
+        assert module(torch.empty(2, *CIFAR)).shape == (2, 10)
+    with pytest.raises(ValueError, match="14 × 32"):
+        ConvFC((3, 14, 32), 10, scale)
+
+
+@pytest.mark.parametrize(("width", "millions"), [(1500, "66"), (650, "20"), (200, "5")])
+def test_lstm_of_the_penn_treebank(width: int, millions: str) -> None:
+    """Zaremba et al. 2014 count 66 million parameters in the large one."""
+    with torch.device("meta"):
+        module = LSTM(10_000, width)
+        # A layer has four gates, each with weights of inputs and state and two biases.
+        assert count(module) == 10_000 * width + 2 * 4 * width * (2 * width + 2) + 10_000 * (width + 1)
+    assert f"{count(module) / 1e6:.0f}" == millions
+
+
+def test_lstm_goes_on_from_its_state() -> None:
+    module, x = LSTM(7, width=5, dropout=0.5, span=0.3).eval(), torch.randint(7, (3, 8))
+    whole, _ = module(x)
+    first, state = module(x[:, :5])
+    second, _ = module(x[:, 5:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    assert max(float(parameter.detach().abs().max()) for parameter in module.parameters()) <= 0.3

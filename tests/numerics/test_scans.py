@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowloss import Data, Exact, Grid, LowlossError, MullerBrown, NetworkLandscape, tabulate
 from lowloss.finder import Polyline
 from lowloss.landscape import AnalyticSurface, Landscape, Layout
-from lowloss.points import PathPlane, RandomPlane, line, plane, random_direction
+from lowloss.points import MinimaPlane, PathPlane, RandomPlane, line, plane, random_direction
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -245,3 +245,14 @@ def test_points_are_made_a_chunk_at_a_time() -> None:
     table = tabulate(Logarithm(), points, count=7, chunk=3)
     assert asked == [[0, 1, 2], [3, 4, 5], [6]]
     torch.testing.assert_close(table["train_loss"], torch.arange(7).double().log())
+
+
+def test_the_plane_of_three_minima_goes_through_all_of_them() -> None:
+    corners_3P = torch.randn(3, 7, dtype=torch.float64)
+    recipe = MinimaPlane(start=3, end=1, third=4, resolution=[4, 3], margin=0.0)
+    assert recipe.minima == (3, 1, 4)
+    grid = recipe.grid(corners_3P, None, Layout.of(nn.Linear(6, 1)), seed=0)
+    assert grid.shape == (4, 3)
+    assert grid.anchor_names == ("minimum 3", "minimum 1", "minimum 4")
+    torch.testing.assert_close(grid.origin_P + grid.anchors_AD @ grid.directions_DP, corners_3P)
+    torch.testing.assert_close(grid.directions_DP @ grid.directions_DP.T, torch.eye(2, dtype=torch.float64))

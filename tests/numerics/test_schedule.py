@@ -5,7 +5,7 @@ from math import sqrt
 import pytest
 
 from lowloss import LowlossError
-from lowloss.schedule import Constant, Cosine, Plateau, Steps
+from lowloss.schedule import Constant, Cosine, EpochDecay, Plateau, Steps
 
 
 def test_constant() -> None:
@@ -15,6 +15,12 @@ def test_constant() -> None:
 def test_cosine() -> None:
     expected = [1, (1 + sqrt(0.5)) / 2, 0.75, 0.5, 0.25, 0]
     assert [Cosine()(progress) for progress in (0, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1)] == pytest.approx(expected)
+
+
+def test_epochs_decay_as_in_the_penn_treebank_tutorial() -> None:
+    # The rate of epoch i = 0, 1, … is factor^max(i + 1 - constant, 0).
+    schedule = EpochDecay(epochs=5, constant=2, factor=0.5)
+    assert [schedule(step / 35) for step in (0, 13, 14, 20, 21, 34)] == [1, 1, 0.5, 0.5, 0.25, 0.125]
 
 
 def test_steps_fall_at_their_milestones() -> None:

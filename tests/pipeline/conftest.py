@@ -15,7 +15,7 @@ TINY = """
     model=mlp model.hidden=[16] model.batch_norm=true minima.count=3 minima.epochs=4 finder=[autoneb,line,bezier]
     finder.autoneb.cycles=[{steps:60,lr:0.05,repeat:2}] finder.autoneb.batch_size=128 finder.autoneb.evaluations=2
     finder.autoneb.threshold=0.01 finder.bezier.steps=60 path.points=20 path.between=1 scan.plane.resolution=[4,5]
-    scan.random_plane.resolution=[5,4] ensemble.members=2 ensemble.cycle_epochs=1
+    scan.random_plane.resolution=[5,4] ensemble.fge.members=2 ensemble.fge.cycle_epochs=1
 """
 
 

@@ -21,7 +21,7 @@ STUDY = f"""
     {NETWORK} finder=[autoneb,line]
     finder.autoneb.cycles=[{{steps:10,lr:0.05,repeat:2}}] finder.autoneb.batch_size=128 finder.autoneb.evaluations=2
     path.points=7 path.between=1 path.pairs=[[1,3]] scan.plane.start=1 scan.plane.end=3 scan.plane.resolution=[4,5]
-    scan.random_plane.resolution=[3,3] ensemble.members=2 ensemble.cycle_epochs=1
+    scan.random_plane.resolution=[3,3] ensemble.fge.members=2 ensemble.fge.cycle_epochs=1
 """
 
 
@@ -275,5 +275,5 @@ def test_what_is_no_list_of_files_is_refused(lowloss, tmp_path, arguments, told)
 def test_a_minimum_that_is_not_among_the_files_is_refused(lowloss, files, tmp_path):
     message = lowloss(tmp_path, *STUDY.split(), named(files[:2])).message
     assert re.search(r"names \[1,3\], but the minima are 0 … 1: name more files in minima\.files", message), message
-    message = lowloss(tmp_path, *NETWORK.split(), "scan=[]", "ensemble.minimum=4", named(files[:2])).message
-    assert "ensemble.minimum=4, but the minima are 0 … 1: name more files in minima.files" in message
+    message = lowloss(tmp_path, *NETWORK.split(), "scan=[]", "ensemble.fge.minimum=4", named(files[:2])).message
+    assert "ensemble.fge.minimum=4, but the minima are 0 … 1: name more files in minima.files" in message

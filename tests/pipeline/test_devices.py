@@ -17,10 +17,10 @@ from safetensors.numpy import load_file
 TWO = ("trainer=ddp", "trainer.accelerator=cpu")
 # Without BatchNorm, whose bands are another test's.
 SHORT = """
-    model=mlp model.hidden=[8] minima.count=3 minima.epochs=2 finder=[autoneb] ensemble.members=1
+    model=mlp model.hidden=[8] minima.count=3 minima.epochs=2 finder=[autoneb] ensemble.fge.members=1
     finder.autoneb.cycles=[{steps:55,lr:0.05,repeat:2}] finder.autoneb.batch_size=127 finder.autoneb.evaluations=2
     finder.autoneb.threshold=0.01 path.points=20 path.between=3 path.pairs=[[0,1]] scan=[random_plane]
-    scan.random_plane.resolution=[5,4] ensemble.cycle_epochs=1
+    scan.random_plane.resolution=[5,4] ensemble.fge.cycle_epochs=1
 """
 STAGES = "stages=[minima,path,ensemble,scan]"
 

@@ -11,7 +11,7 @@ STAGES = "minima, path, ensemble, scan, report"
 # A short study, should something wrong be accepted after all.
 SHORT = """
     model=mlp minima.count=2 minima.epochs=1 finder.autoneb.cycles=[{steps:2,lr:0.1,repeat:2}] path.points=5
-    path.between=1 ensemble.members=1 ensemble.cycle_epochs=1 scan.plane.resolution=[3,3]
+    path.between=1 ensemble.fge.members=1 ensemble.fge.cycle_epochs=1 scan.plane.resolution=[3,3]
     scan.random_plane.resolution=[3,3]
 """
 
@@ -22,7 +22,7 @@ WRONG = {
     "key": ("minima.cuont=3", "minima.cuont", r"\bcount\b", r"\bepochs\b", r"\bbatch_size\b"),
     "choice": ("finder.autoneb.tangent=foo", "finder.autoneb", "foo", "higher, improved"),
     "depth": ("model=resnet20 model.depth=21", "model", "21", r"6n \+ 2"),
-    "rates": ("ensemble.lr_min=1", "ensemble", "lr_min < lr_max", r"\b1\b"),
+    "rates": ("ensemble.fge.lr_min=1", "ensemble", "lr_min < lr_max", r"\b1\b"),
     "milestones": ("schedule.milestones=[2]", "schedule.milestones", r"\[2\]"),
     "cycles": ("finder.autoneb.cycles=[{steps:10}]", "finder.autoneb", "steps, lr"),
     "cycles-of-words": ("finder.autoneb.cycles=foo", "finder.autoneb", "steps: NUMBER, lr: RATE, repeat: TIMES", "foo"),
@@ -42,7 +42,7 @@ WRONG = {
     "pairs": ("path.pairs=foo", "path.pairs", "star, all", "foo"),
     "pair-of-a-finder": ("+path.only.autoneb=[[0,9]]", "path.only", r"\[0, ?9\]"),
     "pair-of-words": ("path.pairs=[[0,x]]", "path.pairs", "x"),
-    "start-of-ensemble": ("ensemble.minimum=9", "ensemble.minimum", "minima.count"),
+    "start-of-ensemble": ("ensemble.fge.minimum=9", "ensemble.fge.minimum", "minima.count"),
     "end-of-plane": ("scan.plane.end=7", r"scan\.plane", "7"),
     "path-of-plane": ("scan.plane.path=bezier", "scan.plane.path", "bezier", "autoneb"),
     "plane-without-its-path": ("path.pairs=[[1,2]] minima.count=3", r"scan\.plane", "path.pairs"),
@@ -201,7 +201,7 @@ def state(root):
         # BatchNorm's statistics are means over the chunks of an evaluation.
         ("evaluation_batch=100", "evaluation_batch=1000", "evaluation_batch=100"),
         ("finder.autoneb.pivots=4", "finder.autoneb.pivots=3", "finder.autoneb.pivots=4"),
-        ("ensemble.members=3", "ensemble.members=2", "ensemble.members=3"),
+        ("ensemble.fge.members=3", "ensemble.fge.members=2", "ensemble.fge.members=3"),
         ("scan.plane.margin=0.5", "scan.plane.margin=0.25", "scan.plane.margin=0.5"),
     ],
 )
@@ -219,9 +219,9 @@ def test_a_study_is_not_mixed_with_another_configuration(lowloss, whole, change,
     [
         ("finder.autoneb.tangent=foo", "finder.autoneb: tangent must be one of higher, improved"),
         ("finder.autoneb.momentum=2", "finder.autoneb: momentum must be"),
-        ("ensemble.lr_min=1", "ensemble: the rates must be 0 < lr_min < lr_max"),
-        ("ensemble.momentum=2", "ensemble: momentum must be at least 0 and less than 1, got 2"),
-        ("ensemble.cycle_epochs=-1", "ensemble: cycle_epochs must be more than 0 and finite, got -1"),
+        ("ensemble.fge.lr_min=1", "ensemble.fge: the rates must be 0 < lr_min < lr_max"),
+        ("ensemble.fge.momentum=2", "ensemble.fge: momentum must be at least 0 and less than 1, got 2"),
+        ("ensemble.fge.cycle_epochs=-1", "ensemble.fge: cycle_epochs must be more than 0 and finite, got -1"),
         ("optimizer.lr=abc", "optimizer.lr must be float"),
     ],
 )

@@ -203,7 +203,15 @@ class Resources(HTMLParser):
 
 def test_page_is_self_contained_and_shows_the_figures(whole):
     figures = sorted(path.name for path in (whole.root / "report" / "figures").iterdir())
-    names = ["ensembles", "paths", "learning", "plane-0000-0001", "slice-plane-0000-0001", "random_plane-0000"]
+    names = [
+        "ensembles",
+        "ensemble-costs",
+        "paths",
+        "learning",
+        "plane-0000-0001",
+        "slice-plane-0000-0001",
+        "random_plane-0000",
+    ]
     names += [f"disconnectivity-{finder}" for finder in ("autoneb", "bezier", "line")]
     searches = ("classes", "coordinates")
     names += [f"{figure}-0000-0001-{finder}" for figure in searches for finder in ("autoneb", "bezier")]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lowloss.checking import Count, Few
 from lowloss.data.base import Augmentation, Data, Inputs, Pixels
+from lowloss.data.language import SPLITS, Text
 from lowloss.data.task import Task
 from lowloss.errors import LowlossError, check_number
 
@@ -39,13 +40,22 @@ def digits(
     return _normalised(images[train], labels[train], images[test], labels[test], 10, mean, std, augment)
 
 
-def tiny(size: Few = 8, samples: Few = 128, channels: Few = 1) -> Data:
-    """The first of the digits, half as many test samples, for trying things out in seconds.
+def tiny(
+    size: Few = 8,
+    samples: Few = 128,
+    channels: Few = 1,
+    steps: Count | None = None,
+    streams: Count = 2,
+    carry: bool = False,
+) -> Data:
+    """The first of the digits, half as many test samples, for trying things out in seconds; or a text.
 
     Args:
         size: pixels a side, a multiple of 8: each pixel is repeated.
         samples: of training, at most 720.
         channels: which are all the same.
+        steps: of a window, of which a text has as many as samples, where a language model is tried out.
+        streams, carry: of the text; see `text`.
     """
     for key, value, least in (("size", size, 8), ("samples", samples, 2), ("channels", channels, 1)):
         check_number(f"data.{key}", value, int, least)
@@ -53,6 +63,10 @@ def tiny(size: Few = 8, samples: Few = 128, channels: Few = 1) -> Data:
         raise LowlossError(
             f"data=tiny has a size that is a multiple of 8 and at most 720 samples, got {size}, {samples}"
         )
+    if steps is not None:
+        letters = torch.randint(3, (2 * samples * steps + 3,), generator=torch.Generator().manual_seed(0)).cumsum(0) % 7
+        parts = letters.split([samples * steps + 1, *2 * [samples * steps // 2 + 1]])
+        return Text(dict(zip(SPLITS, parts, strict=True)), "abcdefg", steps, streams, carry)
     data = digits()
     (x_train, y_train), (x_test, y_test) = (
         (_enlarged(x[:count], size // 8, channels), y[:count])

@@ -64,6 +64,10 @@ class Task:
             total = total + outputs.double()
             yield total / m
 
+    def logits(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The logits (S, C) and classes (S,) of what is scored; None where outputs are no logits of classes."""
+        return None
+
     def check(self, outputs: Tensor, y: Tensor, name: str) -> None:
         """Raise LowlossError where a network's outputs for a few samples do not fit their targets."""
 
@@ -139,6 +143,9 @@ class Classification(Task):
     def together(self, outputs_M: Sequence[Tensor]) -> Iterator[Tensor]:
         return _log_mean_probabilities(outputs_M)
 
+    def logits(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        return outputs, y
+
     def check(self, outputs: Tensor, y: Tensor, name: str) -> None:
         if tuple(outputs.shape) != (len(y), self.num_classes):
             raise LowlossError(
@@ -177,6 +184,10 @@ class LanguageModel(Task):
 
     def together(self, outputs_M: Sequence[Tensor]) -> Iterator[Tensor]:
         return _log_mean_probabilities(outputs_M)
+
+    def logits(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        scored = y != PADDING
+        return outputs[scored], y[scored]
 
     def check(self, outputs: Tensor, y: Tensor, name: str) -> None:
         if tuple(outputs.shape) != (*y.shape, self.num_classes):

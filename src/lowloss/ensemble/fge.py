@@ -5,18 +5,20 @@ Reference: Garipov et al. 2018, sec. 5 and Algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Annotated
 
-from annotated_types import Le
+from annotated_types import Ge, Le
 
-from lowloss.checking import Count, Few, Index
+from lowloss.checking import Count, Few, Index, Positive
+from lowloss.ensemble.base import Walk
 from lowloss.errors import LowlossError, check_number, check_sgd
 
 
 @dataclass(frozen=True)
-class FGE:
+class FGE(Walk):
     """The recipe of Algorithm 1.
 
     Args:
@@ -26,6 +28,10 @@ class FGE:
         lr_max, lr_min: alpha_1, at the ends of a cycle, and alpha_2, in its middle, where the member is collected.
         momentum, weight_decay: of SGD.
         batch_size: samples a minibatch.
+        runs: of so many minima, from `minimum` on, each walked from; they train together.
+        starts: epochs of a minimum's training to walk from, each one of `minima.collect`; null: its end.
+        include_start: whether the point that a walk starts from is a member too.
+        budget: epochs of a run, the minimum's training included; null: no limit.
 
     Raises LowlossError if the rates are not 0 < lr_min < lr_max, there is no member to collect, or SGD cannot descend.
     """
@@ -38,6 +44,10 @@ class FGE:
     momentum: float = 0.9
     weight_decay: float = 3e-4
     batch_size: Count = 128
+    runs: Few = 1
+    starts: Sequence[Annotated[float, Ge(0)]] | None = None
+    include_start: bool = False
+    budget: Positive | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.lr_min < self.lr_max < inf:
@@ -45,7 +55,13 @@ class FGE:
         check_number("members", self.members, int, 1)
         if not 0 < self.cycle_epochs < inf:
             raise LowlossError(f"cycle_epochs must be more than 0 and finite, got {self.cycle_epochs}")
+        if self.starts is not None and not self.starts:
+            raise LowlossError("starts must name an epoch to walk from, or be null, got []")
         check_sgd(self.momentum, self.weight_decay, self.batch_size)
+
+    @property
+    def lr(self) -> float:
+        return self.lr_max
 
     def cycle(self, steps_per_epoch: int) -> int:
         """Iterations c of a cycle: even, and at least two."""
@@ -63,5 +79,5 @@ class FGE:
         return (2 - 2 * t) * self.lr_min + (2 * t - 1) * self.lr_max
 
     def collects(self, i: int, cycle: int) -> bool:
-        """Whether the weights after iteration i = 1, 2, … join the ensemble: mod(i, c) = c / 2."""
-        return i % cycle == cycle // 2
+        """Whether the weights after iteration i = 0, 1, 2, … join the ensemble: mod(i, c) = c / 2."""
+        return i % cycle == cycle // 2 if i else self.include_start

@@ -1,9 +1,24 @@
 """Finders of paths between points; pure tensor code."""
 
+from lowloss.finder.arclength import ArcLengthChain
 from lowloss.finder.autoneb import AutoNEB
 from lowloss.finder.base import Finder, Phase
 from lowloss.finder.curve import BezierCurve, Line, PolygonalChain
 from lowloss.finder.neb import NEB
+from lowloss.finder.trivial import Trivial
 from lowloss.points.path import Bezier, Path, Polyline
 
-__all__ = ["NEB", "AutoNEB", "Bezier", "BezierCurve", "Finder", "Line", "Path", "Phase", "PolygonalChain", "Polyline"]
+__all__ = [
+    "NEB",
+    "ArcLengthChain",
+    "AutoNEB",
+    "Bezier",
+    "BezierCurve",
+    "Finder",
+    "Line",
+    "Path",
+    "Phase",
+    "PolygonalChain",
+    "Polyline",
+    "Trivial",
+]

@@ -66,6 +66,10 @@ class Finder(ABC):
     def start(self, a_P: Tensor, b_P: Tensor) -> Path:
         """The initial path between two points."""
 
+    def begin(self, landscape: Landscape, a_P: Tensor, b_P: Tensor) -> Path:
+        """The initial path, of a finder that asks the landscape what its coordinates are."""
+        return self.start(a_P, b_P)
+
     def prepare(self, path: Path) -> Path:
         """Called before each step."""
         return path

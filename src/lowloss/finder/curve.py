@@ -79,7 +79,11 @@ class TrainedCurve(Finder):
         t_K = torch.rand(self.samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         theta_KP = path.points(t_K)
         losses_K = landscape.losses(theta_KP, batch)
-        return (losses_K + l2(self.weight_decay, theta_KP)).mean(), losses_K.detach()
+        return self.expectation(path, t_K, losses_K + l2(self.weight_decay, theta_KP)), losses_K.detach()
+
+    def expectation(self, path: Path, t_K: Tensor, values_K: Tensor) -> Tensor:
+        """The expectation that is minimised, from values at t_K that were drawn uniformly."""
+        return values_K.mean()
 
     def evaluations_per_step(self, path: Path) -> int:
         return self.samples

@@ -24,6 +24,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lowloss.ensemble import EnsembleRecipe
     from lowloss.finder import Finder
     from lowloss.jobs.stage import Stage
     from lowloss.landscape import NetworkLandscape
@@ -46,7 +47,11 @@ class Bench:
         self, study: Study, config: Config, build: Callable[..., Any], command: str, stages: Mapping[str, Stage]
     ) -> None:
         self.study, self.config, self.build, self.command, self.stages = study, {**config}, build, command, stages
-        for group in ("finder", "scan"):  # an experiment may hold settings of some that the command did not choose
+        for group in (
+            "finder",
+            "scan",
+            "ensemble",
+        ):  # an experiment may hold settings of some that the command did not choose
             self.config[group] = {name: node for name, node in config[group].items() if "_target_" in node}
         self.stage: Stage | None = None
         self._sources: list[str] | None = None
@@ -180,6 +185,10 @@ class Bench:
     def planes(self) -> dict[str, Plane]:
         return {name: self.build(f"scan.{name}") for name in self.config["scan"]}
 
+    @cached_property
+    def ensembles(self) -> dict[str, EnsembleRecipe]:
+        return {name: self.build(f"ensemble.{name}") for name in self.config["ensemble"]}
+
     @property
     def count(self) -> int:
         """The number of minima."""
@@ -196,7 +205,7 @@ class Bench:
         """Raise LowlossError for a setting that its finder, scan, ensemble, schedule or optimizer refuses."""
         from lowloss.training.descent import check_optimizer
 
-        _ = self.finders, self.planes, self.build("ensemble"), self.build("schedule")
+        _ = self.finders, self.planes, self.ensembles, self.build("schedule")
         check_optimizer(self.build("optimizer", partial=True))
         for name in self.config["stages"]:
             self.stages[name].check_made(self)

@@ -1,77 +1,261 @@
-"""Ensembles: a fast geometric one from a minimum, and that of all minima, evaluated on the test split."""
+"""Ensembles of networks, each a recipe, evaluated on the test split: every prefix of its members, and what it cost.
+
+Shapes: R walks, M members, T points of a path, P parameters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowloss import progress
+from lowloss.checking import Few, check_value
+from lowloss.errors import LowlossError
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
+from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from lowloss.report.pictures import Picture
+    from lowloss.training.ensembles import Ensemble
 
 
 class EnsembleJob(Job):
     """Tensors: each metric of the first 1, 2, … members together and, as <metric>_alone, of each member.
 
     notes["rows"]: method, members, and the metrics of all together.
+    members.csv: a row a member: its run (from 1), the epochs spent up to it, the metrics of the ensemble that ends with
+    it, and its distance to the member before.
     """
 
     kind, stage = "ensembles", "ensemble"
+    refers: ClassVar[tuple[str, ...]] = ()
+    """The settings that name minima."""
+    reads: ClassVar[dict[str, Any]] = {}
+    """The settings that are looked at before the recipe is built, and what each has to be."""
 
-    def evaluated(self, theta_MP: Tensor, method: str) -> tuple[dict[str, Tensor], list[Any]]:
-        """The tensors of an ensemble and its row."""
-        from lowloss.ensemble import ensemble_metrics
-
-        with progress.bar(f"{method} on the test split", len(theta_MP)) as advance:
-            together, alone = ensemble_metrics(self.bench.landscape, theta_MP)
-            advance(len(theta_MP), "")
-        tensors = {**together, **{f"{name}_alone": column for name, column in alone.items()}}
-        metrics = (float(together[name][-1]) for name in self.bench.landscape.task.units)
-        return tensors, [method, len(theta_MP), *metrics]
-
-
-class FastGeometric(EnsembleJob):
-    """Garipov et al. 2018, Algorithm 1. Its rows are the single network that it starts from, and the ensemble."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.start: int = bench.config["ensemble"]["minimum"]
-        super().__init__(bench, f"fge-{self.start:04d}")
-
-    def needs(self) -> Sequence[Job]:
-        return (minimum(self.bench, self.start),)
+    def __init__(self, bench: Bench, key: str) -> None:
+        self.key, self.node = key, bench.config["ensemble"][key]
+        super().__init__(bench, "-".join([key, *(f"{self.node[one]:04d}" for one in self.refers)]))
 
     def own_settings(self) -> Config:
-        return self.bench.describes("seed", "ensemble")
+        return self.bench.describes("seed", f"ensemble.{self.key}")
 
-    def make(self, work: Path) -> Result:
+    @classmethod
+    def check_kinds(cls, bench: Bench, key: str) -> None:
+        """Raise LowlossError for settings that are missing, or not of the kind that is asked for."""
+        node = bench.config["ensemble"][key]
+        for one in (*cls.refers, *cls.reads):
+            if one not in node:
+                raise LowlossError(f"the configuration has no ensemble.{key}.{one}: do not take it out")
+        for one in cls.refers:
+            bench.check_minimum(f"ensemble.{key}.{one}", node[one])
+        for one, hint in cls.reads.items():
+            check_value(f"ensemble.{key}.{one}", node[one], hint)
+
+    def check(self) -> None:
+        """Raise LowlossError for settings that cannot be used here; nothing heavy is imported."""
+
+    @property
+    def trained(self) -> float:
+        """The epochs of a minimum's training; none for networks that were trained elsewhere."""
+        return float(self.bench.config["minima"].get("epochs", 0))
+
+    def evaluated(
+        self, theta_MP: Tensor, method: str, factors_M: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], list[Any]]:
+        """The tensors of an ensemble and its row."""
+        from lowloss.ensemble.averaging import ensemble_columns
+
+        with progress.bar(f"{method} on the test split", len(theta_MP)) as advance:
+            tensors = ensemble_columns(self.bench.landscape, theta_MP, factors_M=factors_M)
+            advance(len(theta_MP), "")
+        metrics = (float(tensors[name][-1]) for name in self.bench.landscape.task.units)
+        return tensors, [method, len(theta_MP), *metrics]
+
+    def single(self, k: int) -> list[Any]:
+        """The row of the network that an ensemble starts from."""
+        return self.evaluated(points(self.bench, [k]), "single")[1]
+
+
+def members_table(tensors: dict[str, Tensor], run_M: Sequence[int], epochs_M: Sequence[float]) -> pd.DataFrame:
+    """The rows of members.csv; the first member has no distance."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {"members": range(1, len(run_M) + 1), "run": list(run_M), "epochs": list(epochs_M)}
+    columns |= {name: column.tolist() for name, column in tensors.items() if len(column) == len(run_M)}
+    columns["distance"] = [None, *tensors["distance"].tolist()]
+    return pd.DataFrame(columns)
+
+
+def distances(theta_MP: Tensor) -> Tensor:
+    """Of consecutive members, (M - 1,)."""
+    import torch
+
+    pairs = [(b_P - a_P).double().norm().cpu() for a_P, b_P in pairwise(theta_MP)]
+    return torch.stack(pairs) if pairs else torch.empty(0, dtype=torch.float64)
+
+
+class Walked(EnsembleJob):
+    """Members collected on walks, as rows of one matrix, run by run."""
+
+    def walk(self, start_RP: Tensor, work: Path, *seed: Any) -> tuple[list[Ensemble], pd.DataFrame]:
         import pandas as pd
 
-        from lowloss.training.methods import fast_ensemble
+        from lowloss.training.ensembles import walk
 
-        start_1P, seed = points(self.bench, [self.start]), derive(self.bench.config["seed"], "fge", self.start)
-        found = self.bench.everywhere(fast_ensemble, start_1P[0], self.bench.build("ensemble"), seed=seed, folder=work)
-        history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"]).astype({"step": int})
-        tensors, row = self.evaluated(found.theta_MP, "fge")
-        single = self.evaluated(start_1P, "single")[1]
-        notes = {"method": "fge", "minimum": self.start, "rows": [single, row]}
-        return Result({**tensors, "theta": found.theta_MP}, notes, {"metrics.csv": history})
+        recipe, seed_ = self.bench.build(f"ensemble.{self.key}"), derive(self.bench.config["seed"], *seed)
+        found = self.bench.everywhere(walk, start_RP, recipe, seed=seed_, folder=work, title=self.key)
+        heads = ["train_loss", *(f"train_loss_{r}" for r in range(1, len(found)))]
+        entries = [
+            [*rows[0][:2], *(row[2] for row in rows)] for rows in zip(*(one.history for one in found), strict=True)
+        ]
+        return found, pd.DataFrame(entries, columns=["step", "lr", *heads]).astype({"step": int})
+
+    def given(self, k: int, epoch: float | None) -> Tensor:
+        """Minimum k (P,) as it was at an epoch of its training; None: at the end."""
+        from lowloss.files import load_tensors
+
+        artifact = minimum(self.bench, k).artifact
+        if epoch is None:
+            return artifact.load()[0]["theta"]
+        at = artifact.notes()["trajectory_epochs"].index(epoch)
+        return load_tensors(artifact.folder / "trajectory" / f"{at:04d}.safetensors")[0]["theta"]
+
+    def check_starts(self, starts: Any) -> None:
+        """Raise LowlossError for epochs at which the minima are not kept."""
+        minima, key = self.bench.config["minima"], f"ensemble.{self.key}"
+        if starts and "files" in minima:
+            raise LowlossError(f"{key} starts from an epoch, and minima from files have none: set it to null")
+        kept = minima.get("collect")
+        for epoch in starts or ():
+            if epoch > minima["epochs"] or (kept != "every" and epoch not in (kept or ())) or epoch != round(epoch):
+                told = f"minima.collect={kept} in {minima['epochs']:g} epochs"
+                raise LowlossError(f"{key} starts from epoch {epoch:g}, which {told} does not keep: add it there")
 
 
-class Independent(EnsembleJob):
-    """All minima together."""
+class FastGeometric(Walked):
+    """Garipov et al. 2018, Algorithm 1. Its rows are the single network that it starts from, and the ensemble."""
 
-    def __init__(self, bench: Bench) -> None:
-        super().__init__(bench, f"independent-{bench.count}")
+    refers = ("minimum",)
+    reads: ClassVar = {
+        "members": int, "cycle_epochs": float, "runs": Few, "starts": list[float] | None, "budget": float | None,
+    }  # fmt: skip
+
+    @property
+    def starts(self) -> list[float | None]:
+        return self.node["starts"] or [None]
+
+    @property
+    def minima(self) -> list[int]:
+        return [self.node["minimum"] + run for run in range(self.node["runs"])]
+
+    def needs(self) -> Sequence[Job]:
+        return [minimum(self.bench, k) for k in self.minima]
+
+    def check(self) -> None:
+        self.bench.check_minimum(f"ensemble.{self.key}.minimum + runs - 1", self.minima[-1])
+        self.check_starts(self.node["starts"])
+        budget, before = self.node["budget"], max(self.node["starts"] or [self.trained])
+        walk = (self.node["members"] - 0.5) * self.node["cycle_epochs"]
+        key, needed = f"ensemble.{self.key}.budget", before + len(self.starts) * walk
+        if budget is not None and budget < before:
+            raise LowlossError(f"{key}={budget:g} epochs is less than the {before:g} of the training before: raise it")
+        if budget is not None and budget < needed:
+            raise LowlossError(f"{key}={budget:g} epochs is less than the {needed:g} that a run takes: raise it")
+
+    def make(self, work: Path) -> Result:
+        import torch
+
+        from lowloss.ensemble.base import epochs_spent
+
+        runs = [(k, epoch) for k in self.minima for epoch in self.starts]
+        start_RP = torch.stack([self.given(k, epoch) for k, epoch in runs])
+        found, history = self.walk(start_RP, work, "fge", self.node["minimum"])
+        theta_MP = torch.cat([one.theta_MP for one in found])
+        before, last = max(self.node["starts"] or [self.trained]), found[0].epochs[-1]
+        place = [divmod(r, len(self.starts)) for r in range(len(runs))]
+        members = [(*place[r], here) for r, one in enumerate(found) for here in one.epochs]
+        spent = [epochs_spent(run, start, here, before, len(self.starts), last) for run, start, here in members]
+        tensors, row = self.evaluated(theta_MP, self.key)
+        tensors["distance"] = distances(theta_MP)
+        notes = {"method": self.key, "minimum": self.node["minimum"], "rows": [self.single(self.minima[0]), row]}
+        table = members_table(tensors, [run + 1 for run, _, _ in members], spent)
+        return Result({**tensors, "theta": theta_MP}, notes, {"metrics.csv": history, "members.csv": table})
+
+
+class Snapshots(Walked):
+    """Huang et al. 2017: each run trains a network from an initial point of its own, in cycles."""
+
+    reads: ClassVar = {"runs": Few}
+
+    def make(self, work: Path) -> Result:
+        import torch
+
+        seed, landscape = self.bench.config["seed"], self.bench.landscape
+        start_RP = torch.stack(
+            [landscape.initial(derive(seed, self.key, "initial", r)) for r in range(self.node["runs"])]
+        )
+        found, history = self.walk(start_RP, work, self.key)
+        theta_MP = torch.cat([one.theta_MP for one in found])
+        tensors, row = self.evaluated(theta_MP, self.key)
+        tensors["distance"] = distances(theta_MP)
+        members = [(run, here) for run, one in enumerate(found) for here in one.epochs]
+        spent = [run * found[0].epochs[-1] + here for run, here in members]
+        table = members_table(tensors, [run + 1 for run, _ in members], spent)
+        tables = {"metrics.csv": history, "members.csv": table}
+        return Result({**tensors, "theta": theta_MP}, {"method": self.key, "rows": [row]}, tables)
+
+
+class Averaged(Walked):
+    """Stochastic weight averaging: one network, the mean of the weights collected so far, for each prefix."""
+
+    refers = ("minimum",)
+    reads: ClassVar = {"start": float | None}
+
+    def needs(self) -> Sequence[Job]:
+        return (minimum(self.bench, self.node["minimum"]),)
+
+    def check(self) -> None:
+        self.check_starts([self.node["start"]] if self.node["start"] is not None else None)
+
+    def make(self, work: Path) -> Result:
+        import torch
+
+        start = self.node["start"]
+        (found,), history = self.walk(
+            self.given(self.node["minimum"], start)[None], work, self.key, self.node["minimum"]
+        )
+        counts_M1 = torch.arange(1, len(found.theta_MP) + 1)[:, None]
+        mean_MP = (found.theta_MP.double().cumsum(0) / counts_M1).to(found.theta_MP)
+        names, collected = self.bench.landscape.task.units, self.evaluated(found.theta_MP, f"{self.key}, collected")[0]
+        means = [self.evaluated(mean_P[None], self.key)[0] for mean_P in mean_MP]
+        tensors = {name: torch.cat([mean[name] for mean in means]) for name in means[0]}
+        tensors |= {f"{name}_alone": collected[f"{name}_alone"] for name in names}
+        tensors["distance"] = distances(found.theta_MP)
+        row = [self.key, 1, *(float(tensors[name][-1]) for name in names)]
+        spent = [(self.trained if start is None else start) + here for here in found.epochs]
+        notes = {"method": self.key, "rows": [self.single(self.node["minimum"]), row]}
+        table = members_table(tensors, [1] * len(spent), spent)
+        tables = {"metrics.csv": history, "members.csv": table}
+        return Result({**tensors, "theta": mean_MP[-1:]}, notes, tables)
+
+
+class Together(EnsembleJob):
+    """All minima together, one a run."""
+
+    def __init__(self, bench: Bench, key: str) -> None:
+        super().__init__(bench, key)
+        self.name = f"{key}-{bench.count}"
 
     def needs(self) -> Sequence[Job]:
         return [minimum(self.bench, k) for k in range(self.bench.count)]
@@ -81,27 +265,114 @@ class Independent(EnsembleJob):
 
     def make(self, work: Path) -> Result:
         members = list(range(self.bench.count))
-        tensors, row = self.evaluated(points(self.bench, members), "independent")
-        return Result(tensors, {"method": "independent", "members": members, "rows": [row]})
+        theta_MP = points(self.bench, members)
+        tensors, row = self.evaluated(theta_MP, self.key)
+        tensors["distance"] = distances(theta_MP)
+        runs = [k + 1 for k in members]
+        table = members_table(tensors, runs, [run * self.trained for run in runs])
+        return Result(tensors, {"method": self.key, "members": members, "rows": [row]}, {"members.csv": table})
+
+
+class CurvePoints(EnsembleJob):
+    """Points of a path: as they are, with logits rescaled by the loss, and by factors fitted where a split is held out.
+
+    Tensors: t of the points, and of each way, under its name and a dot, the columns of EnsembleJob, the factors, and
+    pair_<metric>: of the first end and each point together (Garipov et al. 2018, fig. 4).
+    members.csv: those columns, a row a point; members and the metrics of all before it are of points taken in order.
+    """
+
+    refers = ("start", "end")
+    reads: ClassVar = {"path": str}
+
+    def __init__(self, bench: Bench, key: str) -> None:
+        super().__init__(bench, key)
+        self.name = f"{self.name}-{self.node['path']}"
+
+    @property
+    def path(self) -> PathJob:
+        return PathJob(self.bench, self.node["path"], self.node["start"], self.node["end"])
+
+    def needs(self) -> Sequence[Job]:
+        return [self.path, *(minimum(self.bench, self.node[end]) for end in self.refers)]
+
+    def check(self) -> None:
+        check_path(self.bench, f"ensemble.{self.key}", self.node)
+
+    def make(self, work: Path) -> Result:
+        import torch
+
+        from lowloss.ensemble.averaging import ensemble_columns
+        from lowloss.ensemble.curve import HELD, curve_values, factors_by_loss, fitted_factor
+        from lowloss.finder.base import l2
+        from lowloss.measure import Exact
+        from lowloss.training.tabulate import tabulate
+
+        landscape, count = self.bench.landscape, self.node["points"]
+        path, t_T = load_path(self.path), curve_values(count)
+        theta_TP = path.points(t_T)
+        names, splits = list(landscape.task.units), [Exact(["train"])]
+        table = self.bench.everywhere(tabulate, theta_TP, measures=splits, folder=work, title=f"{self.key} on train")
+        loss_T = table["train_loss"] + l2(self.node["weight_decay"], theta_TP.double()).cpu()
+        ways: dict[str, Tensor | None] = {self.key: None}
+        if landscape.task.logits(*next(iter(landscape.outputs(theta_TP[0], "test")))) is not None:
+            ways[f"{self.key}-by-loss"] = factors_by_loss(loss_T)
+            if HELD in landscape.splits:
+                fitted = [fitted_factor(landscape, theta_P) for theta_P in theta_TP]
+                ways[f"{self.key}-fitted"] = torch.tensor(fitted, dtype=torch.float64)
+        tensors, rows = {"t": t_T, "train_loss_l2": loss_T}, []
+        for way, factors_T in ways.items():
+            columns, row = self.evaluated(theta_TP, way, factors_T)
+            rows.append(row)
+            pairs = []
+            for k in range(count):
+                own = None if factors_T is None else factors_T[[0, k]]
+                pairs.append(ensemble_columns(landscape, theta_TP[[0, k]], factors_M=own))
+            columns |= {f"pair_{name}": torch.stack([pair[name][1] for pair in pairs]) for name in names}
+            columns["factor"] = torch.ones(count, dtype=torch.float64) if factors_T is None else factors_T
+            tensors |= {f"{way}.{name}": column for name, column in columns.items()}
+        tensors["distance"] = distances(theta_TP)
+        steps = self.path.artifact.notes()["gradient_evaluations"]
+        finder = self.bench.finders[self.node["path"]]
+        searched = steps / landscape.batches(finder.batch_size, [0], shared=True).steps_per_epoch
+        notes = {"method": self.key, "rows": rows, "ways": list(ways)}
+        spent = 2 * self.trained + searched
+        return Result(tensors, notes, {"members.csv": members_table(tensors, [1] * count, [spent] * count)})
+
+
+KINDS: dict[str, type[EnsembleJob]] = {
+    "FGE": FastGeometric, "Snapshot": Snapshots, "SWA": Averaged, "Independent": Together, "Curve": CurvePoints,
+}  # fmt: skip
+"""The job of each recipe, by the name of its class."""
 
 
 class EnsembleStage(Stage):
-    """Builds a fast geometric ensemble and compares it with one network and with all minima."""
+    """Builds ensembles, each by its recipe, and compares them with one network."""
 
     name, kind, after = "ensemble", "ensembles", ("minima", "path")
 
     def check(self, bench: Bench) -> None:
-        bench.check_minimum("ensemble.minimum", bench.config["ensemble"]["minimum"])
+        for key, node in bench.config["ensemble"].items():
+            if str(node["_target_"]).rpartition(".")[2] not in KINDS:
+                raise LowlossError(f"ensemble.{key}._target_ must be a recipe of {', '.join(KINDS)}")
+            KINDS[node["_target_"].rpartition(".")[2]].check_kinds(bench, key)
+        for job in self.jobs(bench):
+            assert isinstance(job, EnsembleJob)
+            job.check()
 
     def jobs(self, bench: Bench) -> list[Job]:
-        return [FastGeometric(bench), Independent(bench)]
+        return [
+            KINDS[node["_target_"].rpartition(".")[2]](bench, key) for key, node in bench.config["ensemble"].items()
+        ]
 
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
+        from lowloss.report.ensembles import draw_costs
         from lowloss.report.figures import draw_ensembles
 
         ensembles = study.complete("ensembles")
-        if ensembles:
-            yield draw_ensembles(ensembles, folder)
+        shown = [artifact for artifact in ensembles if "ways" not in artifact.notes()]
+        if shown:
+            yield draw_ensembles(shown, folder)
+            yield draw_costs(shown, folder)
 
 
 STAGE = EnsembleStage()

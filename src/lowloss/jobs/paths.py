@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowloss import progress
-from lowloss.errors import OtherConfigError
+from lowloss.errors import LowlossError, OtherConfigError
 from lowloss.jobs import plans
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
@@ -30,7 +30,8 @@ SAMPLING = ("points", "between", "bracket")
 class PathJob(Job):
     """The path between two minima by a finder; it leads from the smaller index to the larger.
 
-    Tensors: bends, t and arc of the sampled points, the exact columns there, and snapshots of the search.
+    Tensors: bends, t and arc of the sampled points, the L2 term of the finder's objective (of a line, the minima's)
+    and the exact columns there, and snapshots of the search.
     metrics.csv: the search.  along.csv: the columns along the path.
     """
 
@@ -60,6 +61,9 @@ class PathJob(Job):
         table = bench.table(found.path, title, work, along, **{key: settings[key] for key in SAMPLING})
         table.pop("test_wrong", None)  # as many numbers as samples, at every point
         snapshots = {f"snapshot-{i:03d}": snapshot for i, snapshot in enumerate(found.snapshots)}
+        trained = {} if "files" in bench.config["minima"] else bench.config["optimizer"]
+        decay = getattr(finder, "weight_decay", trained.get("weight_decay") or 0.0)
+        table["l2"] = 0.5 * decay * found.path.squared_norms(table["t"]).cpu()
         tensors = {**found.path.tensors(), **table, **snapshots}
         notes: Config = {"finder": self.finder, "start": self.start, "end": self.end, "kind": found.path.kind}
         notes |= {"status": found.status, "pivots": len(found.path.bends_BP) - 2}
@@ -78,6 +82,19 @@ def load_path(job: PathJob) -> WeightPath:
 
     tensors, notes = job.artifact.load()
     return path_from_tensors(notes["kind"], tensors)
+
+
+def check_path(bench: Bench, key: str, node: Config) -> None:
+    """Raise LowlossError if the path of a node, between its start and end, is not one that the study makes or has."""
+    finders, start, end = bench.config["finder"], node["start"], node["end"]
+    if node["path"] not in finders:
+        raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
+    wanted = (min(start, end), max(start, end)) in plans.pairs(bench, node["path"])
+    if not wanted and not PathJob(bench, node["path"], start, end).artifact.complete:
+        raise LowlossError(
+            f"{key} needs the path [{start},{end}] by {node['path']}, which path.pairs leaves out: "
+            f"add it there, or change {key}.start and {key}.end"
+        )
 
 
 def _named(bench: Bench, finders: Iterable[str]) -> list[Job]:

@@ -29,7 +29,7 @@ def stages() -> dict[str, Stage]:
     return ordered
 
 
-OBJECTIVES = {"(train|test)_": "minima", "(fge|single|independent)_": "ensemble"}
+OBJECTIVES = {"(train|test)_": "minima", r"(?!min_|saddle_|barrier_)\w+_test_": "ensemble"}
 """How the names of objectives begin that come from these stages; others come from paths."""
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError
-from lowloss.jobs import plans
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
-from lowloss.jobs.paths import PathJob, load_path
+from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
@@ -36,7 +35,9 @@ class Scan(Job):
 
     def __init__(self, bench: Bench, scan: str) -> None:
         self.scan, self.node = scan, bench.config["scan"][scan]
-        ends = ("minimum",) if "minimum" in self.node else ("start", "end")
+        ends = (
+            ("minimum",) if "minimum" in self.node else ("start", "end", *(["third"] if "third" in self.node else []))
+        )
         self.minima: list[int] = [self.node[end] for end in ends]
         super().__init__(bench, "-".join([scan, *(f"{k:04d}" for k in self.minima)]))
 
@@ -102,21 +103,11 @@ class ScanStage(Stage):
     def _check(self, bench: Bench, key: str, node: Config) -> None:
         if "minimum" not in node and not {"start", "end"} <= {*node}:
             raise LowlossError(f"{key} has neither minimum nor start and end: give it the keys of a plane of scan=[…]")
-        for end in ("minimum", "start", "end"):
+        for end in ("minimum", "start", "end", "third"):
             if end in node:
                 bench.check_minimum(f"{key}.{end}", node[end])
-        if "path" not in node:
-            return
-        finders = bench.config["finder"]
-        if node["path"] not in finders:
-            raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
-        start, end = node["start"], node["end"]
-        wanted = (min(start, end), max(start, end)) in plans.pairs(bench, node["path"])
-        if not wanted and not PathJob(bench, node["path"], start, end).artifact.complete:
-            raise LowlossError(
-                f"{key} needs the path [{start},{end}] by {node['path']}, which path.pairs leaves out: "
-                f"add it there, or change {key}.start and {key}.end"
-            )
+        if "path" in node:
+            check_path(bench, key, node)
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [Scan(bench, name) for name in bench.config["scan"]]

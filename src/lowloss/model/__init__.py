@@ -1,6 +1,8 @@
 """Networks; each is an ordinary nn.Module, written once."""
 
-from lowloss.model.residual import DenseNet, ResNet, WideResNet
+from lowloss.model.convolutional import ConvFC
+from lowloss.model.recurrent import LSTM
+from lowloss.model.residual import DenseNet, PreResNet, ResNet, WideResNet
 from lowloss.model.simple import CNN, MLP, VGG16
 
-__all__ = ["CNN", "MLP", "VGG16", "DenseNet", "ResNet", "WideResNet"]
+__all__ = ["CNN", "LSTM", "MLP", "VGG16", "ConvFC", "DenseNet", "PreResNet", "ResNet", "WideResNet"]

@@ -102,6 +102,46 @@ class _PreActivationBlock(nn.Module):
         return self.residual(active) + shortcut
 
 
+class PreResNet(_Residual):
+    """Pre-activation ResNet of He et al. 2016, Identity mappings in deep residual networks, for small images.
+
+    Where a block changes the channels, its shortcut is a 1 × 1 convolution.
+
+    Args:
+        depth: 6n + 2, as 110; with bottlenecks 9n + 2, as 164.
+        bottleneck: blocks of 1 × 1, 3 × 3 and 1 × 1 convolutions, the last of four times as many channels.
+        width: channels of the 3 × 3 convolutions of the first of three stages.
+
+    Raises:
+        ValueError: the depth is no such number.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        depth: Few = 164,
+        bottleneck: bool = True,
+        width: Width = 16,
+    ) -> None:
+        per_block = 9 if bottleneck else 6
+        if depth < per_block + 2 or (depth - 2) % per_block:
+            raise ValueError(f"a pre-activation ResNet's depth is {per_block}n + 2, got {depth}")
+        block, outputs = (_PreActivationBottleneck, 4 * width) if bottleneck else (_PreActivationBlock, width)
+        stem = _conv(input_shape[0], width)
+        super().__init__(stem, block, width, outputs, (depth - 2) // per_block, num_classes)
+        self.blocks.extend([nn.BatchNorm2d(4 * outputs), nn.ReLU()])
+
+
+class _PreActivationBottleneck(_PreActivationBlock):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, stride)
+        inner = outputs // 4
+        layers: list[nn.Module] = [nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()]
+        layers += [_conv(inner, inner, stride), nn.BatchNorm2d(inner), nn.ReLU()]
+        self.residual = nn.Sequential(*layers, nn.Conv2d(inner, outputs, 1, bias=False))
+
+
 class DenseNet(nn.Module):
     """DenseNet of Huang et al. 2017 for small images: three dense blocks.
 

@@ -11,7 +11,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from lowloss.checking import Few, Fraction, Width
+from lowloss.checking import Few, Fraction, Positive, Width
 
 
 class MLP(nn.Module):
@@ -81,6 +81,7 @@ class VGG16(nn.Module):
     Args:
         batch_norm: whether each convolution is followed by BatchNorm.
         dropout: probability in the hidden layers.
+        width: factor on the channels and units of every layer.
 
     Raises:
         ValueError: the image is smaller than 32 × 32.
@@ -89,7 +90,12 @@ class VGG16(nn.Module):
     plan = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, batch_norm: bool = False, dropout: Fraction = 0.5
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        batch_norm: bool = False,
+        dropout: Fraction = 0.5,
+        width: Positive = 1.0,
     ) -> None:
         super().__init__()
         channels, rows, columns = input_shape
@@ -100,16 +106,17 @@ class VGG16(nn.Module):
             if isinstance(step, str):
                 layers.append(nn.MaxPool2d(2))
                 continue
-            layers.append(nn.Conv2d(channels, step, 3, padding=1))
+            outputs = max(1, round(width * step))
+            layers.append(nn.Conv2d(channels, outputs, 3, padding=1))
             if batch_norm:
-                layers.append(nn.BatchNorm2d(step))
+                layers.append(nn.BatchNorm2d(outputs))
             layers.append(nn.ReLU())
-            channels = step
+            channels = outputs
         self.features = nn.Sequential(*layers, nn.Flatten())
-        features = 512 * (rows >> 5) * (columns >> 5)
-        hidden = [nn.Dropout(dropout), nn.Linear(features, 512), nn.ReLU()]
-        hidden += [nn.Dropout(dropout), nn.Linear(512, 512), nn.ReLU()]
-        self.classifier = nn.Sequential(*hidden, nn.Linear(512, num_classes))
+        features = channels * (rows >> 5) * (columns >> 5)
+        hidden = [nn.Dropout(dropout), nn.Linear(features, channels), nn.ReLU()]
+        hidden += [nn.Dropout(dropout), nn.Linear(channels, channels), nn.ReLU()]
+        self.classifier = nn.Sequential(*hidden, nn.Linear(channels, num_classes))
         for module in self.features:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

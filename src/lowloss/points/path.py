@@ -52,6 +52,13 @@ class Path(ABC):
         step_KB = self.coefficients(t_K.double()).to(gram_BB).diff(dim=0)
         return torch.einsum("kb,bc,kc->k", step_KB, gram_BB, step_KB).clamp_min(0).sqrt()
 
+    def squared_norms(self, t_K: Tensor) -> Tensor:
+        """|theta(t)|² (K,), by the bends' Gram matrix."""
+        bends_BP = self.bends_BP.double()
+        gram_BB = bends_BP @ bends_BP.T
+        weights_KB = self.coefficients(t_K.double()).to(gram_BB)
+        return torch.einsum("kb,bc,kc->k", weights_KB, gram_BB, weights_KB).clamp_min(0)
+
     def length_ratio(self) -> float:
         """The curve's length over the distance of its ends."""
         direct = (self.bends_BP[-1] - self.bends_BP[0]).double().norm()
@@ -147,10 +154,38 @@ def around_top(t_T: Tensor, arc_T: Tensor, loss_T: Tensor, widest: float) -> Ten
     return torch.cat([t_T[:0], *(torch.lerp(t_T[s], t_T[s + 1], quarters_3) for s in sorted(cut))])
 
 
+class ThroughOrigin(Path):
+    """From a to the origin and on to b, each coordinate with a power of its own of the fraction s that is left.
+
+    Bends are a, its parts of the powers 2 … n (a itself where that is the power, else zero), the origin, b's parts of
+    the powers n … 2, and b: theta = s a + sum_j (s^j - s) a_j, with s = 1 - 2t, and likewise for b.
+    """
+
+    kind = "through-origin"
+
+    def coefficients(self, t_K: Tensor) -> Tensor:
+        half = len(self.bends_BP) // 2
+        s_K1 = (1 - 2 * t_K.cpu().double())[:, None]
+        j_H = torch.arange(1, half + 1)
+        weights_KB = torch.zeros(len(t_K), 2 * half + 1, dtype=torch.float64)
+        for s, columns in ((s_K1.clamp_min(0), slice(0, half)), ((-s_K1).clamp_min(0), slice(half + 1, None))):
+            powers_KH = s**j_H
+            powers_KH[:, 1:] -= powers_KH[:, :1]
+            weights_KB[:, columns] = powers_KH if columns.start == 0 else powers_KH.flip(1)
+        weights_KB[:, half] = 1 - weights_KB.sum(1)
+        return weights_KB
+
+    def grid(self, points: int, between: int) -> Tensor:
+        count = max(points, between + 2)
+        return torch.linspace(0, 1, count + count % 2, dtype=torch.float64)  # without the origin itself
+
+
 def path_from_tensors(kind: str, tensors: dict[str, Tensor]) -> Path:
     """The path that `tensors()` of a path of this kind described."""
     if kind == Polyline.kind:
         return Polyline(tensors["bends"], tensors["knots"], int(tensors["climber"]) if "climber" in tensors else None)
     if kind == Bezier.kind:
         return Bezier(tensors["bends"])
-    raise ValueError(f"unknown kind of path {kind!r}: polyline or bezier")
+    if kind == ThroughOrigin.kind:
+        return ThroughOrigin(tensors["bends"])
+    raise ValueError(f"unknown kind of path {kind!r}: polyline, bezier or through-origin")

@@ -83,6 +83,33 @@ class PathPlane(Plane):
         return plane(corners_3P, names, self.resolution, self.margin, cover_KP=path.bends_BP)
 
 
+class MinimaPlane(Plane):
+    """The plane through three minima (Garipov et al. 2018, fig. 1, left).
+
+    Args:
+        start, end, third: indices of the minima; the first axis leads from start to end.
+        resolution: grid points along each of the two axes.
+        margin: how far the grid reaches beyond the minima, as a fraction of their extent.
+        statistics: see Plane.
+    """
+
+    def __init__(
+        self,
+        start: Index = 0,
+        end: Index = 1,
+        third: Index = 2,
+        resolution: Sequence[int] = (25, 25),
+        margin: Annotated[float, Ge(0), Le(1000)] = 0.25,
+        statistics: str = "recomputed",
+    ) -> None:
+        super().__init__(statistics)
+        self.minima = (start, end, third)
+        self.resolution, self.margin = _two_axes(resolution), margin
+
+    def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
+        return plane(minima_KP, [f"minimum {k}" for k in self.minima], self.resolution, self.margin)
+
+
 class RandomPlane(Plane):
     """A plane of two random directions around a minimum, filter-normalised (Li et al. 2018, sec. 4).
 

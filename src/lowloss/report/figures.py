@@ -114,6 +114,8 @@ def _caption(grid: dict[str, Any], notes: dict[str, Any]) -> str:
             f"The plane through {', '.join(notes['anchor_names'])}. Axes are distances in weight space. The path is "
             f"projected onto the plane; its bends lie up to {farthest:.2g} off it.{statistics}"
         )
+    if "normalization" not in settings:
+        return f"The plane through {', '.join(notes['anchor_names'])}. Axes are distances in weight space.{statistics}"
     return (
         f"Random directions around {notes['anchor_names'][0]}, normalization: {settings['normalization']} "
         f"(Li et al. 2018; biases and BatchNorm parameters stay fixed unless it is none).{statistics}"

@@ -15,7 +15,9 @@ import yaml
 from lowloss import files
 from lowloss.papers import compare, published_of
 from lowloss.report import tables
+from lowloss.report.curves import curves
 from lowloss.report.disconnectivity import interactive_graph, mergings
+from lowloss.report.ensembles import budgets
 from lowloss.report.figures import interactive_surface
 from lowloss.report.gather import merged_config
 from lowloss.report.markup import data_url, page
@@ -40,6 +42,11 @@ B1_NOTE = (
     "each finder's paths; factor is the ratio of the two train losses; the learning curve falls below the saddle loss "
     "at epoch for the last, and at epoch (first) for the first time (–: it ends above)."
 )
+CURVES_NOTE = (
+    "As table 2 of Garipov et al. 2018: least and highest value, mean over the length (int) and over t (mean); l2: "
+    "with the finder's L2 term. Errors are in per cent."
+)
+BUDGETS_NOTE = "A budget is a run; fractions are in per cent but for ece, the calibration error, and disagreement."
 OVERLAP_NOTE = "Test samples that two minima misclassify, and those that both do, over the mean of the two numbers."
 
 
@@ -56,6 +63,8 @@ def build_report(study: Study, draw: Callable[[Path], Iterable[Picture]], publis
     root, folder = study.root, study.root / "report"
     written = {root / "summary.csv": paths, root / "ensemble.csv": ensembles, folder / "table_b1.csv": overview,
                folder / "overlap.csv": shared, folder / "classes.csv": tables.classes(study)}  # fmt: skip
+    written[folder / "budgets.csv"] = bought = budgets(study)
+    written[folder / "curves.csv"] = along = curves(study)
     for file, table in written.items():
         files.write_text(file, table.to_csv(index=False))
     compared = compare(root, published_of(published))
@@ -80,7 +89,9 @@ def build_report(study: Study, draw: Callable[[Path], Iterable[Picture]], publis
     text = yaml.safe_dump(merged_config(study), sort_keys=False)
     sections += [
         _table_section("Every path", paths, "Errors are fractions; the columns are those of summary.csv."),
+        _table_section("Along every path", along, CURVES_NOTE),
         _table_section("Ensembles on the test split", ensembles),
+        _table_section("Ensembles by budget", bought, BUDGETS_NOTE),
         _table_section("Every minimum", points),
         _table_section("Overlap of the misclassified", shared, OVERLAP_NOTE),
         _section("Configuration", f"<pre>{html.escape(text)}</pre>"),

@@ -1,6 +1,6 @@
-"""Minima, paths and ensembles: each an objective, a start and a recipe for `Descent`.
+"""Minima and paths: each an objective, a start and a recipe for `Descent`.
 
-Shapes: K minima, M free bends of a path or members of an ensemble, P parameters, T sampled points, E collected epochs.
+Shapes: K minima, M free bends of a path, P parameters, T sampled points, E collected epochs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from lowloss.data.base import Batch
-from lowloss.ensemble.fge import FGE
 from lowloss.errors import LowlossError, check_collect
 from lowloss.files import load_tensors, save_tensors
 from lowloss.finder.base import Finder
@@ -285,7 +284,7 @@ def find_path(
     batches = landscape.batches(finder.batch_size, [derive(seed, "batches")], shared=True)
     profile = _Profiler(landscape, landscape.batches(finder.profile_batch, [derive(seed, "profile")], shared=True))
     file = folder / "reached.safetensors" if folder else None
-    found = FoundPath.load(file) if file and file.exists() else FoundPath(finder.start(a_P, b_P))
+    found = FoundPath.load(file) if file and file.exists() else FoundPath(finder.begin(landscape, a_P, b_P))
     total = sum(phase.steps for phase in finder.phases)
     with bar(title, total) as advance:
         for i, phase in enumerate(finder.phases):
@@ -320,46 +319,3 @@ def find_path(
         found.snapshots.append(profile.snapshot)
         advance(total, found.status)
     return found
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Members (M, P) in the order of collection, and a row a block: step, learning rate, mean loss."""
-
-    theta_MP: Tensor
-    history: list[list[float]]
-
-
-def fast_ensemble(
-    landscape: Landscape,
-    start_P: Tensor,
-    method: FGE,
-    seed: int = 0,
-    trainer: TrainerFactory = default_trainer,
-    folder: Folder | None = None,
-) -> Ensemble:
-    """Collect a fast geometric ensemble from a minimum (Garipov et al. 2018, Algorithm 1).
-
-    Args:
-        start_P: the trained point (P,) to start from; it is no member itself.
-        trainer: makes the Lightning trainer; with several devices each process takes a part of every minibatch.
-        folder: where to checkpoint each epoch, and to continue from.
-
-    Raises NonFiniteLossError if a loss became NaN or infinite.
-    """
-    landscape = shared(landscape)
-    batches = landscape.batches(method.batch_size, [derive(seed, "batches")], shared=True)
-    cycle = method.cycle(batches.steps_per_epoch)
-    sgd = partial(torch.optim.SGD, lr=method.lr_max, momentum=method.momentum, weight_decay=method.weight_decay)
-    recipe = Recipe(
-        method.steps(cycle),
-        sgd,
-        # torch counts steps from 0 and asks before a step, the paper counts iterations from 1.
-        lambda step: method.rate(step + 1, cycle) / method.lr_max,
-        lambda i: i > 0 and method.collects(i, cycle),
-    )
-    objective, remedy = Objective(landscape, batches), "lower ensemble.lr_max"
-    module = Descent(objective, start_P[None], recipe, "ensemble", remedy, folder=folder)
-    with bar(f"fge {method.members} members", recipe.steps) as advance:
-        fit(module, batches.steps_per_epoch, advance, trainer, folder)
-    return Ensemble(module.collected.row(0), module.history)
