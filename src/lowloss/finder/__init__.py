@@ -4,6 +4,19 @@ from lowloss.finder.autoneb import AutoNEB
 from lowloss.finder.base import Finder, Phase
 from lowloss.finder.curve import BezierCurve, Line, PolygonalChain
 from lowloss.finder.neb import NEB
+from lowloss.finder.tunnel import Tunnel
 from lowloss.points.path import Bezier, Path, Polyline
 
-__all__ = ["NEB", "AutoNEB", "Bezier", "BezierCurve", "Finder", "Line", "Path", "Phase", "PolygonalChain", "Polyline"]
+__all__ = [
+    "NEB",
+    "AutoNEB",
+    "Bezier",
+    "BezierCurve",
+    "Finder",
+    "Line",
+    "Path",
+    "Phase",
+    "PolygonalChain",
+    "Polyline",
+    "Tunnel",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from lowloss.points.path import Path as WeightPath
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 class PathJob(Job):
     """The path between two minima by a finder; it leads from the smaller index to the larger.
 
-    Tensors: bends, t and arc of the sampled points, the exact columns there, and snapshots of the search.
+    Tensors: bends, t and arc of the sampled points, the exact columns there, snapshots of the search, and the cosines
+    (T, T) between the deviations from the straight line.
     metrics.csv: the search.  along.csv: the columns along the path.
     """
 
@@ -48,6 +51,7 @@ class PathJob(Job):
         import pandas as pd
         import torch
 
+        from lowloss.points.deviation import changed_labels, deviation_cosines, halves
         from lowloss.training.methods import find_path
 
         bench, settings, title = self.bench, self.bench.config["path"], f"{self.finder} {self.start}–{self.end}"
@@ -58,6 +62,8 @@ class PathJob(Job):
         t_T = found.path.grid(settings["points"], settings["between"])
         table = bench.table(partial(_points_along, found.path, t_T), title, work, count=len(t_T))
         table.pop("test_wrong", None)  # as many numbers as samples, at every point
+        if (labels_TN := table.pop("test_label", None)) is not None:
+            table["changed_from_start"], table["changed_from_end"] = changed_labels(labels_TN)
         arc_T = torch.cat([torch.zeros(1, dtype=torch.float64), found.path.lengths(t_T).cumsum(0)])
         snapshots = {f"snapshot-{i:03d}": snapshot for i, snapshot in enumerate(found.snapshots)}
         tensors = {**found.path.tensors(), "t": t_T, "arc": arc_T / arc_T[-1], **table, **snapshots}
@@ -65,6 +71,11 @@ class PathJob(Job):
         notes |= {"status": found.status, "pivots": len(found.path.bends_BP) - 2}
         notes |= {"length_ratio": found.path.length_ratio(), "gradient_evaluations": found.gradient_evaluations}
         notes |= levels(table, tensors["arc"], landscape.splits, list(landscape.task.units))
+        if (cosines_TT := deviation_cosines(found.path, t_T)) is not None:
+            tensors["cosines"] = cosines_TT
+            within, between = halves(cosines_TT, tensors["arc"])
+            if not isnan(within + between):  # there are few points
+                notes |= {"cosine_within": within, "cosine_between": between}
         head = ["phase", "step", "lr", "mean_loss", "max_loss"]
         history = pd.DataFrame(found.history, columns=head).astype({"phase": int, "step": int})
         columns = {name: column for name, column in table.items() if column.dim() == 1}
@@ -143,12 +154,19 @@ class PathStage(Stage):
         from lowloss.report.disconnectivity import draw_graphs
         from lowloss.report.figures import draw_paths
         from lowloss.report.search import draw_searches
+        from lowloss.report.tunnels import draw_tunnels
 
         paths = study.complete("paths")
         if paths:
             yield draw_paths(paths, folder)
             yield from draw_graphs(study, folder)
             yield from draw_searches(study, folder)
+            yield from draw_tunnels(paths, folder)
+
+    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
+        from lowloss.report.tunnels import deviations
+
+        return {"deviations": deviations(study)}
 
 
 STAGE = PathStage()

@@ -12,6 +12,8 @@ from lowloss.jobs.runner import make_jobs
 from lowloss.study import Study
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lowloss.report.pictures import Picture
 
 
@@ -45,3 +47,7 @@ class Stage:
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
         """The figures of its complete artifacts, drawn into a folder."""
         return iter(())
+
+    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
+        """Tables of its complete artifacts by their names; the report writes and shows those that have rows."""
+        return {}

@@ -8,7 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-COLOURS = {"line": "#8a8f98", "autoneb": "#1f5fbf", "neb": "#7a4fbf", "bezier": "#d9822b", "polychain": "#2a9d6f"}
+COLOURS = {"line": "#8a8f98", "autoneb": "#1f5fbf", "neb": "#7a4fbf", "bezier": "#d9822b", "polychain": "#2a9d6f",
+           "tunnel": "#00838f"}  # fmt: skip
 OTHER = "#b03a5b"
 """The colour of finders that have none of their own."""
 
