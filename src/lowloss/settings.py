@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any
@@ -29,6 +29,8 @@ class Settings:
     evaluation_batch: Count
     minima: Config
     path: Config
+    connector: Config
+    width: Config
     model: Config
     data: Config
     optimizer: Config
@@ -72,6 +74,31 @@ class Paths:
     between: Annotated[int, Ge(0), Le(10_000)]
 
 
+@dataclass
+class Connectors:
+    """connector."""
+
+    m: Sequence[Few]
+    resolution: Annotated[int, Ge(2), Le(1000)]
+    steps: Count
+    optimizer: Config
+    batch_size: Count | None
+    weight_decay: Annotated[float, Ge(0)]
+    samples: Few
+
+
+@dataclass
+class Widths:
+    """width."""
+
+    minima: Sequence[Index] | None
+    directions: Count
+    orthogonal: bool
+    threshold: float | None
+    rise: Positive
+    longest: Positive
+
+
 MADE = {
     "data": "lowloss.data.Data",
     "schedule": "collections.abc.Callable",
@@ -106,6 +133,8 @@ def check_settings(config: Config, finders: Iterable[str]) -> None:
     check_arguments("", Settings, config, whole=True, more=True)
     check_arguments("minima", Files if "files" in config["minima"] else Training, config["minima"], whole=True)
     check_arguments("path", Paths, config["path"], whole=True)
+    check_arguments("connector", Connectors, config["connector"], whole=True)
+    check_arguments("width", Widths, config["width"], whole=True)
     for group in ("model", "data", "optimizer", "schedule", "ensemble", "trainer", "engine", *MAY_BE_NONE):
         target = config[group].get("_target_")
         if not isinstance(target, str) and not (target is None and group in MAY_BE_NONE):
