@@ -30,7 +30,11 @@ class Table(NamedTuple):
     method: str
 
 
-TABLES = {("draxler2018", "Table B.1"): Table("report/table_b1.csv", "finder")}
+TABLES = {
+    ("draxler2018", "Table B.1"): Table("report/table_b1.csv", "finder"),
+    ("fort2019", "Section 3.3"): Table("report/dimensions.csv", "place"),
+    ("fort2019", "Figure 4"): Table("report/dimensions.csv", "place"),
+}
 """By paper and result. A result that is not here is listed, and not compared."""
 
 LEFT_OUT = ("line",)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 
 from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value
 from lowloss.errors import LowlossError, nearest
@@ -31,6 +31,8 @@ class Settings:
     path: Config
     connector: Config
     width: Config
+    dimension: Config
+    landscape: Config
     model: Config
     data: Config
     optimizer: Config
@@ -99,8 +101,27 @@ class Widths:
     longest: Positive
 
 
+@dataclass
+class Dimensions:
+    """dimension."""
+
+    at: Sequence[str]
+    dims: Annotated[Sequence[Count], MinLen(1)]
+    rounds: Few
+    repeats: Few
+    finder: Name
+    along: Sequence[Annotated[float, Ge(0), Le(1)]]
+    displacement: Annotated[float, Ge(0), Le(1e6)]
+    steps: Count
+    optimizer: Config
+    batch_size: Count | None
+    column: Name
+    threshold: float | None
+
+
 MADE = {
     "data": "lowloss.data.Data",
+    "landscape": "lowloss.landscape.AnalyticSurface",
     "schedule": "collections.abc.Callable",
     "finder": "lowloss.finder.Finder",
     "ensemble": "lowloss.ensemble.FGE",
@@ -120,7 +141,7 @@ TRAINER = {
 }
 """Keys of a trainer that change no result; the stages set the others."""
 
-MAY_BE_NONE = ("chart", "logger")
+MAY_BE_NONE = ("chart", "landscape", "logger")
 """Groups with an option that makes nothing."""
 
 
@@ -135,6 +156,7 @@ def check_settings(config: Config, finders: Iterable[str]) -> None:
     check_arguments("path", Paths, config["path"], whole=True)
     check_arguments("connector", Connectors, config["connector"], whole=True)
     check_arguments("width", Widths, config["width"], whole=True)
+    check_arguments("dimension", Dimensions, config["dimension"], whole=True)
     for group in ("model", "data", "optimizer", "schedule", "ensemble", "trainer", "engine", *MAY_BE_NONE):
         target = config[group].get("_target_")
         if not isinstance(target, str) and not (target is None and group in MAY_BE_NONE):

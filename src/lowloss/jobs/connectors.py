@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 class ConnectorJob(Job):
     """The connector of the first m + 1 minima.
 
-    Tensors: vertices (V, P), their weights on the simplex, the sampled weights (S, C), and the exact columns at the
-    vertices, and at the sampled points of the surface and of the linear simplex. notes: the highest loss above the
-    linear interpolation of the corners' losses, on the surface, at its vertices alone, and on the linear simplex; and
-    the metrics of the corners and of all vertices as ensembles.
+    Tensors: vertices (V, P), their weights on the simplex, the middle of the surface (P,), the sampled weights (S, C),
+    and the exact columns at the vertices, and at the sampled points of the surface and of the linear simplex. notes:
+    the highest loss above the linear interpolation of the corners' losses, on the surface, at its vertices alone, and
+    on the linear simplex; and the metrics of the corners and of all vertices as ensembles.
     """
 
     kind, stage = "connectors", "connector"
@@ -74,7 +74,7 @@ class ConnectorJob(Job):
         title = f"connector m={self.m}"
         table = bench.everywhere(tabulate, at, len(weights_KV), [Exact()], folder=work, title=title)
         tensors = {"vertices": vertices_VP, "vertex_weights": simplex.weights_VC, "weights": w_SC}
-        notes: Config = {"m": self.m, "vertices": len(vertices_VP), "samples": len(w_SC), "cone": simplex.cone}
+        notes: Config = {"m": self.m, "vertices": len(vertices_VP), "samples": len(w_SC), "cone": int(simplex.cone)}
         places = {"surface": w_SC, "linear": w_SC, "vertex": simplex.weights_VC}
         for name, column_K in table.items():
             split_K = dict(zip(parts, column_K.split([len(part) for part in parts.values()]), strict=True))
@@ -86,13 +86,18 @@ class ConnectorJob(Job):
                 notes[f"barrier_{part}_{name}"] = float((one_K - places[part] @ corner_C).max())
             notes[f"corners_{name}"] = float(corner_C.mean())
         middle_1V = simplex.coefficients(torch.full((1, self.m + 1), 1 / (self.m + 1)))
-        middle = bench.landscape.evaluate(middle_1V.to(vertices_VP) @ vertices_VP, bench.landscape.splits[0])
-        notes["middle_train_loss"] = float(middle["loss"][0])
+        tensors["middle"] = (middle_1V.to(vertices_VP) @ vertices_VP)[0]
+        notes["middle_train_loss"] = float(bench.landscape.evaluate(tensors["middle"][None])["loss"][0])
         for name, members_MP in (("corners", corners_CP), ("connector", vertices_VP)):
             together, _ = ensemble_metrics(bench.landscape, members_MP)
             notes |= {f"{name}_together_test_{metric}": float(one[-1]) for metric, one in together.items()}
         entries = [[int(step), rate, sum(losses) / len(losses)] for step, rate, *losses in found.history]
         return Result(tensors, notes, {"metrics.csv": pd.DataFrame(entries, columns=["step", "lr", "mean_loss"])})
+
+
+def middle(job: ConnectorJob) -> Tensor:
+    """The point (P,) of a complete connector's surface that belongs to equal weights."""
+    return job.artifact.load()[0]["middle"]
 
 
 def _combined(weights_KV: Tensor, vertices_VP: Tensor, index: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ class Stage:
     def check_made(self, bench: Bench) -> None:
         """Raise LowlossError for settings that do not go together, once what they describe can be made."""
 
+    def check_size(self, bench: Bench, parameters: int) -> None:
+        """Raise LowlossError for settings that do not fit a network of so many parameters."""
+
     def jobs(self, bench: Bench) -> list[Job]:
         """All that it makes for certain."""
         return []

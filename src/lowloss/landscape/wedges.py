@@ -21,6 +21,9 @@ from lowloss.errors import LowlossError
 from lowloss.landscape.analytic import AnalyticSurface
 from lowloss.seeding import derive
 
+SAMPLES = 100
+"""Of the data of a surface: with minima.batch_size=1 an epoch is so many steps."""
+
 
 class Wedges(AnalyticSurface):
     """The Euclidean distance to the nearest of W wedges, n-dimensional subspaces of random orientation.
@@ -74,8 +77,8 @@ class SurfaceModule(nn.Module):
 def as_network(surface: AnalyticSurface) -> tuple[Callable[..., nn.Module], Data]:
     """A factory of networks and data whose landscape is the surface, in float32, on both splits.
 
-    Whatever makes a study of a network makes one of a surface too; initial points are drawn component-wise from a
-    normal distribution.
+    Whatever makes a study of a network makes one of a surface too. Initial points are drawn component-wise from a
+    normal distribution; the samples are all alike.
     """
-    x_B1, y_B = torch.zeros(2, 1), torch.zeros(2)
+    x_B1, y_B = torch.zeros(SAMPLES, 1), torch.zeros(SAMPLES)
     return partial(SurfaceModule, surface), Data(x_B1, y_B, x_B1, y_B, task=Outputs())
