@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lowloss.data import Classification, Data, LanguageModel, Regression, Task
     from lowloss.ensemble import FGE, ensemble_metrics
     from lowloss.errors import LowlossError
-    from lowloss.finder import NEB, AutoNEB, BezierCurve, Line, PolygonalChain
+    from lowloss.finder import NEB, AutoNEB, BezierCurve, Line, PolygonalChain, Tunnel
     from lowloss.landscape import (
         AnalyticSurface,
         Charted,
@@ -36,7 +36,7 @@ _HOMES = {
     "lowloss.data": ("Classification", "Data", "LanguageModel", "Regression", "Task"),
     "lowloss.ensemble": ("FGE", "ensemble_metrics"),
     "lowloss.errors": ("LowlossError",),
-    "lowloss.finder": ("NEB", "AutoNEB", "BezierCurve", "Line", "PolygonalChain"),
+    "lowloss.finder": ("NEB", "AutoNEB", "BezierCurve", "Line", "PolygonalChain", "Tunnel"),
     "lowloss.landscape": (
         "AnalyticSurface",
         "Charted",
@@ -80,6 +80,7 @@ __all__ = [
     "Regularised",
     "Span",
     "Task",
+    "Tunnel",
     "Wedge",
     "compare",
     "ensemble_metrics",

@@ -38,6 +38,8 @@ TABLES = {
     ("garipov2018", "Sec. 4.3"): Table("report/budgets.csv", "method"),
     ("garipov2018", "Sec. 6.1"): Table("report/budgets.csv", "method"),
     ("garipov2018", "Code of the paper"): Table("report/curves.csv", "finder"),
+    ("fort2019", "Section 3.3"): Table("report/dimensions.csv", "place"),
+    ("fort2019", "Figure 4"): Table("report/dimensions.csv", "place"),
 }
 """By paper and result. A result that is not here is listed, and not compared."""
 

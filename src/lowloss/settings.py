@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 
 from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value
 from lowloss.errors import LowlossError, nearest
@@ -29,6 +29,10 @@ class Settings:
     evaluation_batch: Count
     minima: Config
     path: Config
+    connector: Config
+    width: Config
+    dimension: Config
+    landscape: Config
     model: Config
     data: Config
     optimizer: Config
@@ -73,8 +77,52 @@ class Paths:
     between: Annotated[int, Ge(0), Le(10_000)]
 
 
+@dataclass
+class Connectors:
+    """connector."""
+
+    m: Sequence[Few]
+    resolution: Annotated[int, Ge(2), Le(1000)]
+    steps: Count
+    optimizer: Config
+    batch_size: Count | None
+    weight_decay: Annotated[float, Ge(0)]
+    samples: Few
+
+
+@dataclass
+class Widths:
+    """width."""
+
+    minima: Sequence[Index] | None
+    directions: Count
+    orthogonal: bool
+    threshold: float | None
+    rise: Positive
+    longest: Positive
+
+
+@dataclass
+class Dimensions:
+    """dimension."""
+
+    at: Sequence[str]
+    dims: Annotated[Sequence[Count], MinLen(1)]
+    rounds: Few
+    repeats: Few
+    finder: Name
+    along: Sequence[Annotated[float, Ge(0), Le(1)]]
+    displacement: Annotated[float, Ge(0), Le(1e6)]
+    steps: Count
+    optimizer: Config
+    batch_size: Count | None
+    column: Name
+    threshold: float | None
+
+
 MADE = {
     "data": "lowloss.data.Data",
+    "landscape": "lowloss.landscape.AnalyticSurface",
     "schedule": "collections.abc.Callable",
     "finder": "lowloss.finder.Finder",
     "ensemble": "lowloss.ensemble.EnsembleRecipe",
@@ -94,7 +142,7 @@ TRAINER = {
 }
 """Keys of a trainer that change no result; the stages set the others."""
 
-MAY_BE_NONE = ("chart", "logger")
+MAY_BE_NONE = ("chart", "landscape", "logger")
 """Groups with an option that makes nothing."""
 
 
@@ -107,6 +155,9 @@ def check_settings(config: Config, finders: Iterable[str]) -> None:
     check_arguments("", Settings, config, whole=True, more=True)
     check_arguments("minima", Files if "files" in config["minima"] else Training, config["minima"], whole=True)
     check_arguments("path", Paths, config["path"], whole=True)
+    check_arguments("connector", Connectors, config["connector"], whole=True)
+    check_arguments("width", Widths, config["width"], whole=True)
+    check_arguments("dimension", Dimensions, config["dimension"], whole=True)
     for group in ("model", "data", "optimizer", "schedule", "trainer", "engine", *MAY_BE_NONE):
         target = config[group].get("_target_")
         if not isinstance(target, str) and not (target is None and group in MAY_BE_NONE):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowloss.model import CNN, LSTM, MLP, VGG16, ConvFC, DenseNet, PreResNet, ResNet, WideResNet
+from lowloss.model import CNN, LSTM, MLP, VGG16, ConvFC, DenseNet, PreResNet, ResNet, SimpleCNN, WideResNet
 
 CIFAR = (3, 32, 32)
 
@@ -218,3 +218,27 @@ def test_lstm_goes_on_from_its_state() -> None:
     second, _ = module(x[:, 5:], state)
     torch.testing.assert_close(torch.cat([first, second], 1), whole)
     assert max(float(parameter.detach().abs().max()) for parameter in module.parameters()) <= 0.3
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_simple_cnn_by_formula(activation: str) -> None:
+    model = SimpleCNN(CIFAR, 10, activation=activation)
+    convolutions = 9 * (3 * 16 + 16 * 32 + 32 * 32) + 16 + 32 + 32
+    assert count(model) == convolutions + 4 * 4 * 32 * 10 + 10
+    x, layers = torch.randn(3, *CIFAR), dict(model.layers.named_children())
+    expected = x
+    for k in (0, 3, 6):
+        convolved = torch.nn.functional.conv2d(expected, layers[str(k)].weight, layers[str(k)].bias, padding=1)
+        expected = getattr(torch, activation)(convolved).unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+    torch.testing.assert_close(model(x), layers["10"](expected.flatten(1)))
+
+
+def test_simple_cnn_has_dropout_where_it_is_asked_for() -> None:
+    def drops(model: nn.Module) -> list[float]:
+        return [part.p for part in model.modules() if isinstance(part, nn.Dropout)]
+
+    assert (drops(SimpleCNN(CIFAR, 10)), drops(SimpleCNN(CIFAR, 10, dropout=0.3))) == ([], [0.3])
+    with pytest.raises(ValueError, match="activation must be one of tanh, relu"):
+        SimpleCNN(CIFAR, 10, activation="gelu")
+    with pytest.raises(ValueError, match="3 poolings leave nothing of a 4 × 4 image"):
+        SimpleCNN((1, 4, 4), 10)

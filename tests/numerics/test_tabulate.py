@@ -82,7 +82,7 @@ def test_metrics_come_in_the_order_of_the_splits_and_others_by_name() -> None:
     table = tabulate(landscape, theta_KP, measures=[norms, Exact(["test", "train"], details=["test"])], chunk=2)
     assert list(table) == [
         "train_loss", "train_error", "test_loss", "test_error",
-        "a_norm", "test_class_confidence", "test_class_error", "test_confidence", "test_wrong",
+        "a_norm", "test_class_confidence", "test_class_error", "test_confidence", "test_label", "test_wrong",
     ]  # fmt: skip
     for split in ("train", "test"):
         columns = landscape.evaluate(theta_KP, split, details=split == "test")

@@ -39,9 +39,12 @@ KINDS = {
 # Single networks have no mean along a path, a single member has no distance, and a regression no calibration.
 BOUGHT = {"curves.csv": None, "members.csv": {"distance"}, "budgets.csv": {"brier", "ece", "disagreement", "distance"}}
 # What need not be there: how well a band has converged, for what is none, a learning curve that ends above the saddle,
-# and classes without a test sample.
+# classes without a test sample, and a dimension from which on cuts succeed.
 BANDS = {"summary.csv": {"residuum", "force", "force_at_top", "spacing_spread"}}
-MAY_LACK = {"table_b1.csv": {"epoch", "epoch_first"}, "classes.csv": None, "overlap.csv": {"overlap"}} | BANDS | BOUGHT
+CUTS = {"dimensions.csv": {"threshold", "high"}}
+MAY_LACK = (
+    {"table_b1.csv": {"epoch", "epoch_first"}, "classes.csv": None, "overlap.csv": {"overlap"}} | BANDS | CUTS | BOUGHT
+)
 
 
 def floats(value):
@@ -59,7 +62,7 @@ def numbers(file):
     with file.open(newline="") as lines:
         for row in csv.DictReader(lines):
             for name, cell in row.items():
-                if lacking is not None and name not in lacking and name not in ("finder", "status", "method"):
+                if lacking is not None and name not in lacking and name not in ("finder", "status", "method", "place"):
                     yield float(cell)
 
 

@@ -122,13 +122,13 @@ class Classification(Task):
 
     def details(self, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
         confidence_B, predicted_B = outputs.softmax(1).max(1)
-        return {"confidence": confidence_B, "wrong": predicted_B != y}
+        return {"confidence": confidence_B, "wrong": predicted_B != y, "label": predicted_B.int()}
 
     def summarise(self, details: dict[str, Tensor], y_N: Tensor) -> dict[str, Tensor]:
         """Columns of predictions; confidence is the probability of the predicted class.
 
         confidence (K,): its mean.  class_error, class_confidence (K, C): over the samples of each class, NaN for a
-        class without any.  wrong (K, N): whether a sample is misclassified.
+        class without any.  wrong (K, N): whether a sample is misclassified.  label (K, N): the predicted class.
         """
         confidence_KN, wrong_KN = details["confidence"], details["wrong"]
         member_NC = one_hot(y_N, self.num_classes).double()
@@ -138,6 +138,7 @@ class Classification(Task):
             "class_error": wrong_KN.double() @ member_NC / size_C,
             "class_confidence": confidence_KN @ member_NC / size_C,
             "wrong": wrong_KN,
+            "label": details["label"],
         }
 
     def together(self, outputs_M: Sequence[Tensor]) -> Iterator[Tensor]:

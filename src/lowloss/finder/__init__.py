@@ -6,6 +6,7 @@ from lowloss.finder.base import Finder, Phase
 from lowloss.finder.curve import BezierCurve, Line, PolygonalChain
 from lowloss.finder.neb import NEB
 from lowloss.finder.trivial import Trivial
+from lowloss.finder.tunnel import Tunnel
 from lowloss.points.path import Bezier, Path, Polyline
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "PolygonalChain",
     "Polyline",
     "Trivial",
+    "Tunnel",
 ]

@@ -95,14 +95,26 @@ class Bench:
         # Whoever needs the landscape is about to work long: find a wrong value of any stage first.
         self.check_settings()
         check_trainer(self.trainer)
-        engine, data, factory = self.build("engine"), self.build("data"), self.build("model", partial=True)
-        landscape = NetworkLandscape(factory, data, self.config["evaluation_batch"], engine)
+        if self.ground == ("landscape",):
+            from lowloss.landscape.wedges import as_network
+
+            factory, data = as_network(self.build("landscape"))
+        else:
+            factory, data = self.build("model", partial=True), self.build("data")
+        landscape = NetworkLandscape(factory, data, self.config["evaluation_batch"], self.build("engine"))
         self._check_room(landscape.dim)
+        for name in self.config["stages"]:
+            self.stages[name].check_size(self, landscape.dim)
         wanted = self.config["objective"]
         ends = tuple(f"{split}_{metric}" for split in landscape.splits for metric in landscape.task.units)
         if wanted and re.search("(train|test)_", wanted) and not wanted.endswith(ends):
             raise LowlossError(f"objective={wanted} ends with none of {', '.join(ends)}, which these data have")
         return landscape
+
+    @property
+    def ground(self) -> tuple[str, ...]:
+        """The sections of the configuration that describe the landscape: a surface, or a network and data."""
+        return ("landscape",) if self.config["landscape"].get("_target_") else ("model", "data")
 
     def _check_room(self, parameters: int) -> None:
         """Raise LowlossError if the missing minima and the scans cannot fit on the disk."""

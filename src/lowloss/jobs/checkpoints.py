@@ -42,7 +42,7 @@ class Checkpoint(Job):
 
     def own_settings(self) -> Config:
         digest = self.bench.digest(weights_file(self.file), "name your files in minima.files")
-        described = self.bench.describes("seed", "model", "data", "evaluation_batch")
+        described = self.bench.describes("seed", *self.bench.ground, "evaluation_batch")
         return {**described, "minima": {"files": {self.name: digest}}}
 
     def make(self, work: Path) -> Result:

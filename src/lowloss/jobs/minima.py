@@ -37,7 +37,7 @@ class Minimum(Job):
     def own_settings(self) -> Config:
         training = [f"minima.{key}" for key in ("epochs", "batch_size", "collect", "gradient_norm")]
         chart = ["chart"] if self.bench.config["chart"].get("_target_") else []
-        sections = ("seed", "model", "data", "optimizer", "schedule", *training, "evaluation_batch", *chart)
+        sections = ("seed", *self.bench.ground, "optimizer", "schedule", *training, "evaluation_batch", *chart)
         return self.bench.describes(*sections)
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lowloss.points.path import Path as WeightPath
     from lowloss.report.pictures import Picture
 
@@ -31,7 +34,8 @@ class PathJob(Job):
     """The path between two minima by a finder; it leads from the smaller index to the larger.
 
     Tensors: bends, t and arc of the sampled points, the L2 term of the finder's objective (of a line, the minima's)
-    and the exact columns there, and snapshots of the search.
+    and the exact columns there, snapshots of the search, and the cosines (T, T) between the deviations from the
+    straight line.
     metrics.csv: the search.  along.csv: the columns along the path.
     """
 
@@ -50,6 +54,7 @@ class PathJob(Job):
     def make(self, work: Path) -> Result:
         import pandas as pd
 
+        from lowloss.points.deviation import changed_labels, deviation_cosines, halves
         from lowloss.training.along import along, levels
         from lowloss.training.methods import find_path
 
@@ -60,6 +65,8 @@ class PathJob(Job):
         found = bench.everywhere(find_path, *ends_2P, finder, seed=seed, folder=work, title=title)
         table = bench.table(found.path, title, work, along, **{key: settings[key] for key in SAMPLING})
         table.pop("test_wrong", None)  # as many numbers as samples, at every point
+        if (labels_TN := table.pop("test_label", None)) is not None:
+            table["changed_from_start"], table["changed_from_end"] = changed_labels(labels_TN)
         snapshots = {f"snapshot-{i:03d}": snapshot for i, snapshot in enumerate(found.snapshots)}
         trained = {} if "files" in bench.config["minima"] else bench.config["optimizer"]
         decay = getattr(finder, "weight_decay", trained.get("weight_decay") or 0.0)
@@ -70,6 +77,11 @@ class PathJob(Job):
         notes |= {"length_ratio": found.path.length_ratio(), "gradient_evaluations": found.gradient_evaluations}
         notes |= found.quality
         notes |= levels(table, landscape.splits, list(landscape.task.units))
+        if (cosines_TT := deviation_cosines(found.path, table["t"])) is not None:
+            tensors["cosines"] = cosines_TT
+            within, between = halves(cosines_TT, table["arc"])
+            if not isnan(within + between):  # there are few points
+                notes |= {"cosine_within": within, "cosine_between": between}
         head = ["phase", "step", "lr", "mean_loss", "max_loss"]
         history = pd.DataFrame(found.history, columns=head).astype({"phase": int, "step": int})
         columns = pd.DataFrame({name: column for name, column in table.items() if column.dim() == 1})
@@ -167,12 +179,19 @@ class PathStage(Stage):
         from lowloss.report.disconnectivity import draw_graphs
         from lowloss.report.figures import draw_paths
         from lowloss.report.search import draw_searches
+        from lowloss.report.tunnels import draw_tunnels
 
         paths = study.complete("paths")
         if paths:
             yield draw_paths(paths, folder)
             yield from draw_graphs(study, folder)
             yield from draw_searches(study, folder)
+            yield from draw_tunnels(paths, folder)
+
+    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
+        from lowloss.report.tunnels import deviations
+
+        return {"deviations": deviations(study)}
 
 
 STAGE = PathStage()

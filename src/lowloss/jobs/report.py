@@ -17,6 +17,8 @@ from lowloss.jobs.stage import Stage
 from lowloss.study import Config
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lowloss.report.pictures import Picture
 
 
@@ -37,7 +39,8 @@ class ReportStage(Stage):
                 if not written:
                     # Looked at before it is made: what is completed meanwhile makes it out of date.
                     made_from = _inputs(bench)
-                    made = build_report(bench.study, partial(_draw, bench), bench.config["published"])
+                    own = _tables(bench)
+                    made = build_report(bench.study, partial(_draw, bench), bench.config["published"], own)
                     written = {str(file.relative_to(root)): files.digest(file) for file in made}
                     record = json.dumps({"made_from": made_from, "written": written})
                     files.write_text(root / "report" / "inputs.json", record)
@@ -52,6 +55,11 @@ def _draw(bench: Bench, folder: Path) -> Iterator[Picture]:
     """Every kind's figures, in the order of the stages."""
     for stage in bench.stages.values():
         yield from stage.draw(bench.study, folder)
+
+
+def _tables(bench: Bench) -> dict[str, pd.DataFrame]:
+    """Every kind's own tables."""
+    return {name: one for stage in bench.stages.values() for name, one in stage.tables(bench.study).items()}
 
 
 def _say_comparison(file: Path) -> None:

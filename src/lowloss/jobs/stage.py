@@ -12,6 +12,8 @@ from lowloss.jobs.runner import make_jobs
 from lowloss.study import Study
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lowloss.report.pictures import Picture
 
 
@@ -34,6 +36,9 @@ class Stage:
     def check_made(self, bench: Bench) -> None:
         """Raise LowlossError for settings that do not go together, once what they describe can be made."""
 
+    def check_size(self, bench: Bench, parameters: int) -> None:
+        """Raise LowlossError for settings that do not fit a network of so many parameters."""
+
     def jobs(self, bench: Bench) -> list[Job]:
         """All that it makes for certain."""
         return []
@@ -45,3 +50,7 @@ class Stage:
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
         """The figures of its complete artifacts, drawn into a folder."""
         return iter(())
+
+    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
+        """Tables of its complete artifacts by their names; the report writes and shows those that have rows."""
+        return {}

@@ -7,6 +7,7 @@ from lowloss.landscape.chart import Chart, NeuronDistance, Normal, Span
 from lowloss.landscape.engine import Engine
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
+from lowloss.landscape.wedges import Wedges
 from lowloss.landscape.wrappers import Charted, RandomSpan, Regularised
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "Rosenbrock",
     "Span",
     "Wedge",
+    "Wedges",
 ]

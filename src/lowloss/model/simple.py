@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lowloss.checking import Few, Fraction, Positive, Width
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
 
 class MLP(nn.Module):
     """A multi-layer perceptron with ReLU.
@@ -73,6 +75,47 @@ class CNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
+
+
+class SimpleCNN(nn.Module):
+    """SimpleCNN of Fort & Jastrzebski 2019, sec. 4.1: 3 × 3 convolutions, each with 2 × 2 pooling, and a linear layer.
+
+    The paper names neither the padding, which keeps the size here, nor the kind of pooling, which takes the maximum
+    here, nor where dropout is, which acts on the inputs of the linear layer here.
+
+    Args:
+        channels: of the convolutions.
+        activation: "tanh" or "relu", before each pooling.
+        dropout: probability.
+
+    Raises:
+        ValueError: the image is too small for that many poolings, or an unknown activation.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        channels: Sequence[Width] = (16, 32, 32),
+        activation: str = "tanh",
+        dropout: Fraction = 0.0,
+    ) -> None:
+        super().__init__()
+        inputs, rows, columns = input_shape
+        if min(rows, columns) >> len(channels) < 1:
+            raise ValueError(f"{len(channels)} poolings leave nothing of a {rows} × {columns} image")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        layers: list[nn.Module] = []
+        for outputs in channels:
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), ACTIVATIONS[activation](), nn.MaxPool2d(2)]
+            inputs = outputs
+        layers += [nn.Flatten(), *([nn.Dropout(dropout)] if dropout else [])]
+        features = inputs * (rows >> len(channels)) * (columns >> len(channels))
+        self.layers = nn.Sequential(*layers, nn.Linear(features, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
 
 
 class VGG16(nn.Module):

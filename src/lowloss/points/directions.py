@@ -2,7 +2,7 @@
 
 Reference: Li et al. 2018, sec. 4.
 
-Shapes: P parameters, F filters of a weight.
+Shapes: P parameters, F filters of a weight, K directions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowloss.errors import LowlossError
 from lowloss.landscape.layout import Layout
+from lowloss.seeding import derive
 
 NORMALIZATIONS = ("filter", "layer", "none")
 
@@ -38,3 +39,20 @@ def random_direction(theta_P: Tensor, layout: Layout, seed: int, normalization: 
         norm_F1 = drawn_FW.norm(dim=1, keepdim=True).clamp_min(torch.finfo(theta_P.dtype).tiny)
         result[name].copy_(drawn_FW / norm_F1 * wanted[name].norm(dim=1, keepdim=True))
     return scaled_P
+
+
+def unit_directions(theta_P: Tensor, seed: int, orthogonal: bool, index_K: Tensor) -> Tensor:
+    """Directions (K, P) of uniform orientation and unit length; each follows from the seed and its index alone.
+
+    Args:
+        orthogonal: whether they are orthogonal to the point.
+    """
+    rows = []
+    for index in index_K.tolist():
+        generator = torch.Generator().manual_seed(derive(seed, "direction", index))
+        row_P = torch.randn(len(theta_P), generator=generator, dtype=torch.float64)
+        if orthogonal:
+            unit_P = theta_P.double() / theta_P.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
+            row_P = row_P - (row_P @ unit_P) * unit_P
+        rows.append((row_P / row_P.norm()).to(theta_P))
+    return torch.stack(rows)

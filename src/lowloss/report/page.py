@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,18 @@ BUDGETS_NOTE = "A budget is a run; fractions are in per cent but for ece, the ca
 OVERLAP_NOTE = "Test samples that two minima misclassify, and those that both do, over the mean of the two numbers."
 
 
-def build_report(study: Study, draw: Callable[[Path], Iterable[Picture]], published: str | None = None) -> list[Path]:
+def build_report(
+    study: Study,
+    draw: Callable[[Path], Iterable[Picture]],
+    published: str | None = None,
+    own: Mapping[str, pd.DataFrame] | None = None,
+) -> list[Path]:
     """Write tables (CSV), report/figures/*.png and report/index.html. Returns these files.
 
     Args:
         draw: draws the figures of every kind of artifact into a folder.
         published: the experiment whose published numbers stand beside ours.
+        own: further tables of kinds of artifacts, by name; those without rows are left out.
     """
     points, paths, ensembles = tables.minima(study), tables.summary(study), tables.ensembles(study)
     empty = pd.DataFrame(columns=tables.table_b1_columns({}))
@@ -65,6 +71,8 @@ def build_report(study: Study, draw: Callable[[Path], Iterable[Picture]], publis
                folder / "overlap.csv": shared, folder / "classes.csv": tables.classes(study)}  # fmt: skip
     written[folder / "budgets.csv"] = bought = budgets(study)
     written[folder / "curves.csv"] = along = curves(study)
+    own = {name: table for name, table in (own or {}).items() if len(table)}
+    written |= {folder / f"{name}.csv": table for name, table in own.items()}
     for file, table in written.items():
         files.write_text(file, table.to_csv(index=False))
     compared = compare(root, published_of(published))
@@ -88,6 +96,7 @@ def build_report(study: Study, draw: Callable[[Path], Iterable[Picture]], publis
         sections.append(_section(title, plot.to_html(full_html=False, include_plotlyjs=i == 0, config=PLOTLY)))
     text = yaml.safe_dump(merged_config(study), sort_keys=False)
     sections += [
+        *(_table_section(name.replace("_", " ").capitalize(), table) for name, table in own.items()),
         _table_section("Every path", paths, "Errors are fractions; the columns are those of summary.csv."),
         _table_section("Along every path", along, CURVES_NOTE),
         _table_section("Ensembles on the test split", ensembles),

@@ -15,6 +15,7 @@ COLOURS = {
     "bezier": "#d9822b",
     "polychain": "#2a9d6f",
     "polychain_arc": "#14705a",
+    "tunnel": "#00838f",
 }
 OTHER = "#b03a5b"
 """The colour of finders that have none of their own."""

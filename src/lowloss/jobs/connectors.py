@@ -1,0 +1,143 @@
+"""Connectors: surfaces of low loss among m + 1 minima, exactly evaluated.
+
+Shapes: C = m + 1 corners, V vertices, S sampled weights, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowloss.errors import LowlossError
+from lowloss.jobs.base import Job
+from lowloss.jobs.bench import Bench
+from lowloss.jobs.minima import minimum, points
+from lowloss.jobs.stage import Stage
+from lowloss.seeding import derive
+from lowloss.study import Config, Result, Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from lowloss.report.pictures import Picture
+
+
+class ConnectorJob(Job):
+    """The connector of the first m + 1 minima.
+
+    Tensors: vertices (V, P), their weights on the simplex, the middle of the surface (P,), the sampled weights (S, C),
+    and the exact columns at the vertices, and at the sampled points of the surface and of the linear simplex. notes:
+    the highest loss above the linear interpolation of the corners' losses, on the surface, at its vertices alone, and
+    on the linear simplex; and the metrics of the corners and of all vertices as ensembles.
+    """
+
+    kind, stage = "connectors", "connector"
+
+    def __init__(self, bench: Bench, m: int) -> None:
+        super().__init__(bench, f"m{m:02d}")
+        self.m = m
+
+    def needs(self) -> Sequence[Job]:
+        return [minimum(self.bench, k) for k in range(self.m + 1)]
+
+    def own_settings(self) -> Config:
+        keys = ("resolution", "steps", "optimizer", "batch_size", "weight_decay", "samples")
+        return self.bench.describes("seed", *(f"connector.{key}" for key in keys))
+
+    def make(self, work: Path) -> Result:
+        import pandas as pd
+        import torch
+
+        from lowloss.ensemble import ensemble_metrics
+        from lowloss.measure import Exact
+        from lowloss.points.simplex import Simplex
+        from lowloss.training.connectors import find_connector
+        from lowloss.training.tabulate import tabulate
+
+        bench, settings = self.bench, self.bench.config["connector"]
+        corners_CP = points(bench, range(self.m + 1))
+        simplex, seed = Simplex(self.m, settings["resolution"]), derive(bench.config["seed"], "connector", self.m)
+        optimizer = bench.build("connector.optimizer", partial=True)
+        training = {name: settings[name] for name in ("steps", "batch_size", "weight_decay")}
+        found = bench.everywhere(find_connector, corners_CP, simplex, optimizer, seed=seed, folder=work, **training)
+        vertices_VP, samples = found.vertices_VP, settings["samples"]
+        w_SC = simplex.grid(samples) if self.m <= 2 else simplex.draw(samples, derive(seed, "samples"))
+        coefficients_SV = simplex.coefficients(w_SC)
+        flat_SV = torch.zeros_like(coefficients_SV)
+        flat_SV[:, : self.m + 1] = w_SC
+        parts = {"surface": coefficients_SV, "linear": flat_SV, "vertex": torch.eye(len(vertices_VP)).double()}
+        weights_KV = torch.cat(list(parts.values()))
+        at = partial(_combined, weights_KV, vertices_VP)
+        title = f"connector m={self.m}"
+        table = bench.everywhere(tabulate, at, len(weights_KV), [Exact()], folder=work, title=title)
+        tensors = {"vertices": vertices_VP, "vertex_weights": simplex.weights_VC, "weights": w_SC}
+        notes: Config = {"m": self.m, "vertices": len(vertices_VP), "samples": len(w_SC), "cone": int(simplex.cone)}
+        places = {"surface": w_SC, "linear": w_SC, "vertex": simplex.weights_VC}
+        for name, column_K in table.items():
+            split_K = dict(zip(parts, column_K.split([len(part) for part in parts.values()]), strict=True))
+            tensors |= {f"{part}_{name}": one_K for part, one_K in split_K.items()}
+            if not name.endswith("_loss"):
+                continue
+            corner_C = split_K["vertex"][: self.m + 1]
+            for part, one_K in split_K.items():
+                notes[f"barrier_{part}_{name}"] = float((one_K - places[part] @ corner_C).max())
+            notes[f"corners_{name}"] = float(corner_C.mean())
+        middle_1V = simplex.coefficients(torch.full((1, self.m + 1), 1 / (self.m + 1)))
+        tensors["middle"] = (middle_1V.to(vertices_VP) @ vertices_VP)[0]
+        notes["middle_train_loss"] = float(bench.landscape.evaluate(tensors["middle"][None])["loss"][0])
+        for name, members_MP in (("corners", corners_CP), ("connector", vertices_VP)):
+            together, _ = ensemble_metrics(bench.landscape, members_MP)
+            notes |= {f"{name}_together_test_{metric}": float(one[-1]) for metric, one in together.items()}
+        entries = [[int(step), rate, sum(losses) / len(losses)] for step, rate, *losses in found.history]
+        return Result(tensors, notes, {"metrics.csv": pd.DataFrame(entries, columns=["step", "lr", "mean_loss"])})
+
+
+def middle(job: ConnectorJob) -> Tensor:
+    """The point (P,) of a complete connector's surface that belongs to equal weights."""
+    return job.artifact.load()[0]["middle"]
+
+
+def _combined(weights_KV: Tensor, vertices_VP: Tensor, index: Tensor) -> Tensor:
+    return weights_KV[index].to(vertices_VP) @ vertices_VP
+
+
+class ConnectorStage(Stage):
+    """Makes the connectors that are asked for, of the first minima."""
+
+    name, kind, after = "connector", "connectors", ("minima",)
+
+    def check(self, bench: Bench) -> None:
+        wanted = bench.config["connector"]["m"]
+        for m in wanted:
+            if not m < bench.count:
+                raise LowlossError(
+                    f"connector.m={m} connects {m + 1} minima, but there are {bench.count}: {bench.more_minima}"
+                )
+
+    def check_made(self, bench: Bench) -> None:
+        from lowloss.points.simplex import Simplex
+        from lowloss.training.descent import check_optimizer
+
+        check_optimizer(bench.build("connector.optimizer", partial=True))
+        for m in bench.config["connector"]["m"]:
+            Simplex(m, bench.config["connector"]["resolution"])
+
+    def jobs(self, bench: Bench) -> list[Job]:
+        return [ConnectorJob(bench, m) for m in dict.fromkeys(bench.config["connector"]["m"])]
+
+    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
+        from lowloss.report.connectors import draw_connector
+
+        for artifact in study.complete("connectors"):
+            yield draw_connector(artifact, folder)
+
+    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
+        from lowloss.report.connectors import connectors
+
+        return {"connectors": connectors(study)}
+
+
+STAGE = ConnectorStage()

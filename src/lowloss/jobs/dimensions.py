@@ -1,0 +1,175 @@
+"""Dimensions: from how many dimensions on a random cut through a place of the landscape reaches a low loss.
+
+Shapes: R cuts, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowloss.errors import LowlossError
+from lowloss.jobs import plans
+from lowloss.jobs.base import Job
+from lowloss.jobs.bench import Bench
+from lowloss.jobs.connectors import ConnectorJob, middle
+from lowloss.jobs.minima import minimum
+from lowloss.jobs.paths import PathJob, load_path
+from lowloss.jobs.stage import Stage
+from lowloss.seeding import derive
+from lowloss.study import Config, Result, Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from lowloss.report.pictures import Picture
+
+PLACES = ("initial", "path", "connector")
+
+SHARE = 0.9
+"""Of minimum 0's accuracy, where no threshold is set: what Li, Farkhoor, Liu & Yosinski 2018 ask of a cut."""
+
+
+class DimensionJob(Job):
+    """The threshold dimension at one place, with hyperplanes of one orientation.
+
+    Tensors: dims and values (R,) of all runs. notes: threshold of the values; low, the largest dimension that failed,
+    and high, the smallest from which on all succeeded, where there is one.  runs.csv: a row a run.
+
+    Args:
+        place: "initial", the initial point of a network; "path", a fraction of the first path of a finder; or
+            "connector", the middle of that of m + 1 minima. The latter two are displaced at random.
+        which: that fraction, or m.
+    """
+
+    kind, stage = "dimensions", "dimension"
+
+    def __init__(self, bench: Bench, place: str, which: float, repeat: int) -> None:
+        self.place, self.which, self.repeat = place, which, repeat
+        where = {"initial": "initial", "path": f"path-{which:.3f}", "connector": f"connector-m{int(which):02d}"}
+        super().__init__(bench, f"{where[place]}-{repeat:02d}")
+
+    @property
+    def path(self) -> PathJob:
+        return PathJob(self.bench, self.bench.config["dimension"]["finder"], 0, 1)
+
+    def needs(self) -> Sequence[Job]:
+        through: list[Job] = []
+        if self.place == "path":
+            through = [self.path]
+        elif self.place == "connector":
+            through = [ConnectorJob(self.bench, int(self.which))]
+        return [*through, minimum(self.bench, 0)]
+
+    def own_settings(self) -> Config:
+        keys = ["dims", "rounds", "steps", "optimizer", "batch_size", "column", "threshold"]
+        keys += [] if self.place == "initial" else ["displacement"]
+        return self.bench.describes("seed", "schedule", *(f"dimension.{key}" for key in keys))
+
+    def make(self, work: Path) -> Result:
+        import pandas as pd
+        import torch
+
+        from lowloss.training.cuts import bracket, descend_cuts, refined
+        from lowloss.training.tabulate import tabulate
+
+        bench, settings = self.bench, self.bench.config["dimension"]
+        column, threshold = settings["column"], self._threshold()
+        seed = derive(bench.config["seed"], "dimension", self.repeat)
+        training = {name: settings[name] for name in ("steps", "batch_size")}
+        training |= {"optimizer": bench.build("dimension.optimizer", partial=True), "schedule": bench.build("schedule")}
+        origin_P, values, dims = self._origin(), dict[int, float](), sorted({*settings["dims"]})
+        for i in range(settings["rounds"]):
+            if not dims:
+                break
+            folder, title = work / f"round-{i}", f"{self.name}, round {i + 1}"
+            theta_RP = bench.everywhere(descend_cuts, origin_P, dims, seed=seed, folder=folder, title=title, **training)
+            table = bench.everywhere(tabulate, theta_RP, folder=folder, title=title)
+            if column not in table:
+                raise LowlossError(f"dimension.column={column}, but there are {', '.join(table)}: choose one of them")
+            values |= dict(zip(dims, table[column].tolist(), strict=True))
+            dims = refined(*bracket(values, threshold), len(settings["dims"]))
+        low, high = bracket(values, threshold)
+        notes: Config = {"place": self.place, "which": self.which, "repeat": self.repeat, "column": column}
+        notes |= {"threshold": threshold, "low": low, **({"high": high} if high < inf else {})}
+        runs = pd.DataFrame(sorted(values.items()), columns=["dim", column])
+        tensors = {"dims": torch.tensor(sorted(values)), "values": torch.tensor(runs[column].to_numpy())}
+        return Result({**tensors, "origin": origin_P}, notes, {"runs.csv": runs})
+
+    def _threshold(self) -> float:
+        settings = self.bench.config["dimension"]
+        if settings["threshold"] is not None:
+            return float(settings["threshold"])
+        notes = minimum(self.bench, 0).artifact.notes()
+        return float(1 - SHARE * (1 - notes[settings["column"]]))
+
+    def _origin(self) -> Tensor:
+        import torch
+
+        from lowloss.points.directions import unit_directions
+
+        bench, seed = self.bench, self.bench.config["seed"]
+        if self.place == "initial":
+            return bench.landscape.initial(derive(seed, "initial", self.repeat))
+        if self.place == "path":
+            theta_P = load_path(self.path).points(torch.tensor([self.which], dtype=torch.float64))[0]
+        else:
+            theta_P = middle(ConnectorJob(bench, int(self.which)))
+        away_1P = unit_directions(theta_P, derive(seed, "displacement"), False, torch.tensor([self.repeat]))
+        return theta_P + bench.config["dimension"]["displacement"] * theta_P.norm() * away_1P[0]
+
+
+class DimensionStage(Stage):
+    """Finds the threshold dimension of random cuts."""
+
+    name, kind, after = "dimension", "dimensions", ("minima", "connector", "path")
+
+    def check(self, bench: Bench) -> None:
+        settings = bench.config["dimension"]
+        for place in settings["at"]:
+            if place not in PLACES:
+                raise LowlossError(f"dimension.at must be a list of some of {', '.join(PLACES)}, got {place!r}")
+        if settings["threshold"] is None and not settings["column"].endswith("_error"):
+            raise LowlossError(
+                f"dimension.column={settings['column']} is no error, of which a threshold could follow from the "
+                "minima's accuracy: set dimension.threshold"
+            )
+        finder = settings["finder"]
+        if "path" in settings["at"] and (
+            finder not in bench.config["finder"] or (0, 1) not in plans.pairs(bench, finder)
+        ):
+            raise LowlossError(f"dimension.at=[path] needs the path [0,1] by {finder}: add it to finder and path.pairs")
+
+    def check_size(self, bench: Bench, parameters: int) -> None:
+        if (largest := max(bench.config["dimension"]["dims"])) > parameters:
+            raise LowlossError(
+                f"dimension.dims has {largest}, but the network has {parameters} parameters: leave larger ones out"
+            )
+
+    def check_made(self, bench: Bench) -> None:
+        from lowloss.training.descent import check_optimizer
+
+        check_optimizer(bench.build("dimension.optimizer", partial=True))
+
+    def jobs(self, bench: Bench) -> list[Job]:
+        settings = bench.config["dimension"]
+        whiches = {"initial": [0.0], "path": settings["along"], "connector": bench.config["connector"]["m"]}
+        places = [(place, which) for place in dict.fromkeys(settings["at"]) for which in dict.fromkeys(whiches[place])]
+        return [DimensionJob(bench, *one, repeat) for one in places for repeat in range(settings["repeats"])]
+
+    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
+        from lowloss.report.dimensions import draw_dimensions
+
+        if dimensions := study.complete("dimensions"):
+            yield draw_dimensions(dimensions, folder)
+
+    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
+        from lowloss.report.dimensions import dimensions
+
+        return {"dimensions": dimensions(study.complete("dimensions"))}
+
+
+STAGE = DimensionStage()

@@ -1,0 +1,79 @@
+"""Connectors as simplex plots and distributions (Fort & Jastrzebski 2019, sec. 4.3).
+
+Shapes: S sampled points, C corners.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lowloss.report.figures import shown_metrics
+from lowloss.report.pictures import COLOURS, OTHER, Picture, panels, save
+from lowloss.study import Artifact, Study
+
+SHAPES = {"surface": "through the optimised points", "linear": "linear"}
+
+
+def connectors(study: Study) -> pd.DataFrame:
+    """A row a connector: its notes."""
+    notes = [artifact.notes() for artifact in study.complete("connectors")]
+    return pd.DataFrame([{key: value for key, value in row.items() if key != "units"} for row in notes])
+
+
+def draw_connector(artifact: Artifact, folder: Path) -> Picture:
+    """The train loss over a connector beside that over the linear simplex."""
+    tensors, notes = artifact.load()
+    m, label = notes["m"], shown_metrics(notes["units"])[0][1]
+    shown = {name: tensors[f"{name}_train_loss"].numpy() for name in SHAPES}
+    draw = _triangle if m == 2 else _line if m == 1 else _distribution
+    figure = draw(shown, tensors["weights"].numpy(), label)
+    cone = " The surface is the cone of the faces', with optimised middles of edges, over the optimised centroid."
+    caption = (
+        f"Exact losses at {notes['samples']} points of the simplex of {m + 1} minima, and of the surface between its "
+        f"{notes['vertices'] - m - 1} optimised points and the minima.{cone if notes['cone'] else ''}"
+    )
+    return save(figure, folder, f"connector-{artifact.name}", f"Connector of {m + 1} minima", caption)
+
+
+def _triangle(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
+    figure, (axes,) = panels(10, 4, 1, 2)
+    corners_C2 = np.array([[0, 0], [1, 0], [0.5, sqrt(3) / 2]])
+    x_S, y_S = (weights_SC @ corners_C2).T
+    every = np.concatenate(list(shown.values()))
+    levels = np.linspace(every.min(), max(every.max(), every.min() + 1e-9), 25)
+    for axis, (name, loss_S) in zip(axes, shown.items(), strict=True):
+        drawn = axis.tricontourf(x_S, y_S, loss_S, levels=levels, cmap="viridis")
+        for k, (x, y) in enumerate(corners_C2):
+            axis.annotate(f"{k}", (x, y), (0, 4 if k == 2 else -12), textcoords="offset points", ha="center")
+        axis.set(title=SHAPES[name].capitalize(), aspect="equal", xticks=[], yticks=[])
+        axis.grid(False)
+    figure.colorbar(drawn, ax=axes, label=label)
+    return figure
+
+
+def _line(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
+    figure, ((axis,),) = panels(5.5, 3.6)
+    order = np.argsort(weights_SC[:, 1])
+    for name, loss_S in shown.items():
+        axis.plot(weights_SC[order, 1], loss_S[order], color=_colour(name), label=SHAPES[name])
+    axis.set(xlabel="weight of minimum 1", ylabel=label, xlim=(0, 1))
+    axis.legend()
+    return figure
+
+
+def _distribution(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
+    figure, ((axis,),) = panels(5.5, 3.6)
+    for name, loss_S in shown.items():
+        axis.ecdf(loss_S, color=_colour(name), label=SHAPES[name])
+    axis.set(xlabel=label, ylabel="share of the points below", ylim=(0, 1))
+    axis.legend()
+    return figure
+
+
+def _colour(name: str) -> str:
+    return COLOURS["line"] if name == "linear" else OTHER

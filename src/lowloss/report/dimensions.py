@@ -1,0 +1,65 @@
+"""Threshold dimensions of random cuts (Fort & Jastrzebski 2019, fig. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lowloss.report.pictures import Picture, panels, save
+from lowloss.study import Artifact
+
+
+def dimensions(artifacts: Sequence[Artifact]) -> pd.DataFrame:
+    """A row a place: the threshold, which is the median over the repeats of the smallest dimension from which on all
+    cuts succeeded, and its interval, from the smallest dimension that may be it in any repeat to the largest; found:
+    in how many repeats there is one."""
+    groups: dict[tuple[str, float], list[dict[str, float]]] = {}
+    for artifact in artifacts:
+        notes = artifact.notes()
+        groups.setdefault((notes["place"], notes["which"]), []).append(notes)
+    rows = []
+    for (place, which), repeats in sorted(groups.items()):
+        high = [one["high"] for one in repeats if "high" in one]
+        whole = len(high) == len(repeats)
+        row = {"place": place, "which": which, "repeats": len(repeats), "found": len(high)}
+        row |= {"threshold": float(np.median(high)) if whole else nan, "low": min(one["low"] for one in repeats) + 1}
+        rows.append(row | {"high": max(high) if whole else nan})
+    return pd.DataFrame(rows)
+
+
+def draw_dimensions(artifacts: list[Artifact], folder: Path) -> Picture:
+    """What cuts of each dimension reach, and the thresholds by place."""
+    table, notes = dimensions(artifacts), artifacts[0].notes()
+    figure, ((left, right),) = panels(10.5, 3.8, 1, 2)
+    names = {one: _name(*one) for one in zip(table["place"], table["which"], strict=True)}
+    colours = {name: f"C{i % 10}" for i, name in enumerate(names.values())}
+    shown = set[str]()
+    for artifact in artifacts:
+        own = artifact.notes()
+        name, runs = names[own["place"], own["which"]], artifact.table("runs.csv", ["dim", own["column"]])
+        label = name if name not in shown else None
+        left.plot(runs["dim"], runs[own["column"]], ".-", color=colours[name], label=label, linewidth=0.8)
+        shown.add(name)
+    left.axhline(notes["threshold"], color="#8a8f98", linestyle="--")
+    left.set(xlabel="dimension of the cut", ylabel=notes["column"].replace("_", " "), title="What random cuts reach")
+    left.legend(fontsize=7)
+    places = np.arange(len(table))
+    below, above = table["threshold"] - table["low"], table["high"] - table["threshold"]
+    right.errorbar(places, table["threshold"], [below, above], fmt="o", capsize=4, color="#1f5fbf")
+    right.set(xticks=places, xlim=(-0.5, len(table) - 0.5), ylim=(0, None), title="Threshold dimension")
+    right.set_xticklabels(list(names.values()), rotation=30, ha="right", fontsize=8)
+    caption = (
+        f"Descent in random hyperplanes through a place; a cut succeeds where its {notes['column'].replace('_', ' ')} "
+        f"is at most {notes['threshold']:.3g}. The threshold is the smallest dimension from which on all succeed, the "
+        "median over the repeats; bars reach over all dimensions that may be it. This is the reading of a cut, not the "
+        "count of large eigenvalues of the Hessian; compare fig. 4 of Fort & Jastrzebski 2019."
+    )
+    return save(figure, folder, "dimensions", "Random cuts", caption)
+
+
+def _name(place: str, which: float) -> str:
+    return {"initial": "initial point", "path": f"path at {which:g}", "connector": f"middle, m = {which:g}"}[place]

@@ -1,0 +1,80 @@
+"""Random cuts: descent in hyperplanes of several dimensions at once, and the dimension from which it succeeds.
+
+References:
+    Fort & Jastrzebski 2019, sec. 3.3 and fig. 4.
+    Li, Farkhoor, Liu & Yosinski 2018, Measuring the intrinsic dimension of objective landscapes.
+
+Shapes: R cuts, P parameters, Q dimensions of the largest cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from pathlib import Path as Folder
+
+import torch
+from torch import Tensor
+
+from lowloss.landscape.base import Landscape
+from lowloss.landscape.chart import Span
+from lowloss.landscape.wrappers import Charted
+from lowloss.progress import bar
+from lowloss.schedule import Constant
+from lowloss.seeding import derive
+from lowloss.training.descent import Descent, Objective, OptimizerFactory, Recipe, default_trainer, fit
+from lowloss.training.devices import TrainerFactory, shared
+
+
+def descend_cuts(
+    landscape: Landscape,
+    origin_P: Tensor,
+    dims: Sequence[int],
+    optimizer: OptimizerFactory,
+    steps: int,
+    batch_size: int | None = 128,
+    schedule: Callable[[float], float] | None = None,
+    seed: int = 0,
+    trainer: TrainerFactory = default_trainer,
+    folder: Folder | None = None,
+    block: int = 50,
+    title: str = "cuts",
+) -> Tensor:
+    """The points (R, P) that descents in random hyperplanes through one point reach, one of each dimension.
+
+    They train as rows of one matrix, on the same minibatches. The hyperplanes of one seed are nested: that of dimension
+    d spans the first d directions.
+
+    Raises:
+        LowlossError: a dimension is larger than the number of parameters, or the optimizer has a weight decay.
+        NonFiniteLossError: a loss became NaN or infinite.
+    """
+    largest = Span.random(origin_P, max(dims), seed)
+    chart = Span(origin_P, largest.basis_QP, dims)
+    batches = landscape.batches(batch_size, [derive(seed, "batches")], shared=True)
+    factor = schedule or Constant()
+    recipe = Recipe(steps, optimizer, lambda step: factor(step / steps))
+    start_RQ = origin_P.new_zeros(len(dims), chart.dim)
+    objective = Objective(Charted(shared(landscape), chart), batches)
+    module = Descent(objective, start_RQ, recipe, title, "lower dimension.optimizer.lr")
+    with bar(f"{title}, {len(dims)} dimensions", steps) as advance:
+        fit(module, block, advance, trainer, folder)
+    return chart.to(torch.device("cpu")).points(module.x_RQ.detach())
+
+
+def bracket(values: Mapping[int, float], threshold: float) -> tuple[int, float]:
+    """The dimensions between which descent begins to succeed: the largest that fails, and the next one that was tried.
+
+    A dimension succeeds where its value is at most the threshold; all larger ones then do as well. 0 where none fails,
+    infinity where the largest does.
+    """
+    failed = max((d for d, value in values.items() if not value <= threshold), default=0)
+    return failed, min((d for d in values if d > failed), default=inf)
+
+
+def refined(low: int, high: float, count: int) -> list[int]:
+    """Up to so many dimensions to try next, evenly spaced between the two; none where nothing is left between."""
+    if high == inf:
+        return []
+    inner = torch.linspace(low, high, count + 2, dtype=torch.float64)[1:-1].round().long().tolist()
+    return sorted({d for d in inner if low < d < high})
