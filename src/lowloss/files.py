@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,11 @@ def replacing(file: Path) -> Iterator[Path]:
     """A temporary file to write; it takes the place of `file` once the block ends without an error."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = create(file.parent, f".{file.name}.")
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors puts a file of its own there, for one user
+            temporary.chmod(mode)
         sync(temporary)
         temporary.replace(file)
     finally:

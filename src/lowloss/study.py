@@ -14,7 +14,9 @@ import hashlib
 import io
 import json
 import platform
+import re
 import secrets
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -305,13 +307,24 @@ def _to_yaml(config: Config) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
+_WORD = r"(?:api_?key|access_?key|private_?key|secret(?:_?key)?|token|password|passwd|credentials?)"
+_SECRET = re.compile(rf"^([\w.+@/-]*?(?:^|[.+_]){_WORD})=.*", re.IGNORECASE | re.DOTALL)
+_NESTED = re.compile(rf"(\b(?:\w+_)?{_WORD}\s*:\s*)('[^']*'|\"[^\"]*\"|[^,}}\]]+)", re.IGNORECASE)
+
+
+def pasteable(arguments: Sequence[str]) -> str:
+    """The command line to paste into a shell; values of keys that look like secrets are ???, which Hydra asks for."""
+    shown = [_NESTED.sub(r"\1???", _SECRET.sub(r"\1=???", argument)) for argument in arguments]
+    return shlex.join(["lowloss", *shown])
+
+
 def _provenance(seconds: float, arithmetic: str) -> dict[str, Any]:
     import torch
 
     return {
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds_since_last_start": round(seconds, 1),
-        "command": " ".join(sys.argv),
+        "command": pasteable(sys.argv[1:]),
         "lowloss": version("lowloss"),
         "torch": torch.__version__,
         "lightning": version("lightning"),
