@@ -4,7 +4,8 @@ A claim is a file made atomically with its content: host, process and a token. A
 works. It is given up when the work ends, and taken over when its owner is gone: at once where the owner's process
 ran on this host and no longer does, otherwise after STALE seconds without a touch.
 
-The file system's own clock judges a claim's age, so the hosts' clocks may differ.
+The file system's own clock judges a claim's age, so the hosts' clocks may differ. A claim that does not tell whose it
+is, or is of the future, is judged by what is seen of it here: that it does not change for STALE seconds.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import json
 import os
 import random
 import socket
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowloss import progress
+from lowloss import files, progress
 
 BEAT = 20.0
 """Seconds between two touches."""
 STALE = 300.0
 """Seconds without a touch after which another host's claim counts as given up."""
+LOCK = ".takeover.lock"
 LONG = 5.0
 """Seconds between two looks at what another process works on, at most."""
 
@@ -75,7 +76,7 @@ def take(file: Path) -> Claim | None:
         if not _stale(file, mine):
             return None
         # Only under the lock is another's claim removed, so that two who saw it stale cannot both take it.
-        with _locked(file.parent / ".takeover.lock"):
+        with _locked(file.parent / LOCK):
             if _stale(file, mine):
                 file.unlink(missing_ok=True)
             return Claim(file, content) if _link(mine, file) else None
@@ -97,13 +98,14 @@ class Patience:
 
     def wait(self, file: Path) -> None:
         """Wait for whoever holds a claim on the file."""
-        if self.seconds == LONG and not self.told:
-            with contextlib.suppress(ValueError, KeyError, OSError):  # given up meanwhile
-                owner = json.loads(_read(file) or "{}")
-                what = f"{file.parent.name}/{file.name.removeprefix('.').removesuffix('.claim')}"
-                host, _, _ = str(owner["host"]).partition(" ")
-                progress.say(f"waiting for process {owner['pid']} on {host}, which is at work on {what}")
-                self.told = True
+        if self.seconds == LONG and not self.told and (owner := _owner(file)) is not None:  # not given up meanwhile
+            what = f"{file.parent.name}/{file.name.removeprefix('.').removesuffix('.claim')}"
+            if owner:
+                host, _, _ = str(owner.get("host")).partition(" ")
+                progress.say(f"waiting for process {owner.get('pid')} on {host}, which is at work on {what}")
+            else:
+                progress.say(f"{file} does not tell who is at work on {what}: waiting {STALE:.0f} s for it to change")
+            self.told = True
         time.sleep(self.seconds * random.uniform(0.5, 1.0))
         self.seconds = min(2 * self.seconds, LONG)
 
@@ -118,18 +120,39 @@ def living(file: Path) -> bool:
 
 def _stale(file: Path, now: Path) -> bool:
     """Whether the claim's owner is gone; `now` was just written, so its time is the file system's present."""
+    owner = _owner(file)
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        owner = None
+    if owner is None:  # given up meanwhile: nothing to take over
+        return False
+    pid, told = owner.get("pid"), owner.get("started")
+    if type(pid) is int and 0 < pid < 2**31:
+        here = _identity(pid)
+        if owner.get("host") == here["host"] and here["started"] is None:
+            return True
+        if owner.get("host") == here["host"] and "running" not in (here["started"], told):
+            return told != here["started"]
+    state, seen = (status.st_ino, status.st_mtime_ns, status.st_size), time.monotonic()
+    if _seen.get(file, (None,))[0] != state:
+        _seen[file] = state, seen
+    age = now.stat().st_mtime - status.st_mtime
+    return max(age, seen - _seen[file][1]) > STALE
+
+
+_seen: dict[Path, tuple[tuple[int, int, int], float]] = {}
+"""Claims of other hosts, or of nobody: how each was when it was looked at first, and the time then."""
+
+
+def _owner(file: Path) -> dict[str, object] | None:
+    """What a claim tells of its owner, nothing where it cannot be read; None if there is no claim."""
     content = _read(file)
     try:
-        age = now.stat().st_mtime - file.stat().st_mtime
-        owner = json.loads(content or "{}")
-    except FileNotFoundError:  # given up meanwhile: nothing to take over
-        return False
-    except ValueError:
+        owner = None if content is None else json.loads(content)
+    except (ValueError, RecursionError):
         owner = {}
-    here = _identity(int(owner.get("pid", 0)))
-    if owner.get("host") == here["host"]:
-        return owner.get("started") != here["started"]
-    return age > STALE
+    return owner if isinstance(owner, dict) or content is None else {}
 
 
 def _identity(pid: int) -> dict[str, object]:
@@ -144,16 +167,13 @@ def _identity(pid: int) -> dict[str, object]:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this host started; None if there is none (any more)."""
+    """When a process of this host started, "running" where that is not told; None if there is none (any more)."""
     try:
         # The command's name, in parentheses, may hold anything; state and start time are the 3rd and 22nd field.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
     except (OSError, IndexError):
-        pass
+        pass  # there is no such process, or no /proc, or it hides the processes of other users
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -163,16 +183,29 @@ def _started(pid: int) -> str | None:
     return "running"
 
 
+def tidy(folder: Path) -> None:
+    """Remove what processes that were killed while they took a claim have left in a folder."""
+    left = [*folder.glob(".*.claim-*")]
+    if left:
+        with _written(folder / ".tidy.claim", "") as now:
+            for file in left:
+                with contextlib.suppress(OSError):
+                    if now.stat().st_mtime - file.stat().st_mtime > STALE:
+                        file.unlink()
+    if (folder / LOCK).exists():
+        with contextlib.suppress(OSError), _locked(folder / LOCK):
+            pass
+
+
 @contextlib.contextmanager
 def _written(file: Path, content: str) -> Iterator[Path]:
     """A file with this content beside `file`, gone at the end."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}-")
+    written = files.create(file.parent, f"{file.name}-")
     try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(content)
-        yield Path(name)
+        written.write_text(content)
+        yield written
     finally:
-        Path(name).unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> bool:
@@ -192,15 +225,30 @@ def _link(source: Path, target: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    with file.open("w") as stream:
+    """While this process alone holds the lock, whose file is gone at the end."""
+    while True:
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # another user's
+            descriptor = os.open(file, os.O_RDONLY)
         # A file system without locks leaves a window of microseconds in which two may take over one claim.
         with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+                break
+        os.close(descriptor)  # whoever held it has removed it
+    try:
         yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _read(file: Path) -> str | None:
     try:
-        return file.read_text()
+        return file.read_text(errors="replace")
     except FileNotFoundError:
         return None
+    except OSError:  # another user's, who does not let it be read
+        return ""

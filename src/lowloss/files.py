@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowloss.digests import KEY, ROOM, NoDigestError, check_tensors, seal_tensors
 from lowloss.errors import LowlossError, reason
 
 if TYPE_CHECKING:
@@ -32,16 +33,25 @@ REMEDIES = {
 def replacing(file: Path) -> Iterator[Path]:
     """A temporary file to write; it takes the place of `file` once the block ends without an error."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = create(file.parent, f".{file.name}.")
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors puts a file of its own there, for one user
+            temporary.chmod(mode)
         sync(temporary)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def create(folder: Path, prefix: str) -> Path:
+    """A new empty file in a folder, with the permissions that the umask leaves: `tempfile` makes files for one user."""
+    while True:
+        file = folder / f"{prefix}{secrets.token_hex(4)}"
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            return file
 
 
 def sync(path: Path) -> None:
@@ -51,15 +61,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def digest(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    state = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
 
 
 def place(file: Path, target: Path) -> None:
@@ -78,16 +79,17 @@ def write_text(file: Path, text: str) -> None:
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-    """A safetensors file with tensors and JSON notes."""
+    """A safetensors file with tensors and JSON notes, and its digests among these."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(file) as temporary:
         try:
-            save_file(held, temporary, {"notes": json.dumps(dict(notes))})
+            save_file(held, temporary, {"notes": json.dumps({KEY: ROOM, **notes})})
         except SafetensorError as error:
             raise unwritable(file, error) from error
+        seal_tensors(temporary)
 
 
 def unwritable(file: Path, error: Exception) -> LowlossError:
@@ -102,13 +104,17 @@ def unreadable(file: Path, error: Exception) -> LowlossError:
 
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and notes of a safetensors file. Raises LowlossError if it is damaged."""
-    with _opened(file, "pt") as archive:
+    with _opened(file, "pt", whole=True) as archive:
         return {name: archive.get_tensor(name) for name in archive.keys()}, _notes(archive)  # noqa: SIM118
 
 
-def load_notes(file: Path) -> dict[str, Any]:
-    """The notes of a safetensors file alone, without torch. Raises LowlossError if it is damaged."""
-    with _opened(file, "np") as archive:
+def load_notes(file: Path, foreign: bool = False) -> dict[str, Any]:
+    """The notes of a safetensors file alone, without torch. Raises LowlossError if it is damaged.
+
+    Args:
+        foreign: whether it may have been written elsewhere, and hold no digest.
+    """
+    with _opened(file, "np", foreign=foreign) as archive:
         return _notes(archive)
 
 
@@ -116,20 +122,24 @@ def _notes(archive: Any) -> dict[str, Any]:
     notes = json.loads((archive.metadata() or {}).get("notes", "{}"))
     if not isinstance(notes, dict):
         raise ValueError("its notes are no mapping")
+    notes.pop(KEY, None)
     return notes
 
 
 def tensor_shape(file: Path, name: str) -> list[int]:
-    """The shape of one tensor of a safetensors file, without torch. Raises LowlossError if it is damaged."""
-    with _opened(file, "np") as archive:
+    """The shape of one tensor of a foreign safetensors file, without torch. Raises LowlossError if it is damaged."""
+    with _opened(file, "np", foreign=True) as archive:
         return list(archive.get_slice(name).get_shape())
 
 
 @contextlib.contextmanager
-def _opened(file: Path, framework: str) -> Iterator[Any]:
+def _opened(file: Path, framework: str, whole: bool = False, foreign: bool = False) -> Iterator[Any]:
+    """A safetensors file whose header, or the whole of which, has the digest with which it was written."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        with contextlib.suppress(*([NoDigestError] if foreign else [])):
+            check_tensors(file, whole)
         with safe_open(file, framework=framework) as archive:
             yield archive
     except (SafetensorError, OSError, ValueError, RecursionError) as error:

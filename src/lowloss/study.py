@@ -2,21 +2,26 @@
 
     <study>/minima/0003/   paths/0000-0003-autoneb/   ensembles/fge-0000/   scans/plane-0000-0001/   report/
 
-An artifact folder holds config.yaml, provenance.json, result.safetensors and tables; it is complete because it was
-renamed into place. Unfinished work lies in `.<name>.work` beside it, and `.<name>.claim` tells which process is at it.
+An artifact folder holds config.yaml, provenance.json, result.safetensors, tables, and digests.json: the digests of
+these files and of the results that it was made from. It is complete because it was renamed into place. Unfinished work
+lies in `.<name>.work` beside it, and `.<name>.claim` tells which process is at it.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import io
 import json
 import platform
+import re
+import secrets
+import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lowloss import files
+from lowloss.digests import identity
 from lowloss.errors import LowlossError, OtherConfigError
 
 if TYPE_CHECKING:
@@ -34,8 +40,13 @@ Config = dict[str, Any]
 
 RESULT = "result.safetensors"
 
+DIGESTS = "digests.json"
+
 ROWS = "rows.json"
 """In the work folder of jobs that train together: their names."""
+
+BEGUN = "begun.json"
+"""In a work folder: what the work was begun from and with, which is no configuration."""
 
 MACHINE = ("root", "download")
 """Keys of the data that say where they lie on this machine, not what they are."""
@@ -79,14 +90,25 @@ class Artifact:
         """What tells that a process is at work on it; see lowloss.claims."""
         return self.folder.parent / f".{self.name}.claim"
 
-    def commit(self, config: Config, result: Result, seconds: float, arithmetic: str) -> None:
-        """Write everything beside the artifact's place, then rename it there."""
+    @property
+    def title(self) -> str:
+        """Its kind and name, by which a study knows it."""
+        return f"{self.folder.parent.name}/{self.name}"
+
+    def commit(
+        self, config: Config, result: Result, seconds: float, arithmetic: str, inputs: Mapping[str, str]
+    ) -> None:
+        """Write everything beside the artifact's place, then rename it there.
+
+        Args:
+            inputs: the digests of the results that it was made from, by their titles.
+        """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         for left_over in self.folder.parent.glob(f".{self.name}.new-*"):
             shutil.rmtree(left_over, ignore_errors=True)
-        new = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.name}.new-"))
+        new = self.folder.parent / f".{self.name}.new-{secrets.token_hex(4)}"
+        new.mkdir()
         try:
-            new.chmod(0o755)
             files.write_text(new / "config.yaml", _to_yaml(config))
             files.write_text(new / "provenance.json", json.dumps(_provenance(seconds, arithmetic), indent=1) + "\n")
             for name, table in result.tables.items():
@@ -94,6 +116,9 @@ class Artifact:
             for name, file in result.files.items():
                 files.place(file, new / name)
             files.save_tensors(new / RESULT, result.tensors, result.notes)
+            held = {str(f.relative_to(new)): identity(f) for f in sorted(new.rglob("*")) if f.is_file()}
+            record = {"artifact": self.title, "files": held, "inputs": dict(inputs)}
+            files.write_text(new / DIGESTS, json.dumps(record, indent=1) + "\n")
             files.sync(new)
             try:
                 new.rename(self.folder)
@@ -122,6 +147,8 @@ class Artifact:
             text = file.read_text(encoding="utf-8")
             if not text.endswith("\n"):
                 raise ValueError("it is cut off")
+            if identity(file) != self.record()[0].get(name):
+                raise ValueError("its digest is another than when it was written")
             table = pd.read_csv(io.StringIO(text), usecols=list(columns), dtype=float)
             if table.empty:
                 raise ValueError("it has no row")
@@ -129,10 +156,47 @@ class Artifact:
             raise files.unreadable(file, error) from error
         return table
 
-    def stamp(self) -> list[int]:
-        """Changes when the artifact is made anew."""
-        status = (self.folder / RESULT).stat()
-        return [status.st_mtime_ns, status.st_size]
+    @property
+    def digest(self) -> str:
+        """What its result is known by: another where that is of other bits. Raises LowlossError if it is damaged."""
+        file = self.folder / RESULT
+        try:
+            status = file.stat()
+            return _digest(file, status.st_mtime_ns, status.st_size)
+        except (OSError, ValueError) as error:
+            raise files.unreadable(file, error) from error
+
+    def record(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The digests of its files, by their names in the folder, and of the results that it was made from, by their
+        titles. Raises LowlossError if they cannot be read, or are another artifact's."""
+        file = self.folder / DIGESTS
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            held, inputs = record["files"], record["inputs"]
+            if not all(isinstance(digest, str) for digest in (*held.values(), *inputs.values())):
+                raise ValueError("a digest is no text")
+            if record["artifact"] != self.title:
+                raise ValueError(f"it is that of {record['artifact']}, which was copied here")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise files.unreadable(file, error) from error
+        return held, inputs
+
+    def check_inputs(self) -> None:
+        """Raise LowlossError if a result that it was made from has been replaced by another since."""
+        for title, digest in self.record()[1].items():
+            source = Artifact(self.folder.parent.parent / title)
+            if source.complete and source.digest != digest:
+                source.record()  # or it is the copy of another
+                raise LowlossError(
+                    f"{self.folder} was made from another {title} than the one that is there now: "
+                    f"delete {self.folder} to make it anew, or put back {source.folder}"
+                )
+
+
+@cache
+def _digest(file: Path, mtime_ns: int, size: int) -> str:
+    """The identity of a file as it was at that time."""
+    return identity(file)
 
 
 @dataclass(frozen=True)
@@ -157,15 +221,38 @@ class Study:
         return [Artifact(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
 
 
-def begin_work(work: Path, config: Config) -> None:
+def begin_work(work: Path, config: Config, begun: Config) -> Config:
     """Make a work folder that remembers its configuration, or check the one in which work was done.
 
-    Raises OtherConfigError if that was done with another configuration.
+    Args:
+        begun: `inputs`, the digests of what it starts from, and whatever else is to be as it was.
+
+    Returns:
+        What it was begun with.
+
+    Raises OtherConfigError if that was done with another configuration, LowlossError if with other inputs.
     """
-    if any(path.name not in ("config.yaml", ROWS) for path in work.glob("[!.]*")):
+    file, before = work / BEGUN, None
+    if any(path.name not in ("config.yaml", ROWS, BEGUN) for path in work.glob("[!.]*")):
         check_config(work, config)
-    else:
-        files.write_text(work / "config.yaml", _to_yaml(config))
+        try:
+            text, told = file.read_text(encoding="utf-8").splitlines()
+            if hashlib.sha256(text.encode()).hexdigest() != told:
+                raise ValueError("its digest is another than when it was written")
+            before = {**json.loads(text)}
+            changed = [title for title, digest in begun["inputs"].items() if before["inputs"][title] != digest]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise files.unreadable(file, error) from error
+        if changed:
+            raise LowlossError(
+                f"{work} was begun from another {changed[0]} than the one that is there now: "
+                f"delete {work} to start this piece of work afresh"
+            )
+        return before
+    files.write_text(work / "config.yaml", _to_yaml(config))
+    text = json.dumps(begun)
+    files.write_text(file, f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
+    return begun
 
 
 def check_config(folder: Path, config: Config) -> None:
@@ -173,7 +260,7 @@ def check_config(folder: Path, config: Config) -> None:
     try:
         made = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         assert isinstance(made, dict)
-    except (OSError, yaml.YAMLError, AssertionError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, AssertionError) as error:
         raise LowlossError(f"{folder / 'config.yaml'} is unreadable: delete {folder} and run again") from error
     before, now = flat(made), flat(config)
     keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
@@ -220,13 +307,24 @@ def _to_yaml(config: Config) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
+_WORD = r"(?:api_?key|access_?key|private_?key|secret(?:_?key)?|token|password|passwd|credentials?)"
+_SECRET = re.compile(rf"^([\w.+@/-]*?(?:^|[.+_]){_WORD})=.*", re.IGNORECASE | re.DOTALL)
+_NESTED = re.compile(rf"(\b(?:\w+_)?{_WORD}\s*:\s*)('[^']*'|\"[^\"]*\"|[^,}}\]]+)", re.IGNORECASE)
+
+
+def pasteable(arguments: Sequence[str]) -> str:
+    """The command line to paste into a shell; values of keys that look like secrets are ???, which Hydra asks for."""
+    shown = [_NESTED.sub(r"\1???", _SECRET.sub(r"\1=???", argument)) for argument in arguments]
+    return shlex.join(["lowloss", *shown])
+
+
 def _provenance(seconds: float, arithmetic: str) -> dict[str, Any]:
     import torch
 
     return {
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds_since_last_start": round(seconds, 1),
-        "command": " ".join(sys.argv),
+        "command": pasteable(sys.argv[1:]),
         "lowloss": version("lowloss"),
         "torch": torch.__version__,
         "lightning": version("lightning"),

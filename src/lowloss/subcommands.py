@@ -1,4 +1,4 @@
-"""The subcommands `lowloss compare` and `lowloss papers`, which need neither Hydra nor torch."""
+"""The subcommands `lowloss compare`, `papers` and `verify`, which need neither Hydra nor torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import difflib
 import re
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -72,4 +73,22 @@ def _papers(arguments: Sequence[str]) -> None:
     print(papers.text_of(results, numbers))
 
 
-SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": _compare, "papers": _papers}
+def _verify(arguments: Sequence[str]) -> None:
+    from lowloss.verify import verify
+
+    parser = argparse.ArgumentParser(
+        "lowloss verify", description="Compare everything in studies with its digests; a line a finding, and status 1."
+    )
+    parser.add_argument("studies", nargs="+", metavar="STUDY", help="the folder of a study")
+    given, ended_well = parser.parse_args(arguments), True
+    for study in given.studies:
+        count, found = verify(Path(study))
+        for line in found:
+            print(" ".join(line.split()))
+        print(f"{study}: {count} results, {f'{len(found)} findings' if found else 'all as they were written'}")
+        ended_well &= not found
+    if not ended_well:
+        sys.exit(1)
+
+
+SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": _compare, "papers": _papers, "verify": _verify}

@@ -26,7 +26,8 @@ MAY = {
     "imports": set(),
     "seeding": set(),
     "progress": set(),
-    "files": {"errors"},
+    "digests": set(),
+    "files": {"digests", "errors"},
     "checking": {"errors"},
     "settings": {"checking", "errors"},
     "conf": {"errors"},
@@ -41,6 +42,7 @@ MAY = {
     "training": {
         *SMALL,
         "data.base",
+        "digests",
         "files",
         "imports",
         "progress",
@@ -51,8 +53,8 @@ MAY = {
         "points",
         "schedule",
     },
-    "claims": {"progress"},
-    "study": {"errors", "files"},
+    "claims": {"files", "progress"},
+    "study": {"digests", "errors", "files"},
     "launch": {"errors", "files", "group", "progress"},
     "papers": {"conf", "errors", "files", "launch"},
     # The jobs draw their figures: the report takes a function for it.
@@ -62,6 +64,7 @@ MAY = {
     "jobs": {
         *SMALL,
         "claims",
+        "digests",
         "files",
         "launch",
         "progress",
@@ -74,7 +77,8 @@ MAY = {
         "training",
         "report",
     },
-    "subcommands": {"conf", "errors", "papers", "progress", "report"},
+    "verify": {"digests", "errors", "study"},
+    "subcommands": {"conf", "errors", "papers", "progress", "report", "verify"},
     "cli": {
         "arguments",
         "checking",

@@ -97,6 +97,67 @@ def test_a_claim_is_touched_while_it_is_held(file, monkeypatch):
         assert file.stat().st_mtime > time.time() - 60
 
 
+DAMAGED = {
+    "list": b"[1]",
+    "null": b"null",
+    "empty": b"",
+    "binary": bytes(range(256)),
+    "words": b'{"host": "elsewhere", "pid": "abc", "started": null}',
+    "deep": b"[" * 100_000,
+    "number": b'{"host": "elsewhere", "pid": 1' + b"0" * 400 + b"}",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_claim_that_does_not_tell_whose_it_is_is_given_time(file, content, monkeypatch):
+    told = []
+    monkeypatch.setattr(claims.progress, "say", told.append)
+    monkeypatch.setattr(claims, "LONG", 0.001)
+    file.parent.mkdir()
+    file.write_bytes(content)
+    assert claims.living(file)
+    assert claims.take(file) is None
+    patience = claims.Patience()
+    for _ in range(8):
+        patience.wait(file)
+    assert len(told) == 1
+    assert "kind/0003" in told[0]
+    os.utime(file, (0, 0))
+    with claims.take(file) as claim:
+        assert claim.held
+    assert list(file.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_a_claim_of_the_future_is_taken_over_once_it_has_not_changed_for_long(file, content, monkeypatch):
+    left_by_another_host(file)
+    if content is not None:
+        file.write_bytes(content)
+    tomorrow = time.time() + 86_400
+    os.utime(file, (tomorrow, tomorrow))
+    now = 0.0
+    monkeypatch.setattr(claims.time, "monotonic", lambda: now)
+    assert claims.take(file) is None
+    now += claims.STALE - 1
+    os.utime(file, (tomorrow, tomorrow + 20))  # a sign of life
+    assert claims.take(file) is None
+    now += claims.STALE - 1
+    assert claims.take(file) is None
+    now += 2
+    with claims.take(file) as claim:
+        assert claim.held
+
+
+def test_a_process_that_proc_hides_is_judged_by_its_claims_age(file, monkeypatch):
+    """As another user's under hidepid: its claim's file tells when it was started, and /proc nothing."""
+    with claims.take(file) as claim:
+        file.write_text(json.dumps({**json.loads(claim.content), "token": "another"}))
+        monkeypatch.setattr(claims, "_started", lambda pid: "running")
+        assert claims.living(file)
+        os.utime(file, (0, 0))
+        assert not claims.living(file)
+
+
 def test_who_lost_a_claim_neither_keeps_nor_ends_it(file):
     claim = claims.take(file)
     left_by_another_host(file)
@@ -136,6 +197,7 @@ def test_of_many_at_once_one_gets_it(file, left):
         for process in processes:
             process.join()
         assert [mine.get() for _ in range(workers)].count(True) == 1
+        assert [path.name for path in file.parent.iterdir()] == [file.name]
         file.unlink()
 
 

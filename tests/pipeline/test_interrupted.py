@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lowloss.digests import seal_archive
+
 # A stage, what is missing of its results, the place where the process is about to rename a file to when it is killed,
 # and the how manieth such time.
 KILLS = {
@@ -93,7 +95,7 @@ def test_sixty_minima_train_together_and_a_killed_command_knows_them(lowloss, tm
     assert sorted(path.name for path in (tmp_path / "t" / "minima").glob("[!.]*")) == names
 
 
-# As KILLS, and the file that is cut in half after the kill.
+# As KILLS, and the file of which after the kill a bit is flipped, or half is cut off.
 DAMAGED = {
     "checkpoint": ("minima", "minima", "*/last.ckpt", 3, "last.ckpt"),
     "evaluation": ("minima", "minima", "*/points-000001.safetensors", 1, "points-000000.safetensors"),
@@ -108,9 +110,14 @@ def test_damaged_work_is_named_and_its_remedy_works(lowloss, whole, tmp_path, ca
     root = whole.copy(tmp_path, missing)
     assert lowloss.tiny(tmp_path, f"stages=[{stage}]", strike=("SIGKILL", place, count)).status == -9
     (file,) = root.rglob(name)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content if name != "reached.safetensors" else content[: len(content) // 2])
     refused = lowloss.tiny(tmp_path, f"stages=[{stage}]")
     assert str(file) in refused.message
+    assert (
+        str(file) in lowloss.plain(tmp_path, "verify", str(root)).out or stage == "minima"
+    )  # else nothing is there yet
     shutil.rmtree(re.search(r"delete (\S+)", refused.message)[1])
     again = lowloss.tiny(tmp_path, f"stages=[{stage}]")
     assert again.status == 0, again.err
@@ -131,6 +138,7 @@ def test_no_code_is_run_from_a_checkpoint(lowloss, tmp_path):
     (file,) = tmp_path.rglob("last.ckpt")
     checkpoint = torch.load(file, weights_only=True)
     torch.save(checkpoint | {"evil": Evil(tmp_path / "touched")}, file)
+    seal_archive(file)
     assert str(file) in lowloss.tiny(tmp_path, "stages=[minima]").message
     assert not (tmp_path / "touched").exists()
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from lowloss.files import load_notes
 from lowloss.report import gather
 
 PATH = "paths/0000-0001-line"
@@ -52,7 +53,7 @@ def set_notes(artifact, change):
     """Change the notes of a result by a function, or set them to a JSON text."""
     file = artifact / "result.safetensors"
     if callable(change):
-        notes = gather.Artifact(artifact).notes()
+        notes = load_notes(file, foreign=True)
         change(notes)
         change = json.dumps(notes)
     save_file(load_file(file), file, {"notes": change})
@@ -127,7 +128,7 @@ def test_studies_of_other_metrics_are_compared(lowloss, pair):
 @pytest.mark.parametrize("shape", [(), (3, 4), None])
 def test_a_point_that_is_no_vector(lowloss, pair, shape):
     file = pair / "minima" / "0000" / "result.safetensors"
-    tensors, notes = load_file(file), gather.Artifact(file.parent).notes()
+    tensors, notes = load_file(file), load_notes(file)
     theta = tensors.pop("theta")
     if shape is not None:
         tensors["theta"] = theta[: math.prod(shape)].reshape(shape)

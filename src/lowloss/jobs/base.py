@@ -60,7 +60,9 @@ class Job(ABC):
 
     @property
     def complete(self) -> bool:
-        """Whether it is made. Raises OtherConfigError if it was made with other settings."""
+        """Whether it is made. Raises OtherConfigError if it was made with other settings, and LowlossError if what it
+        was made from has been replaced since."""
         if self.artifact.complete:
             check_config(self.artifact.folder, self.settings())
+            self.artifact.check_inputs()
         return self.artifact.complete

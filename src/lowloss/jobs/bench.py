@@ -14,8 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lowloss import files
 from lowloss.checking import check_value
+from lowloss.digests import digest
 from lowloss.errors import LowlossError
 from lowloss.study import MACHINE, Config, Study, lookup
 
@@ -84,7 +84,7 @@ class Bench:
         if not file.is_file():
             raise LowlossError(f"{file} does not exist: {remedy}")
         if file not in self._digests:
-            self._digests[file] = f"{file.name} sha256:{files.digest(file)}"
+            self._digests[file] = f"{file.name} sha256:{digest(file)}"
         return self._digests[file]
 
     @cached_property

@@ -10,6 +10,7 @@ from pkgutil import iter_modules
 from lowloss import jobs, progress
 from lowloss.errors import LowlossError, OtherConfigError
 from lowloss.jobs.bench import Bench
+from lowloss.jobs.runner import tidy
 from lowloss.jobs.stage import Stage
 
 
@@ -63,6 +64,8 @@ def run_stages(bench: Bench) -> float | None:
                     # A value that makes no sense also differs from what was made: tell that of it first.
                     bench.check_settings()
                     raise
+                if stage.kind is not None:
+                    tidy(bench.study.root / stage.kind)
     if wanted is None:
         return None
     from lowloss.report.gather import objective

@@ -126,7 +126,7 @@ def explore(bench: Bench, finder: str, job: JobOf) -> None:
             assert pair is not None
             with claim:
                 try:
-                    make([job(*pair)])
+                    make([job(*pair)], [claim])
                 except NonFiniteLossError as error:
                     if bench.several:
                         raise  # the processes of the other devices have ended with it

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lowloss import __version__, files, progress
 from lowloss.claims import wait_for
+from lowloss.digests import digest
 from lowloss.errors import LowlossError
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.stage import Stage
@@ -41,7 +42,7 @@ class ReportStage(Stage):
                     made_from = _inputs(bench)
                     own = _tables(bench)
                     made = build_report(bench.study, partial(_draw, bench), bench.config["published"], own)
-                    written = {str(file.relative_to(root)): files.digest(file) for file in made}
+                    written = {str(file.relative_to(root)): digest(file) for file in made}
                     record = json.dumps({"made_from": made_from, "written": written})
                     files.write_text(root / "report" / "inputs.json", record)
                     if hasattr(bench.logger, "log_report"):
@@ -77,9 +78,12 @@ def _say_comparison(file: Path) -> None:
 
 
 def _inputs(bench: Bench) -> Config:
-    """What a report is made from. Raises LowlossError if there is nothing."""
+    """What a report is made from. Raises LowlossError if there is nothing, or what it was made from was replaced."""
     study = bench.study
-    inputs = {f"{kind}/{one.name}": one.stamp() for kind in study.kinds for one in study.complete(kind)}
+    artifacts = [one for kind in study.kinds for one in study.complete(kind)]
+    for artifact in artifacts:
+        artifact.check_inputs()
+    inputs = {one.title: one.digest for one in artifacts}
     if not inputs:
         raise LowlossError(f"{study.root} holds nothing to report: make it with `{bench.command}`")
     return {"lowloss": __version__, "published": bench.config["published"], "inputs": inputs}
@@ -92,7 +96,7 @@ def _up_to_date(bench: Bench) -> dict[str, str]:
     try:
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         written: dict[str, str] = before["written"]
-        whole = all((root / name).is_file() and files.digest(root / name) == told for name, told in written.items())
+        whole = all((root / name).is_file() and digest(root / name) == told for name, told in written.items())
         if whole and before["made_from"] == made_from:
             return written
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

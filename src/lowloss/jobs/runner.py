@@ -7,14 +7,15 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from lowloss import files, progress
-from lowloss.claims import Patience, take
+from lowloss import claims, files, progress
+from lowloss.claims import Claim, Patience, take
 from lowloss.errors import LowlossError
 from lowloss.jobs.base import Job
-from lowloss.study import ROWS, begin_work
+from lowloss.study import ROWS, Artifact, Config, begin_work
 
 
 def make_jobs(title: str, wanted: Sequence[Job]) -> None:
@@ -31,39 +32,121 @@ def make_jobs(title: str, wanted: Sequence[Job]) -> None:
         taken = 0
         for group, begun in _groups(left):
             with contextlib.ExitStack() as stack:
-                mine = _claimed(group, begun, stack)
+                mine, held = _claimed(group, begun, stack)
                 if mine:
                     taken += 1
-                    make(group if begun else mine)
+                    make(group if begun else mine, held)
         left = [job for job in left if not job.complete]
         if left and not taken:
             patience.wait(left[0].artifact.claim)
 
 
-def make(group: Sequence[Job]) -> None:
-    """Make jobs whose claims are held, one, or several that train together, and keep what they give.
+def make(group: Sequence[Job], held: Sequence[Claim] = ()) -> None:
+    """Make jobs, one, or several that train together, and keep what they give.
+
+    A process that was suspended for long loses its claims, and when it resumes there are two at work in one folder:
+    what this one lost it leaves to the other, and what the other removed under its hands it looks for again.
+
+    Args:
+        held: their claims.
 
     Raises LowlossError if a needed artifact is missing or was made with other settings.
     """
+    for again in (True, True, False):
+        try:
+            _make(group, held)
+            return
+        except (OSError, LowlossError) as error:
+            if all(job.artifact.complete for job in group):
+                return
+            if not all(claim.held for claim in held):
+                progress.say(f"{group[0].artifact.title} is left to the process that took it over")
+                return
+            removed = any(isinstance(cause, FileNotFoundError) for cause in (error, error.__cause__))
+            if not (again and held and removed):
+                raise
+
+
+def _make(group: Sequence[Job], held: Sequence[Claim]) -> None:
     began, first = time.monotonic(), group[0]
     for needed in first.needs():
         if not needed.complete:
             command = f"{needed.bench.command} stages=[{needed.stage}]"
             raise LowlossError(f"{needed.artifact.folder} is missing: make it with `{command}`")
+    inputs = {needed.artifact.title: needed.artifact.digest for needed in first.needs()}
     names = [job.name for job in group]
     # A folder's name of every row would be too long for a file system.
     digest = hashlib.blake2b("/".join(names).encode(), digest_size=6).hexdigest()
     work = first.artifact.folder.parent / f".rows-{digest}.work" if first.rows else first.artifact.work
-    begin_work(work, first.settings())
+    import torch
+
+    from lowloss.training.devices import world
+
+    processors = {"threads": torch.get_num_threads(), "devices": world()}
+    before = begin_work(work, first.settings(), {"inputs": inputs, **processors})
     if first.rows and not (work / ROWS).exists():
         files.write_text(work / ROWS, json.dumps(names))
-    results = first.make_all(group, work)
-    seconds = (time.monotonic() - began) / len(group)
-    for job, result in zip(group, results, strict=True):
-        if not job.artifact.complete:
-            kept = replace(result, notes={**result.notes, "units": dict(job.bench.landscape.task.units)})
-            job.artifact.commit(job.settings(), kept, seconds, job.bench.landscape.arithmetic)
-    shutil.rmtree(work, ignore_errors=True)
+    with _as_begun(work, before, first.bench.several):
+        results = first.make_all(group, work)
+        seconds = (time.monotonic() - began) / len(group)
+        for job, result in zip(group, results, strict=True):
+            if not job.artifact.complete:
+                kept = replace(result, notes={**result.notes, "units": dict(job.bench.landscape.task.units)})
+                job.artifact.commit(job.settings(), kept, seconds, job.bench.landscape.arithmetic, inputs)
+    if all(claim.held for claim in held):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left beside the complete results of a kind; what is at work is left alone."""
+    claims.tidy(folder)
+    for left in sorted(folder.glob(".*")):
+        name, _, what = left.name[1:].rpartition(".")
+        names = [name]
+        if name.startswith("rows-"):
+            try:
+                names = json.loads((left / ROWS).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+        beside = [Artifact(folder / str(name)) for name in names]
+        if not (what in ("work", "claim") or what.startswith("new-")) or not all(one.complete for one in beside):
+            continue
+        with contextlib.ExitStack() as stack:
+            mine = [claim for one in beside if (claim := take(one.claim)) is not None]
+            for claim in mine:
+                stack.enter_context(claim)
+            if len(mine) == len(beside) and left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _as_begun(work: Path, before: Config, several: bool) -> Iterator[None]:
+    """With as many threads as the work was begun with: sums in other parts are of other bits.
+
+    Raises LowlossError where processes of several devices take part, and each would have to be told.
+    """
+    import torch
+
+    from lowloss.training.devices import world
+
+    threads, now = before["threads"], torch.get_num_threads()
+    if threads != now and several:
+        raise LowlossError(
+            f"{work} was begun with {threads} threads and there are {now}, which gives other bits: "
+            f"set OMP_NUM_THREADS={threads}, or delete {work} to start this piece of work afresh"
+        )
+    if threads != now:
+        progress.say(f"{work.name} was begun with {threads} threads, not {now}, and continues with {threads}")
+    if before["devices"] != world():
+        progress.say(
+            f"{work.name} was begun on {before['devices']} devices and continues on {world()}: "
+            "its numbers will be those of either to rounding only"
+        )
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(now)
 
 
 def _groups(left: Sequence[Job]) -> list[tuple[list[Job], bool]]:
@@ -83,9 +166,10 @@ def _groups(left: Sequence[Job]) -> list[tuple[list[Job], bool]]:
     return [*groups, *((free[i : i + size], False) for i in range(0, len(free), size))]
 
 
-def _claimed(group: Sequence[Job], begun: bool, stack: contextlib.ExitStack) -> list[Job]:
-    """The jobs for this process to make: those that no other works on; of a group that has begun, all or none."""
-    mine = []
+def _claimed(group: Sequence[Job], begun: bool, stack: contextlib.ExitStack) -> tuple[list[Job], list[Claim]]:
+    """The jobs for this process to make, and their claims: those that no other works on; of a group that has begun,
+    all or none."""
+    mine, held = [], []
     for job in group:
         if job.complete:
             continue
@@ -93,7 +177,8 @@ def _claimed(group: Sequence[Job], begun: bool, stack: contextlib.ExitStack) -> 
         if claim is not None:
             stack.enter_context(claim)
             mine.append(job)
+            held.append(claim)
         elif begun:
-            return []
+            return [], []
     # It may have been completed since we looked.
-    return [job for job in mine if not job.complete]
+    return [job for job in mine if not job.complete], held

@@ -134,7 +134,7 @@ def read_study(root: Path) -> Record:
         for artifact in artifacts:
             try:
                 _check(artifact.folder / RESULT)
-                found.append(read(artifact, artifact.notes()))
+                found.append(read(artifact, files.load_notes(artifact.folder / RESULT, foreign=True)))
             except LowlossError as error:
                 damaged.append(str(error))
             except Exception as error:  # whatever strangers wrote

@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lowloss import files
+
 COLOURS = {
     "line": "#8a8f98",
     "autoneb": "#1f5fbf",
@@ -48,5 +50,6 @@ def panels(width: float, height: float, rows: int = 1, columns: int = 1, **optio
 def save(figure: Figure, folder: Path, name: str, title: str, caption: str) -> Picture:
     """Write the figure into the folder as `<name>.png`."""
     file = folder / f"{name}.png"
-    figure.savefig(file, dpi=160, bbox_inches="tight", metadata={"Software": None})
+    with files.replacing(file) as temporary:  # the one that is there may be another user's
+        figure.savefig(temporary, format="png", dpi=160, bbox_inches="tight", metadata={"Software": None})
     return Picture(file, title, caption)

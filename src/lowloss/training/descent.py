@@ -23,6 +23,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
+from lowloss.digests import check_archive, seal_archive
 from lowloss.errors import LowlossError, NonFiniteLossError, reason
 from lowloss.files import load_tensors, replacing, save_tensors, unwritable
 from lowloss.landscape.base import BatchSource, Landscape
@@ -250,6 +251,7 @@ class _AtomicCheckpoints(TorchCheckpointIO):
         with replacing(Path(path)) as temporary:
             try:
                 torch.save(checkpoint, temporary)
+                seal_archive(temporary)
             except RuntimeError as error:  # torch's own, for want of space
                 raise unwritable(Path(path), error) from error
 
@@ -313,6 +315,7 @@ def check_trainer(trainer: TrainerFactory) -> None:
 def _check_readable(checkpoint: Path) -> None:
     """Raise LowlossError if the checkpoint is damaged."""
     try:
+        check_archive(checkpoint)
         torch.load(checkpoint, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises half a dozen types for a damaged file
         raise LowlossError(
