@@ -37,6 +37,7 @@ MAY = {
     "points": {*SMALL, "landscape.layout"},
     "finder": {*SMALL, "landscape", "data.base", "points.path", "schedule"},
     "ensemble": {*SMALL, "landscape", "data.task"},
+    "symmetry": {*SMALL, "landscape"},
     "measure": {*SMALL, "landscape"},
     "training": {
         *SMALL,
@@ -71,6 +72,7 @@ MAY = {
         "landscape",
         "measure",
         "points",
+        "symmetry",
         "training",
         "report",
     },
