@@ -68,6 +68,7 @@ class Paths:
     pairs: Any
     budget: Any
     only: dict[str, Any]
+    align: str | None
     points: Annotated[int, Ge(2), Le(1_000_000)]
     between: Annotated[int, Ge(0), Le(10_000)]
 

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowloss.errors import OtherConfigError
+from lowloss.errors import LowlossError, OtherConfigError
 from lowloss.jobs import plans
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from lowloss.points.path import Path as WeightPath
     from lowloss.report.pictures import Picture
+
+ALIGNMENTS = ("weights", "activations")
 
 
 class PathJob(Job):
@@ -42,7 +44,8 @@ class PathJob(Job):
         return minimum(self.bench, self.start), minimum(self.bench, self.end)
 
     def own_settings(self) -> Config:
-        return self.bench.describes("seed", f"finder.{self.finder}", "path.points", "path.between")
+        align = ["path.align"] if self.bench.config["path"]["align"] else []
+        return self.bench.describes("seed", f"finder.{self.finder}", "path.points", "path.between", *align)
 
     def make(self, work: Path) -> Result:
         import pandas as pd
@@ -51,7 +54,9 @@ class PathJob(Job):
         from lowloss.training.methods import find_path
 
         bench, settings, title = self.bench, self.bench.config["path"], f"{self.finder} {self.start}–{self.end}"
-        ends_2P = points(bench, [self.start, self.end])
+        ends_2P, aligned = points(bench, [self.start, self.end]), Config()
+        if settings["align"]:
+            ends_2P, aligned = self._aligned(ends_2P, work)
         landscape, finder = bench.landscape, bench.finders[self.finder]
         seed = derive(bench.config["seed"], "path", self.start, self.end, self.finder)
         found = bench.everywhere(find_path, *ends_2P, finder, seed=seed, folder=work, title=title)
@@ -62,7 +67,7 @@ class PathJob(Job):
         snapshots = {f"snapshot-{i:03d}": snapshot for i, snapshot in enumerate(found.snapshots)}
         tensors = {**found.path.tensors(), "t": t_T, "arc": arc_T / arc_T[-1], **table, **snapshots}
         notes: Config = {"finder": self.finder, "start": self.start, "end": self.end, "kind": found.path.kind}
-        notes |= {"status": found.status, "pivots": len(found.path.bends_BP) - 2}
+        notes |= aligned | {"status": found.status, "pivots": len(found.path.bends_BP) - 2}
         notes |= {"length_ratio": found.path.length_ratio(), "gradient_evaluations": found.gradient_evaluations}
         notes |= levels(table, tensors["arc"], landscape.splits, list(landscape.task.units))
         head = ["phase", "step", "lr", "mean_loss", "max_loss"]
@@ -70,6 +75,25 @@ class PathJob(Job):
         columns = {name: column for name, column in table.items() if column.dim() == 1}
         along = pd.DataFrame({"t": t_T, "arc": tensors["arc"], **columns})
         return Result(tensors, notes, {"metrics.csv": history, "along.csv": along})
+
+    def _aligned(self, ends_2P: Tensor, work: Path) -> tuple[Tensor, Config]:
+        """The ends, the second one with its units permuted, and the barrier of the straight line before and after."""
+        import torch
+
+        from lowloss.symmetry.matching import align
+
+        bench, by = self.bench, self.bench.config["path"]["align"]
+        b_P, symmetries = align(bench.landscape, ends_2P[0], ends_2P[1], by)
+        t_T = torch.linspace(0, 1, bench.config["path"]["points"], dtype=torch.float64)
+        after_2P, title = torch.stack([ends_2P[0], b_P]), f"{self.start}–{self.end} aligned by {by}"
+        ends = {"before": ends_2P, "after": after_2P}
+        notes: Config = {"align": by, "align_left_out": list(symmetries.notes)}
+        for when, ends_2P in ends.items():
+            line = partial(_line, ends_2P, t_T)
+            table = bench.table(line, f"{title}, {when}", work / f"line-{when}", count=len(t_T))
+            found = levels(table, t_T, ["train"], ["loss"])
+            notes[f"line_barrier_train_loss_{when}"] = found["barrier_train_loss"]
+        return after_2P, notes
 
 
 def load_path(job: PathJob) -> WeightPath:
@@ -82,6 +106,10 @@ def load_path(job: PathJob) -> WeightPath:
 
 def _points_along(path: WeightPath, t_T: Tensor, index: Tensor) -> Tensor:
     return path.points(t_T[index])
+
+
+def _line(ends_2P: Tensor, t_T: Tensor, index: Tensor) -> Tensor:
+    return ends_2P[0].lerp(ends_2P[1], t_T[index, None].to(ends_2P))
 
 
 def levels(table: dict[str, Tensor], arc_T: Tensor, splits: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
@@ -114,6 +142,9 @@ class PathStage(Stage):
     name, kind, after = "path", "paths", ("minima",)
 
     def check(self, bench: Bench) -> None:
+        by = bench.config["path"]["align"]
+        if by not in (None, *ALIGNMENTS):
+            raise LowlossError(f"path.align must be null, {' or '.join(ALIGNMENTS)}, got {by!r}")
         for finder in bench.config["finder"]:
             plans.pairs(bench, finder)
         plans.check_budget(bench)

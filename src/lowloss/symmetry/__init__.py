@@ -2,5 +2,6 @@
 
 from lowloss.symmetry.derive import derive_symmetries
 from lowloss.symmetry.groups import Group, Place, Symmetries
+from lowloss.symmetry.matching import align, match_activations, match_weights
 
-__all__ = ["Group", "Place", "Symmetries", "derive_symmetries"]
+__all__ = ["Group", "Place", "Symmetries", "align", "derive_symmetries", "match_activations", "match_weights"]
