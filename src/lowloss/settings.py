@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value
 from lowloss.errors import LowlossError, nearest
@@ -29,6 +29,7 @@ class Settings:
     evaluation_batch: Count
     minima: Config
     path: Config
+    permutation: Config
     model: Config
     data: Config
     optimizer: Config
@@ -73,6 +74,19 @@ class Paths:
     between: Annotated[int, Ge(0), Le(10_000)]
 
 
+@dataclass
+class Permutations:
+    """permutation."""
+
+    layer: Name | None
+    pairs: Any
+    teacher: bool
+    steps: Count
+    to: Annotated[float, Gt(0), Le(0.5)]
+    iterations: Count
+    gradient_norm: Annotated[float, Ge(0)]
+
+
 MADE = {
     "data": "lowloss.data.Data",
     "schedule": "collections.abc.Callable",
@@ -107,6 +121,7 @@ def check_settings(config: Config, finders: Iterable[str]) -> None:
     check_arguments("", Settings, config, whole=True, more=True)
     check_arguments("minima", Files if "files" in config["minima"] else Training, config["minima"], whole=True)
     check_arguments("path", Paths, config["path"], whole=True)
+    check_arguments("permutation", Permutations, config["permutation"], whole=True)
     for group in ("model", "data", "optimizer", "schedule", "ensemble", "trainer", "engine", *MAY_BE_NONE):
         target = config[group].get("_target_")
         if not isinstance(target, str) and not (target is None and group in MAY_BE_NONE):

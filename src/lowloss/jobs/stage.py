@@ -12,6 +12,7 @@ from lowloss.jobs.runner import make_jobs
 from lowloss.study import Study
 
 if TYPE_CHECKING:
+    from lowloss.landscape import NetworkLandscape
     from lowloss.report.pictures import Picture
 
 
@@ -33,6 +34,9 @@ class Stage:
 
     def check_made(self, bench: Bench) -> None:
         """Raise LowlossError for settings that do not go together, once what they describe can be made."""
+
+    def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
+        """Raise LowlossError for settings that do not fit the network, before any training."""
 
     def jobs(self, bench: Bench) -> list[Job]:
         """All that it makes for certain."""
