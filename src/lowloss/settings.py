@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 
 from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value
 from lowloss.errors import LowlossError, nearest
@@ -33,6 +33,7 @@ class Settings:
     width: Config
     dimension: Config
     landscape: Config
+    permutation: Config
     model: Config
     data: Config
     optimizer: Config
@@ -72,6 +73,7 @@ class Paths:
     pairs: Any
     budget: Any
     only: dict[str, Any]
+    align: str | None
     points: Annotated[int, Ge(2), Le(1_000_000)]
     bracket: Annotated[float, Ge(1e-6), Le(1)]
     between: Annotated[int, Ge(0), Le(10_000)]
@@ -120,6 +122,19 @@ class Dimensions:
     threshold: float | None
 
 
+@dataclass
+class Permutations:
+    """permutation."""
+
+    layer: Name | None
+    pairs: Any
+    teacher: bool
+    steps: Count
+    to: Annotated[float, Gt(0), Le(0.5)]
+    iterations: Count
+    gradient_norm: Annotated[float, Ge(0)]
+
+
 MADE = {
     "data": "lowloss.data.Data",
     "landscape": "lowloss.landscape.AnalyticSurface",
@@ -157,6 +172,7 @@ def check_settings(config: Config, finders: Iterable[str]) -> None:
     check_arguments("path", Paths, config["path"], whole=True)
     check_arguments("connector", Connectors, config["connector"], whole=True)
     check_arguments("width", Widths, config["width"], whole=True)
+    check_arguments("permutation", Permutations, config["permutation"], whole=True)
     check_arguments("dimension", Dimensions, config["dimension"], whole=True)
     for group in ("model", "data", "optimizer", "schedule", "trainer", "engine", *MAY_BE_NONE):
         target = config[group].get("_target_")

@@ -35,6 +35,7 @@ KINDS = {
     "garipov2018_ptb": {"minima", "paths"},
     "garipov2018_c10_vgg16": {"minima", "paths", "ensembles", "scans"},
     "garipov2018": {"minima", "paths", "ensembles"},
+    "brea2019": {"minima", "permutations"},
 }
 # Single networks have no mean along a path, a single member has no distance, and a regression no calibration.
 BOUGHT = {"curves.csv": None, "members.csv": {"distance"}, "budgets.csv": {"brier", "ece", "disagreement", "distance"}}
@@ -42,6 +43,7 @@ BOUGHT = {"curves.csv": None, "members.csv": {"distance"}, "budgets.csv": {"brie
 # classes without a test sample, and a dimension from which on cuts succeed.
 BANDS = {"summary.csv": {"residuum", "force", "force_at_top", "spacing_spread"}}
 CUTS = {"dimensions.csv": {"threshold", "high"}}
+TEXTS = ("finder", "status", "method", "place", "class")
 MAY_LACK = (
     {"table_b1.csv": {"epoch", "epoch_first"}, "classes.csv": None, "overlap.csv": {"overlap"}} | BANDS | CUTS | BOUGHT
 )
@@ -62,7 +64,7 @@ def numbers(file):
     with file.open(newline="") as lines:
         for row in csv.DictReader(lines):
             for name, cell in row.items():
-                if lacking is not None and name not in lacking and name not in ("finder", "status", "method", "place"):
+                if lacking is not None and name not in lacking and name not in TEXTS:
                     yield float(cell)
 
 

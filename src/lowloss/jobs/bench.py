@@ -104,7 +104,7 @@ class Bench:
         landscape = NetworkLandscape(factory, data, self.config["evaluation_batch"], self.build("engine"))
         self._check_room(landscape.dim)
         for name in self.config["stages"]:
-            self.stages[name].check_size(self, landscape.dim)
+            self.stages[name].check_network(self, landscape)
         wanted = self.config["objective"]
         ends = tuple(f"{split}_{metric}" for split in landscape.splits for metric in landscape.task.units)
         if wanted and re.search("(train|test)_", wanted) and not wanted.endswith(ends):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from lowloss.landscape import NetworkLandscape
     from lowloss.report.pictures import Picture
 
 PLACES = ("initial", "path", "connector")
@@ -143,10 +144,10 @@ class DimensionStage(Stage):
         ):
             raise LowlossError(f"dimension.at=[path] needs the path [0,1] by {finder}: add it to finder and path.pairs")
 
-    def check_size(self, bench: Bench, parameters: int) -> None:
-        if (largest := max(bench.config["dimension"]["dims"])) > parameters:
+    def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
+        if (largest := max(bench.config["dimension"]["dims"])) > landscape.dim:
             raise LowlossError(
-                f"dimension.dims has {largest}, but the network has {parameters} parameters: leave larger ones out"
+                f"dimension.dims has {largest}, but the network has {landscape.dim} parameters: leave larger ones out"
             )
 
     def check_made(self, bench: Bench) -> None:

@@ -21,9 +21,12 @@ from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from lowloss.points.path import Path as WeightPath
     from lowloss.report.pictures import Picture
+
+ALIGNMENTS = ("weights", "activations")
 
 
 SAMPLING = ("points", "between", "bracket")
@@ -49,7 +52,8 @@ class PathJob(Job):
         return minimum(self.bench, self.start), minimum(self.bench, self.end)
 
     def own_settings(self) -> Config:
-        return self.bench.describes("seed", f"finder.{self.finder}", *(f"path.{key}" for key in SAMPLING))
+        align = ["path.align"] if self.bench.config["path"]["align"] else []
+        return self.bench.describes("seed", f"finder.{self.finder}", *(f"path.{key}" for key in SAMPLING), *align)
 
     def make(self, work: Path) -> Result:
         import pandas as pd
@@ -59,7 +63,9 @@ class PathJob(Job):
         from lowloss.training.methods import find_path
 
         bench, settings, title = self.bench, self.bench.config["path"], f"{self.finder} {self.start}–{self.end}"
-        ends_2P = points(bench, [self.start, self.end])
+        ends_2P, aligned = points(bench, [self.start, self.end]), Config()
+        if settings["align"]:
+            ends_2P, aligned = self._aligned(ends_2P, work)
         landscape, finder = bench.landscape, bench.finders[self.finder]
         seed = derive(bench.config["seed"], "path", self.start, self.end, self.finder)
         found = bench.everywhere(find_path, *ends_2P, finder, seed=seed, folder=work, title=title)
@@ -73,7 +79,7 @@ class PathJob(Job):
         table["l2"] = 0.5 * decay * found.path.squared_norms(table["t"]).cpu()
         tensors = {**found.path.tensors(), **table, **snapshots}
         notes: Config = {"finder": self.finder, "start": self.start, "end": self.end, "kind": found.path.kind}
-        notes |= {"status": found.status, "pivots": len(found.path.bends_BP) - 2}
+        notes |= aligned | {"status": found.status, "pivots": len(found.path.bends_BP) - 2}
         notes |= {"length_ratio": found.path.length_ratio(), "gradient_evaluations": found.gradient_evaluations}
         notes |= found.quality
         notes |= levels(table, landscape.splits, list(landscape.task.units))
@@ -86,6 +92,25 @@ class PathJob(Job):
         history = pd.DataFrame(found.history, columns=head).astype({"phase": int, "step": int})
         columns = pd.DataFrame({name: column for name, column in table.items() if column.dim() == 1})
         return Result(tensors, notes, {"metrics.csv": history, "along.csv": columns})
+
+    def _aligned(self, ends_2P: Tensor, work: Path) -> tuple[Tensor, Config]:
+        """The ends, the second one with its units permuted, and the barrier of the straight line before and after."""
+        import torch
+
+        from lowloss.points.path import Polyline
+        from lowloss.symmetry.matching import align
+        from lowloss.training.along import along, levels
+
+        bench, by = self.bench, self.bench.config["path"]["align"]
+        b_P, symmetries = align(bench.landscape, ends_2P[0], ends_2P[1], by)
+        sampling = {key: bench.config["path"][key] for key in SAMPLING}
+        after_2P, title = torch.stack([ends_2P[0], b_P]), f"{self.start}–{self.end} aligned by {by}"
+        ends = {"before": ends_2P, "after": after_2P}
+        notes: Config = {"align": by, "align_left_out": list(symmetries.notes)}
+        for when, ends_2P in ends.items():
+            table = bench.table(Polyline(ends_2P), f"{title}, {when}", work / f"line-{when}", along, **sampling)
+            notes[f"line_barrier_train_loss_{when}"] = levels(table, ["train"], ["loss"])["barrier_train_loss"]
+        return after_2P, notes
 
 
 def load_path(job: PathJob) -> WeightPath:
@@ -146,6 +171,9 @@ class PathStage(Stage):
     name, kind, after = "path", "paths", ("minima",)
 
     def check(self, bench: Bench) -> None:
+        by = bench.config["path"]["align"]
+        if by not in (None, *ALIGNMENTS):
+            raise LowlossError(f"path.align must be null, {' or '.join(ALIGNMENTS)}, got {by!r}")
         for finder in bench.config["finder"]:
             plans.pairs(bench, finder)
         plans.check_budget(bench)

@@ -62,6 +62,8 @@ class Scan(Job):
         bench, plane = self.bench, self.bench.planes[self.scan]
         path = load_path(self.path) if self.path else None
         minima_KP, seed = points(bench, self.minima), derive(bench.config["seed"], "scan", self.scan)
+        if path is not None and bench.config["path"]["align"]:  # its second end is a permuted minimum
+            minima_KP = path.bends_BP[[0, -1] if self.minima[0] < self.minima[1] else [-1, 0]]
         try:
             grid = plane.grid(minima_KP, path, bench.landscape.layout, seed)
         except ValueError as error:

@@ -14,6 +14,7 @@ from lowloss.study import Study
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lowloss.landscape import NetworkLandscape
     from lowloss.report.pictures import Picture
 
 
@@ -36,8 +37,8 @@ class Stage:
     def check_made(self, bench: Bench) -> None:
         """Raise LowlossError for settings that do not go together, once what they describe can be made."""
 
-    def check_size(self, bench: Bench, parameters: int) -> None:
-        """Raise LowlossError for settings that do not fit a network of so many parameters."""
+    def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
+        """Raise LowlossError for settings that do not fit the network, before any training."""
 
     def jobs(self, bench: Bench) -> list[Job]:
         """All that it makes for certain."""

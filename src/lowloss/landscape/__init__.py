@@ -3,7 +3,7 @@
 from lowloss.data.base import Batch
 from lowloss.landscape.analytic import LEPS, AnalyticSurface, GaussianMixture, MullerBrown, Quadratic, Rosenbrock, Wedge
 from lowloss.landscape.base import BatchSource, Columns, Landscape
-from lowloss.landscape.chart import Chart, NeuronDistance, Normal, Span
+from lowloss.landscape.chart import Chart, Equal, NeuronDistance, Normal, Span
 from lowloss.landscape.engine import Engine
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
@@ -19,6 +19,7 @@ __all__ = [
     "Charted",
     "Columns",
     "Engine",
+    "Equal",
     "GaussianMixture",
     "Landscape",
     "Layout",

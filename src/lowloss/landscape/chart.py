@@ -222,6 +222,35 @@ class NeuronDistance:
         return self
 
 
+class Equal:
+    """Two sets of parameters that are equal: a permutation point, as the network with one neuron fewer.
+
+    The coordinates are Q = P redundant ones; both sets take the mean of the two. By symmetry the gradient of a loss
+    that does not change when the two are exchanged lies in this space.
+
+    Args:
+        pair_2KS: the indices of the two sets, a row each.
+    """
+
+    affine = True
+
+    def __init__(self, dim: int, pair_2KS: Tensor) -> None:
+        self.dim, self._pair_2KS = dim, pair_2KS
+
+    def points(self, z_KP: Tensor) -> Tensor:
+        l_KS, m_KS = self._pair_2KS.to(z_KP.device)
+        _check_rows(len(l_KS), len(z_KP))
+        mean_KS = (z_KP.gather(1, l_KS) + z_KP.gather(1, m_KS)) / 2
+        return z_KP.scatter(1, l_KS, mean_KS).scatter(1, m_KS, mean_KS)
+
+    def coordinates(self, theta_KP: Tensor) -> Tensor:
+        return self.points(theta_KP)
+
+    def to(self, device: torch.device) -> Equal:
+        self._pair_2KS = self._pair_2KS.to(device)
+        return self
+
+
 def _dots(a_KP: Tensor, b_QP: Tensor) -> Tensor:
     """The scalar products (K, Q) in float64, without a copy of either in it."""
     dots_KQ = torch.zeros(len(a_KP), len(b_QP), dtype=torch.float64, device=a_KP.device)

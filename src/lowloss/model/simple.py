@@ -17,24 +17,35 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class MLP(nn.Module):
-    """A multi-layer perceptron with ReLU.
+    """A multi-layer perceptron.
 
     Args:
         hidden: widths of the hidden layers.
         batch_norm: whether to normalise each hidden layer.
+        activation: a class of torch.nn, as ReLU, Tanh, Sigmoid or Softplus.
+
+    Raises:
+        ValueError: torch.nn has no such activation.
     """
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[Width] = (256,), batch_norm: bool = False
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        hidden: Sequence[Width] = (256,),
+        batch_norm: bool = False,
+        activation: str = "ReLU",
     ) -> None:
         super().__init__()
+        if not hasattr(nn.modules.activation, activation):
+            raise ValueError(f"torch.nn has no activation {activation!r}: take ReLU, Tanh, Sigmoid or Softplus")
         widths = [prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(widths):
             layers.append(nn.Linear(inputs, outputs, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(outputs))
-            layers.append(nn.ReLU())
+            layers.append(getattr(nn, activation)())
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:

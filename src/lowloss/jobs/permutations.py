@@ -1,0 +1,146 @@
+"""Permutations: ways from a minimum to itself with two neurons of a layer exchanged (Brea et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowloss.errors import LowlossError
+from lowloss.jobs.base import Job
+from lowloss.jobs.bench import Bench
+from lowloss.jobs.minima import minimum, points
+from lowloss.jobs.stage import Stage
+from lowloss.study import Config, Result, Study
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowloss.landscape import NetworkLandscape
+    from lowloss.report.pictures import Picture
+    from lowloss.symmetry.neurons import Neurons
+
+DESCENT = ("steps", "to", "iterations", "gradient_norm")
+
+
+class PermutationJob(Job):
+    """All wanted pairs of a minimum, as rows at once.
+
+    Tensors: bends (R, B, P), from the minimum to the permutation points; t, loss and distance (R, B) there, and the
+    train split's exact metrics of the study's own task; what `contract` tells of the points.
+    along.csv: the losses along every whole way; the second half is the first, mirrored.  points.csv: a row a pair.
+    """
+
+    kind, stage = "permutations", "permutation"
+
+    def __init__(self, bench: Bench, k: int) -> None:
+        self.k = k
+        super().__init__(bench, f"{k:04d}-{bench.config['permutation']['layer'] or 'last'}")
+
+    def needs(self) -> Sequence[Job]:
+        return (minimum(self.bench, self.k),)
+
+    def own_settings(self) -> Config:
+        return self.bench.describes("permutation")
+
+    @cached_property
+    def neurons(self) -> Neurons:
+        return _neurons(self.bench, self.bench.landscape)
+
+    def pairs(self, theta_P: Tensor) -> list[list[int]]:
+        """The pairs of neurons that are wanted of the network at theta."""
+        wanted: Any = self.bench.config["permutation"]["pairs"]
+        if wanted == "similar":
+            return [self.neurons.similar(theta_P)]
+        return [list(pair) for pair in combinations(range(len(self.neurons)), 2)] if wanted == "all" else wanted
+
+    def make(self, work: Path) -> Result:
+        import pandas as pd
+        import torch
+
+        from lowloss.symmetry.neurons import halfway
+        from lowloss.symmetry.permutation import shape
+        from lowloss.training.permutation import LAST, Contraction, contract
+
+        bench, settings = self.bench, self.bench.config["permutation"]
+        (theta_P,) = points(bench, [self.k])
+        pairs = self.pairs(theta_P)
+        contraction = Contraction(*(settings[name] for name in DESCENT))
+        title = f"permutations of {self.neurons.layer} from minimum {self.k}"
+        found = bench.everywhere(
+            contract, theta_P, self.neurons, pairs, contraction, settings["teacher"], folder=work, title=title
+        )
+        bends_RBP = found["bends"]
+        t_RB = halfway(found["distance"], LAST)
+        flat_KP = bends_RBP.flatten(0, 1).to(theta_P.dtype)
+        table = bench.table(flat_KP, f"{title}, along", work / "along")
+        own = {name: column.view(t_RB.shape) for name, column in table.items() if column.dim() == 1}
+        along, rows = [], []
+        for r, (first, second) in enumerate(pairs):
+            loss_B, t_B = found["loss"][r], t_RB[r]
+            head = {"l": first, "m": second}
+            columns = {"distance": found["distance"][r], "loss": loss_B, **{n: c[r] for n, c in own.items()}}
+            whole = {name: torch.cat([column, column.flip(0)[1:]]).numpy() for name, column in columns.items()}
+            t_T = torch.cat([t_B, 1 - t_B.flip(0)[1:]])
+            along.append(pd.DataFrame({**head, "t": t_T.numpy(), **whole}))
+            # Without the straight line, which ends where outgoing weights are equal.
+            steps_S = torch.cat([loss_B[:-LAST], loss_B[-1:]])
+            norms_S = found["gradient_norm"][r]
+            row = {**head, "class": shape(steps_S.tolist()), "loss": float(loss_B[-1])}
+            row |= {"highest": float(loss_B.max()), "highest_t": float(t_B[loss_B.argmax()])}
+            row |= {"barrier": float(loss_B.max() - loss_B[0]), "gradient": float(found["gradient"][r])}
+            row["converged"] = float((norms_S <= contraction.gradient_norm).double().mean())
+            names = ("flatness", "plateau_change", "gradient_in_proportion", "gradient_otherwise")
+            row |= {name: float(found[name][r]) for name in names}
+            if "eigenvalues" in found:
+                row |= {name: int(found[name][r]) for name in ("negative", "vanishing")}
+            rows.append(row)
+        table_R = pd.DataFrame(rows)
+        shares = table_R["class"].value_counts(normalize=True).to_dict()
+        notes = {"minimum": self.k, "layer": self.neurons.layer, "pairs": pairs, "teacher": settings["teacher"]}
+        notes |= {"shares": shares, "next_layer": self.neurons.next_layer, "highest": float(table_R["highest"].max())}
+        if "negative" in table_R:
+            notes["share_of_saddles"] = float((table_R["negative"] == 1).mean())
+        tensors = {**found, "t": t_RB, **own}
+        return Result(tensors, notes, {"along.csv": pd.concat(along), "points.csv": table_R})
+
+
+def _neurons(bench: Bench, landscape: NetworkLandscape) -> Neurons:
+    from lowloss.symmetry.derive import derive_symmetries
+    from lowloss.symmetry.neurons import Neurons
+
+    symmetries = derive_symmetries(landscape.loop.module, landscape.data.x_train[:2])
+    return Neurons.of(symmetries, bench.config["permutation"]["layer"])
+
+
+class PermutationStage(Stage):
+    """Leads every minimum to itself with two neurons exchanged."""
+
+    name, kind, after = "permutation", "permutations", ("minima",)
+
+    def check(self, bench: Bench) -> None:
+        wanted = bench.config["permutation"]["pairs"]
+        listed = isinstance(wanted, list) and all(
+            isinstance(pair, list) and [type(i) for i in pair] == [int, int] for pair in wanted
+        )
+        if wanted not in ("all", "similar") and not (listed and wanted):
+            raise LowlossError(f"permutation.pairs must be similar, all or a list like [[0,1],[0,2]], got {wanted!r}")
+
+    def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
+        wanted, neurons = bench.config["permutation"]["pairs"], _neurons(bench, landscape)
+        if isinstance(wanted, list):
+            neurons.check(wanted)
+
+    def jobs(self, bench: Bench) -> list[Job]:
+        return [PermutationJob(bench, k) for k in range(bench.count)]
+
+    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
+        from lowloss.report.permutations import draw_permutations
+
+        for artifact in study.complete("permutations"):
+            yield draw_permutations(artifact, folder)
+
+
+STAGE = PermutationStage()

@@ -1,0 +1,91 @@
+"""The permutation symmetries of a network as data: which axes of which parameters permute together.
+
+A group is a set of N units, say the neurons of a layer or the channels of a residual stream, that may be put in any
+order. A place is where they lie: the indices along an axis of a parameter. A permutation sigma moves unit sigma[i] to
+position i, in all its places at once, and leaves the network's function as it is.
+
+Shapes: P parameters, N units of a group, R indices of a unit along an axis, L = R × (what lies at an index).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowloss.errors import LowlossError, nearest
+from lowloss.landscape.layout import Layout
+from lowloss.seeding import derive
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the units of a group lie: unit i at the indices index_NR[i] of an axis, or of the flattened parameter."""
+
+    parameter: str
+    axis: int | None
+    index_NR: Tensor
+
+    def along(self, parameter: Tensor) -> Tensor:
+        """A view of the parameter with this axis first."""
+        return parameter.view(-1) if self.axis is None else parameter.movedim(self.axis, 0)
+
+    def rows(self, parameter: Tensor) -> Tensor:
+        """What lies there of each unit (N, L), a copy."""
+        return self.along(parameter)[self.index_NR].flatten(1)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that permute together. `name` is that of the first layer whose outputs they are."""
+
+    name: str
+    places: tuple[Place, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of units N."""
+        return len(self.places[0].index_NR)
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """The groups of a network, and what could not be derived, a line each, by the layer's name."""
+
+    layout: Layout
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
+
+    def group(self, name: str) -> Group:
+        """A group by its name. Raises LowlossError if there is none."""
+        known = {group.name: group for group in self.groups}
+        if name not in known:
+            raise LowlossError(
+                f"no layer {name!r} has neurons that can be permuted{nearest(name, known)}: "
+                f"take one of {', '.join(known) or 'another network'}"
+            )
+        return known[name]
+
+    def permuted(self, theta_P: Tensor, permutations: Mapping[str, Tensor]) -> Tensor:
+        """The point (P,) with the units of these groups in another order; the others stay.
+
+        Raises:
+            LowlossError: there is no such group, or what is given for one is no permutation of its units.
+        """
+        result_P = theta_P.clone()
+        named = self.layout.views(result_P)
+        for name, sigma_N in permutations.items():
+            group = self.group(name)
+            if not torch.equal(sigma_N.cpu().sort().values, torch.arange(group.size)):
+                raise LowlossError(f"{name} has the units 0 … {group.size - 1}: give each of them once")
+            for place in group.places:
+                along, index_NR = place.along(named[place.parameter]), place.index_NR.to(theta_P.device)
+                along[index_NR] = along[index_NR[sigma_N.to(theta_P.device)]]
+        return result_P
+
+    def random(self, seed: int) -> dict[str, Tensor]:
+        """A random permutation of every group."""
+        generator = torch.Generator().manual_seed(derive(seed, "permutations"))
+        return {group.name: torch.randperm(group.size, generator=generator) for group in self.groups}

@@ -1,0 +1,145 @@
+"""Alignment: the permutation of a network's units that brings it closest to another (Ainsworth et al. 2023).
+
+Shapes: P parameters, N units of a group, S samples and positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowloss.landscape.layout import Layout
+from lowloss.landscape.network import NetworkLandscape
+from lowloss.symmetry.derive import derive_symmetries
+from lowloss.symmetry.groups import Group, Place, Symmetries
+
+SAMPLES = 1000
+"""Training samples on which activations are compared."""
+
+
+def align(landscape: NetworkLandscape, a_P: Tensor, b_P: Tensor, by: str) -> tuple[Tensor, Symmetries]:
+    """The point (P,) of network b with its units permuted to match those of a, and the symmetries that were used.
+
+    Args:
+        by: "weights" or "activations".
+
+    Raises LowlossError if the network cannot be traced.
+    """
+    x_N = landscape.data.x_train
+    symmetries = derive_symmetries(landscape.loop.module, x_N[:2])
+    if by == "weights":
+        return symmetries.permuted(b_P, match_weights(symmetries, a_P, b_P)), symmetries
+    chosen = torch.linspace(0, len(x_N) - 1, min(SAMPLES, len(x_N))).long()
+    networks = landscape.module(a_P), landscape.module(b_P)
+    found = match_activations(symmetries, *networks, x_N[chosen.to(x_N.device)].cpu())
+    b_P = symmetries.permuted(b_P, found)
+    left = [group for group in symmetries.groups if group.name not in found]
+    return symmetries.permuted(b_P, match_weights(symmetries, a_P, b_P, left)), symmetries
+
+
+def match_weights(
+    symmetries: Symmetries, a_P: Tensor, b_P: Tensor, groups: Sequence[Group] | None = None
+) -> dict[str, Tensor]:
+    """Permutations of b, a group each, that make its scalar product with a large: its distance from a small.
+
+    First every group is matched in the order of the network, by the parameters whose other axes are matched already:
+    a permuted copy is found exactly by this. Then coordinate descent (Ainsworth et al. 2023, Algorithm 1): a group at a
+    time is matched exactly, the others held, while the product grows.
+
+    Args:
+        groups: by default all.
+    """
+    groups = symmetries.groups if groups is None else groups
+    layout, matched = symmetries.layout, {group.name for group in symmetries.groups} - {group.name for group in groups}
+    a_P, b_P = a_P.double().cpu(), b_P.double().cpu()
+    found = {group.name: torch.arange(group.size) for group in groups}
+    inside: dict[str, list[str]] = {}
+    for group in symmetries.groups:
+        for place in group.places:
+            inside.setdefault(place.parameter, []).append(group.name)
+    for group in groups:
+        certain = [place for place in group.places if _once(inside[place.parameter], group.name, matched)]
+        sigma_N = _assigned(_products(layout, certain or group.places, a_P, b_P))
+        b_P = symmetries.permuted(b_P, {group.name: sigma_N})
+        found[group.name] = sigma_N
+        matched.add(group.name)
+    best, grows = float(a_P @ b_P), True
+    while grows:
+        grows = False
+        for group in groups:
+            sigma_N = _assigned(_products(layout, group.places, a_P, b_P))
+            moved_P = symmetries.permuted(b_P, {group.name: sigma_N})
+            # A group on two axes of a parameter is not matched exactly: then the product may fall.
+            if (product := float(a_P @ moved_P)) > best + 1e-12 * abs(best):
+                best, b_P, grows = product, moved_P, True
+                found[group.name] = found[group.name][sigma_N]
+    return found
+
+
+def match_activations(symmetries: Symmetries, a: nn.Module, b: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Permutations of b, a group each, whose units' activations correlate the most with those of a.
+
+    Activations are outputs of the linear and convolutional layers that make the units, over all samples and positions.
+    A group that no such layer makes, as the heads of attention, or whose layers are not called, is left out.
+    """
+    of_a, of_b = _activations(symmetries, a, x), _activations(symmetries, b, x)
+    found = {}
+    for group in symmetries.groups:
+        made = [(name, index_N) for name, index_N in _makers(group) if name in of_a]
+        products = [of_a[name][:, index_N].T @ of_b[name][:, index_N] for name, index_N in made]
+        if products:
+            found[group.name] = _assigned(torch.stack(products).sum(0))
+    return found
+
+
+def _once(inside: Sequence[str], name: str, matched: set[str]) -> bool:
+    """Whether a group is in a parameter once, and every other group in it is matched."""
+    return inside.count(name) == 1 and {*inside} <= matched | {name}
+
+
+def _products(layout: Layout, places: Sequence[Place], a_P: Tensor, b_P: Tensor) -> Tensor:
+    """The scalar products (N, N) of what belongs to each unit of a with that of each of b."""
+    named_a, named_b = layout.views(a_P), layout.views(b_P)
+    return torch.stack([p.rows(named_a[p.parameter]) @ p.rows(named_b[p.parameter]).T for p in places]).sum(0)
+
+
+def _assigned(products_NN: Tensor) -> Tensor:
+    """The permutation sigma (N,) for which the sum of products[i, sigma[i]] is largest."""
+    from scipy.optimize import linear_sum_assignment
+
+    return torch.from_numpy(linear_sum_assignment(products_NN.numpy(), maximize=True)[1])
+
+
+def _makers(group: Group) -> list[tuple[str, Tensor]]:
+    """The layers whose outputs are units of a group, and their indices (N,) among these."""
+    return [
+        (place.parameter.removesuffix(".weight"), place.index_NR[:, 0])
+        for place in group.places
+        if place.axis == 0 and place.parameter.endswith(".weight") and place.index_NR.shape[1] == 1
+    ]
+
+
+@torch.no_grad()
+def _activations(symmetries: Symmetries, module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The standardised outputs (S, units) of every layer that makes units, by its name."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Tensor, convolution: bool) -> None:
+        flat = output.movedim(1, -1) if convolution else output
+        flat = flat.flatten(0, -2).double()
+        flat = flat - flat.mean(0)
+        found[name] = flat / flat.norm(dim=0).clamp_min(torch.finfo(flat.dtype).tiny)
+
+    def hook(name: str, part: nn.Module) -> Any:
+        convolution = isinstance(part, nn.modules.conv._ConvNd)
+        return part.register_forward_hook(lambda part, inputs, output: keep(name, output, convolution))
+
+    wanted = {name for group in symmetries.groups for name, _ in _makers(group)}
+    hooks = [hook(name, part) for name, part in module.named_modules() if name in wanted]
+    module(x)
+    for one in hooks:
+        one.remove()
+    return found

@@ -1,0 +1,203 @@
+"""Permutation paths of many pairs at once, as a measure that keeps every step.
+
+Shapes: R pairs, B points up to the permutation point, P parameters, U points of a plateau.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowloss.data.base import Data
+from lowloss.data.task import Regression
+from lowloss.files import load_tensors, save_tensors
+from lowloss.landscape.base import Columns, Landscape
+from lowloss.landscape.engine import Engine
+from lowloss.landscape.network import NetworkLandscape
+from lowloss.progress import bar
+from lowloss.symmetry.neurons import Neurons
+from lowloss.symmetry.permutation import at_distance, descend, hessian, merged, plateau, signs
+from lowloss.training.descent import default_trainer
+from lowloss.training.devices import TrainerFactory
+from lowloss.training.tabulate import tabulate
+
+LAST = 10
+"""Segments of the straight line from the smallest distance to the permutation point."""
+
+DENSE = 500
+"""Parameters up to which the Hessian at a permutation point is computed whole."""
+
+SPLITS = 5
+"""Ways of each kind to split outgoing weights on the plateau."""
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """How the distance of two neurons is decreased: in logarithmic steps to a fraction `to`, at each a descent.
+
+    steps: of the distance.  iterations: of a descent, at most.  gradient_norm: at which a descent has converged.
+    """
+
+    steps: int
+    to: float
+    iterations: int
+    gradient_norm: float
+
+
+def taught(landscape: NetworkLandscape, theta_P: Tensor) -> NetworkLandscape:
+    """The landscape, in float64, of students whose targets are the outputs of the network at theta (its teacher).
+
+    The loss is that of Brea et al. 2019, sec. 5: the squared error, summed over the outputs of a sample, over the mean
+    square of the targets. Theta is a global minimum of it.
+    """
+    splits = {}
+    exact = _wide(landscape, landscape.data)
+    for split in ("train", "test"):
+        y = torch.cat([outputs for outputs, _ in exact.outputs(theta_P.double(), split)])
+        splits[split] = landscape.data.split(split)[0], y
+    (x_train, y_train), (x_test, y_test) = splits["train"], splits["test"]
+    task = Regression(scale=float(y_train.square().mean()) / y_train[0].numel())
+    return _wide(landscape, Data(x_train, y_train, x_test, y_test, landscape.data.num_classes, task=task))
+
+
+def _wide(landscape: NetworkLandscape, data: Data) -> NetworkLandscape:
+    module = copy.deepcopy(landscape.loop.module).double()
+    return NetworkLandscape(module, data, landscape.evaluation_batch, Engine("loop"))
+
+
+def contract(
+    landscape: NetworkLandscape,
+    theta_P: Tensor,
+    neurons: Neurons,
+    pairs: Sequence[Sequence[int]],
+    contraction: Contraction,
+    teacher: bool = True,
+    trainer: TrainerFactory = default_trainer,
+    folder: Path | None = None,
+    title: str = "permutations",
+) -> Columns:
+    """Lead pairs of neurons of a minimum to their permutation points.
+
+    Args:
+        theta_P: the minimum (P,).
+        teacher: whether the loss is that of students of the network at theta, else the data's own.
+        folder: where every step is kept, and where it continues.
+
+    Returns:
+        Columns with R first. bends (R, B, P): from the minimum to the permutation point; distance, loss and, but for
+        the straight line before the point, gradient_norm (R, B).  At the points (R,): gradient, flatness of the six
+        moves (the largest change of the loss), plateau_change of the loss, and the largest gradients on the plateau
+        where outgoing weights are split in proportion and otherwise; and up to DENSE parameters eigenvalues (R, P),
+        negative and vanishing (R,).
+
+    Raises:
+        LowlossError: two neurons are equal already.
+    """
+    wide = taught(landscape, theta_P) if teacher else _wide(landscape, landscape.data)
+    measure = _Contracted(wide, neurons, pairs, contraction, folder, title)
+    points = theta_P.double().expand(len(pairs), -1)
+    return tabulate(wide, points, measures=[measure], trainer=trainer, title=f"{title}, points", chunk=len(pairs))
+
+
+class _Contracted:
+    """The measure: what each pair of neurons comes to, a row a pair."""
+
+    def __init__(
+        self,
+        landscape: NetworkLandscape,
+        neurons: Neurons,
+        pairs: Sequence[Sequence[int]],
+        contraction: Contraction,
+        folder: Path | None,
+        title: str,
+    ) -> None:
+        self.layout, self.neurons, self.pairs = landscape.layout, neurons, pairs
+        self.contraction, self.folder, self.title = contraction, folder, title
+
+    def __call__(self, landscape: Landscape, theta_RP: Tensor) -> Columns:
+        settings, steps = self.contraction, self.contraction.steps
+        start_R = self.neurons.distances(theta_RP[0], self.pairs)
+        batch = landscape.batches(None, [0], shared=True)[0]
+        assert batch is not None
+        bends, norms = [theta_RP], list[Tensor]()
+        delta_RS = start_R[:, None] * settings.to ** (torch.arange(steps + 1.0, dtype=torch.float64) / steps)
+        with bar(self.title, steps + 1) as advance:
+            for step in range(steps + 1):
+                file = self.folder / f"distance-{step:04d}.safetensors" if self.folder else None
+                if file and file.exists():
+                    kept, _ = load_tensors(file)
+                    z_RP, norm_R = kept["theta"], kept["gradient_norm"]
+                else:
+                    last = step == steps
+                    charted = (
+                        merged(landscape, self.neurons, self.pairs)
+                        if last
+                        else at_distance(landscape, self.layout, self.neurons, self.pairs, delta_RS[:, step + 1])
+                    )
+                    charted.chart.to(batch.y.device)
+                    z_RP = charted.chart.coordinates(bends[-1].to(batch.y.device))
+                    z_RP, _, norm_R = descend(charted, z_RP, batch, settings.iterations, settings.gradient_norm)
+                    z_RP, norm_R = charted.chart.points(z_RP).cpu(), norm_R.cpu()
+                    if file:
+                        save_tensors(file, {"theta": z_RP, "gradient_norm": norm_R}, {})
+                if step == steps:
+                    # Incoming and outgoing weights become equal on a straight line.
+                    before_RP = bends[-1]
+                    bends += [before_RP.lerp(z_RP, i / LAST) for i in range(1, LAST)]
+                bends.append(z_RP)
+                norms.append(norm_R)
+                advance(step + 1, f"gradient {float(norm_R.max()):.1e}")
+        bends_RBP = torch.stack(bends, dim=1)
+        found = [landscape.evaluate(theta_BP)["loss"] for theta_BP in bends_RBP]
+        distance_RB = torch.stack([self._distance(theta_RP) for theta_RP in bends], dim=1)
+        columns = {"bends": bends_RBP, "loss": torch.stack(found), "distance": distance_RB}
+        columns["gradient_norm"] = torch.stack(norms, dim=1)
+        rows = [self._point(landscape, theta_P, *pair) for theta_P, pair in zip(bends[-1], self.pairs, strict=True)]
+        return columns | {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _distance(self, theta_RP: Tensor) -> Tensor:
+        """The distance of each row's pair (R,)."""
+        found = []
+        for theta_P, pair in zip(theta_RP, self.pairs, strict=True):
+            l_S, m_S = theta_P[self.neurons.incoming_NS[pair]]
+            found.append((l_S - m_S).norm())
+        return torch.stack(found)
+
+    def _point(self, landscape: Landscape, theta_P: Tensor, l: int, m: int) -> Columns:  # noqa: E741
+        """What is said of a permutation point: see `contract`."""
+        neurons, loss = self.neurons, float(landscape.evaluate(theta_P[None])["loss"])
+        others = [i for i in range(len(neurons)) if i not in (l, m)]
+        way = torch.cat([_along(neurons.exchange(theta_P, l, m, i)) for i in others or [l]])
+        split = plateau(theta_P, neurons, l, m, SPLITS, seed=0)
+        slopes = self._gradients(landscape, torch.cat([theta_P[None], split]))
+        point = {
+            "gradient": slopes[0],
+            "flatness": (landscape.evaluate(way)["loss"] - loss).abs().max(),
+            "plateau_change": (landscape.evaluate(split)["loss"] - loss).abs().max(),
+            "gradient_in_proportion": slopes[1 : 1 + SPLITS].max(),
+            "gradient_otherwise": slopes[1 + SPLITS :].max(),
+        }
+        if len(theta_P) <= DENSE:
+            point["eigenvalues"] = torch.linalg.eigvalsh(hessian(landscape, theta_P).cpu())
+            point["negative"], point["vanishing"] = signs(point["eigenvalues"])
+        return point
+
+    def _gradients(self, landscape: Landscape, theta_KP: Tensor) -> Tensor:
+        """The norms of the gradients at points (K,)."""
+        with torch.enable_grad():
+            theta_KP = theta_KP.detach().requires_grad_()
+            losses_K = landscape.losses(theta_KP, landscape.batches(None, [0], shared=True)[0])
+            (gradient_KP,) = torch.autograd.grad(losses_K.sum(), theta_KP)
+        return gradient_KP.norm(dim=1).cpu()
+
+
+def _along(way_KP: Tensor, between: int = 4) -> Tensor:
+    """Points on the straight lines between consecutive points, the ends included."""
+    fractions_K1 = torch.arange(between)[:, None].to(way_KP) / between
+    return torch.cat([*(a.lerp(b, fractions_K1) for a, b in pairwise(way_KP)), way_KP[-1:]])

@@ -1,0 +1,88 @@
+"""Alignment: a permuted copy is found exactly, and one group is matched as an enumeration does."""
+
+from itertools import permutations
+
+import pytest
+import torch
+from torch import nn
+
+from lowloss.data import Data
+from lowloss.landscape import Layout, NetworkLandscape
+from lowloss.model import CNN, MLP, DenseNet, ResNet
+from lowloss.symmetry import align, derive_symmetries, match_weights
+
+SHAPE = (1, 8, 8)
+NETWORKS = {
+    "mlp": lambda: MLP(SHAPE, 10, [20, 14, 9]),
+    "cnn with BatchNorm": lambda: CNN(SHAPE, 10, width=7, depth=2, hidden=16),
+    "resnet": lambda: ResNet(SHAPE, 10, depth=14, width=4),
+    "densenet": lambda: DenseNet(SHAPE, 10, depth=10, growth=5),
+    "transformer": lambda: nn.Sequential(
+        nn.Flatten(2),
+        nn.Unflatten(1, (1, 1)),
+        nn.Flatten(1, 2),
+        nn.Linear(64, 8),
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 4, 12, dropout=0.0, batch_first=True), 2),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    ),
+}
+
+
+def landscape_of(name):
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, *SHAPE, generator=generator)
+    return NetworkLandscape(NETWORKS[name](), Data(x, torch.arange(60) % 10, x[:20], torch.arange(20) % 10, 10))
+
+
+@pytest.mark.parametrize("by", ["weights", "activations"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_permuted_copy_is_found_exactly(name, by):
+    landscape = landscape_of(name)
+    symmetries = derive_symmetries(landscape.loop.module, landscape.data.x_train[:2])
+    assert symmetries.groups
+    noise_P = 0.05 * torch.randn(landscape.dim, generator=torch.Generator().manual_seed(1))
+    a_P = landscape.point(landscape.loop.module) + noise_P  # a normalisation's parameters are no more alike
+    b_P = symmetries.permuted(a_P, symmetries.random(5))
+    assert (a_P != b_P).float().mean() > 0.5
+    aligned_P, _ = align(landscape, a_P, b_P, by)
+    assert torch.equal(aligned_P, a_P)
+    # Nothing changes what is aligned already.
+    assert torch.equal(align(landscape, a_P, aligned_P, by)[0], a_P)
+
+
+def test_one_group_is_matched_as_by_enumeration():
+    torch.manual_seed(0)
+    a, b = MLP((3,), 2, [6]), MLP((3,), 2, [6])
+    symmetries, layout = derive_symmetries(a, torch.randn(2, 3)), Layout.of(a)
+    a_P, b_P = (layout.flatten(dict(net.named_parameters())).double() for net in (a, b))
+    w, v = (layout.views(point) for point in (a_P, b_P))
+    first, bias, second = "layers.1.weight", "layers.1.bias", "layers.3.weight"
+    best = min(
+        sum(
+            float((w[name] - moved).square().sum())
+            for name, moved in (
+                (first, v[first][list(sigma)]),
+                (bias, v[bias][list(sigma)]),
+                (second, v[second][:, list(sigma)]),
+            )
+        )
+        for sigma in permutations(range(6))
+    )
+    (sigma_N,) = match_weights(symmetries, a_P, b_P).values()
+    aligned = layout.views(symmetries.permuted(b_P, {"layers.1": sigma_N}))
+    assert sum(float((w[n] - aligned[n]).square().sum()) for n in (first, bias, second)) == pytest.approx(best)
+
+
+def test_matching_brings_networks_closer():
+    landscape = landscape_of("resnet")
+    a_P, b_P = landscape.initial(1), landscape.initial(2)
+    aligned_P, symmetries = align(landscape, a_P, b_P, "weights")
+    assert (a_P - aligned_P).norm() < (a_P - b_P).norm()
+    # No swap of two units of any group comes closer: it is a local optimum of the assignment.
+    for group in symmetries.groups:
+        sigma_N = torch.arange(group.size)
+        sigma_N[[0, 1]] = sigma_N[[1, 0]]
+        swapped_P = symmetries.permuted(aligned_P, {group.name: sigma_N})
+        assert (a_P - swapped_P).norm() >= (a_P - aligned_P).norm() - 1e-5

@@ -1,0 +1,144 @@
+"""Permutation points and the ways to them, against closed forms and against what symmetry and algebra say."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from lowloss.data import Data, Regression
+from lowloss.errors import LowlossError
+from lowloss.landscape import NetworkLandscape
+from lowloss.model import MLP
+from lowloss.symmetry import derive_symmetries
+from lowloss.symmetry.neurons import Neurons, halfway
+from lowloss.symmetry.permutation import CLASSES, descend, hessian, shape, signs
+from lowloss.training.permutation import LAST, Contraction, contract, taught
+
+
+def student(outputs, hidden=3, activation=nn.Softplus):
+    torch.manual_seed(0)
+    x = torch.randn(60, 2)
+    net = nn.Sequential(nn.Linear(2, hidden), activation(), nn.Linear(hidden, outputs))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_()
+    landscape = NetworkLandscape(net, Data(x, torch.zeros(60, outputs), x, torch.zeros(60, outputs), task=Regression()))
+    return landscape, landscape.point(net), Neurons.of(derive_symmetries(net, x[:2]), None)
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def contracted(request):
+    landscape, theta_P, neurons = student(request.param)
+    pairs = [[0, 1]]
+    found = contract(landscape, theta_P, neurons, pairs, Contraction(2, 0.1, 250, 1e-8))
+    return request.param, taught(landscape, theta_P), theta_P.double(), neurons, pairs, found
+
+
+def test_the_way_begins_at_the_minimum_and_ends_where_the_two_are_one(contracted):
+    _, landscape, theta_P, neurons, pairs, found = contracted
+    for r, (l, m) in enumerate(pairs):  # noqa: E741
+        bends_BP = found["bends"][r]
+        assert torch.equal(bends_BP[0], theta_P)
+        point_P = bends_BP[-1]
+        # The point is its own permuted copy, so the way back with the two exchanged goes on from it.
+        assert torch.equal(neurons.swapped(point_P[None], l, m)[0], point_P)
+        distance = (theta_P[neurons.incoming_NS[l]] - theta_P[neurons.incoming_NS[m]]).norm()
+        wanted = [float(distance * 0.1 ** (step / 2)) for step in range(3)]
+        assert found["distance"][r, :3].tolist() == pytest.approx(wanted, rel=1e-9)
+        assert found["loss"][r, 0] == pytest.approx(0, abs=1e-20)
+        # The loss by hand.
+        named = landscape.layout.views(point_P)
+        x, y = landscape.data.split("train")
+        hidden = nn.functional.softplus(x @ named["0.weight"].T + named["0.bias"])
+        outputs = hidden @ named["2.weight"].T + named["2.bias"]
+        by_hand = (outputs - y).square().sum() / len(x) / y.square().mean()
+        assert float(found["loss"][r, -1]) == pytest.approx(float(by_hand), rel=1e-9)
+
+
+def test_permutation_points_are_critical_and_their_plateaus_flat(contracted):
+    outputs, _, _, _, _, found = contracted
+    assert (found["gradient"] <= 1e-4).all()
+    assert (found["flatness"] <= 1e-6 * found["loss"][:, -1] + 1e-12).all()
+    assert (found["plateau_change"] <= 1e-12).all()
+    assert (found["gradient_in_proportion"] <= 1e-4).all()
+    if outputs == 1:
+        # Brea et al. 2019, property (i): with one output the plateau is a line of critical points.
+        assert (found["gradient_otherwise"] <= 1e-4).all()
+        assert (found["vanishing"] >= 1).all()
+    else:
+        assert (found["gradient_otherwise"] >= 20 * found["gradient_in_proportion"]).all()
+
+
+def test_descent_finds_the_minimum_of_a_quadratic():
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    matrix = factor @ factor.T + 0.1 * torch.eye(6)
+    centre = torch.randn(6, generator=generator, dtype=torch.float64)
+
+    class Bowl:
+        def losses(self, z_RP, batch):
+            return 0.5 * torch.einsum("rp,pq,rq->r", z_RP - centre, matrix, z_RP - centre)
+
+    start_RP = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    z_RP, losses_R, norms_R = descend(Bowl(), start_RP, None, 200, 1e-10)
+    assert torch.allclose(z_RP, centre.expand(3, -1), atol=1e-8)
+    assert (norms_R <= 1e-10).all()
+    assert (losses_R <= 1e-18).all()
+    # A row is the same whatever descends beside it, to rounding, and one that has converged stays.
+    assert torch.equal(descend(Bowl(), z_RP, None, 200, 1e-9)[0], z_RP)
+
+
+def test_hessian_is_that_of_autograd():
+    landscape, theta_P, _ = student(2)
+    wide = taught(landscape, theta_P)
+    at_P = theta_P.double() + 0.1
+    x, y = wide.data.split("train")
+
+    def loss(point_P):
+        named = wide.layout.views(point_P)
+        hidden = nn.functional.softplus(x @ named["0.weight"].T + named["0.bias"])
+        return (hidden @ named["2.weight"].T + named["2.bias"] - y).square().sum() / len(x) / y.square().mean()
+
+    assert torch.allclose(hessian(wide, at_P), torch.autograd.functional.hessian(loss, at_P), atol=1e-9)
+    negative, vanishing = signs(torch.tensor([-1.0, -1e-8, 0.0, 0.5, 2.0]))
+    assert (int(negative), int(vanishing)) == (1, 2)
+
+
+def test_the_six_moves_exchange_two_neurons_at_equal_loss():
+    landscape, theta_P, neurons = student(2, hidden=4)
+    wide, point_P = taught(landscape, theta_P), theta_P.double()
+    point_P[neurons.incoming_NS[1]] = point_P[neurons.incoming_NS[0]]
+    point_P[neurons.outgoing_NO[1]] = point_P[neurons.outgoing_NO[0]]
+    way_KP = neurons.exchange(point_P, 0, 1, 3)
+    assert len(way_KP) == 7
+    assert torch.allclose(way_KP[-1], neurons.swapped(point_P[None], 1, 3)[0], atol=1e-12)
+    fine_KP = torch.cat([a.lerp(b, torch.linspace(0, 1, 5)[:, None].double()) for a, b in pairwise(way_KP)])
+    losses_K = wide.evaluate(fine_KP)["loss"]
+    assert float(losses_K.max() - losses_K.min()) <= 1e-12 * float(losses_K.max())
+    assert float(losses_K[0]) > 1e-3
+
+
+def test_classes_and_times_of_ways():
+    assert shape([0, 1, 2, 3]) == CLASSES[0]
+    assert shape([0, 3, 1, 2]) == CLASSES[1]
+    assert shape([0, 1, 3, 2]) == CLASSES[2]
+    distance = torch.tensor([[4.0, 2.0, 1.0, *[0.5] * (LAST - 1), 0.0]], dtype=torch.float64)
+    t = halfway(distance, LAST)[0]
+    assert t[:3].tolist() == [0, 1 / 8, 3 / 16]
+    assert t[-1] == 0.5
+    assert (t.diff() > 0).all()
+
+
+def test_bad_input_is_told_in_a_line():
+    landscape, theta_P, neurons = student(1)
+    with pytest.raises(LowlossError, match=r"^0 has the neurons 0 … 2: name two of them, not \[0, 3\]$"):
+        neurons.check([[0, 3]])
+    theta_P[neurons.incoming_NS[1]] = theta_P[neurons.incoming_NS[0]]
+    with pytest.raises(LowlossError, match=r"^the neurons 0 and 1 of 0 are equal already: name other pairs$"):
+        contract(landscape, theta_P, neurons, [[0, 1]], Contraction(2, 0.1, 2, 1e-6))
+    x = torch.randn(4, 3)
+    with pytest.raises(LowlossError, match=r"no layer 'x' .* take one of layers\.1"):
+        Neurons.of(derive_symmetries(MLP((3,), 2, [4]), x), "x")
+    with pytest.raises(LowlossError, match=r"those of layers\.2\.weight too"):
+        Neurons.of(derive_symmetries(MLP((3,), 2, [4], batch_norm=True), x), "layers.1")

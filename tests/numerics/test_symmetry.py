@@ -1,0 +1,161 @@
+"""Permutation symmetries: the function is kept by the ones that are derived, for every network that is shipped."""
+
+from importlib import import_module
+
+import pytest
+import torch
+import torchvision
+import yaml
+from torch import nn
+
+from lowloss.conf import config_folder
+from lowloss.errors import LowlossError
+from lowloss.landscape import Layout
+from lowloss.model import MLP, VGG16, DenseNet, ResNet
+from lowloss.symmetry import derive_symmetries
+
+# The same architectures with fewer channels, where those of the papers take long.
+NARROW = {"wrn28_10": {"widen": 2}}
+PLAN = (8, 8, "pool", 16, 16, "pool", 24, 24, 24, "pool", 32, 32, 32, "pool", 32, 32, 512, "pool")
+MODELS = sorted(file.stem for file in (config_folder() / "model").glob("*.yaml"))
+# And the ResNet-18 of conf/model/torchvision.yaml.
+TORCHVISION = ("mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5")
+
+
+def configured(name):
+    """A model of conf/model, for the smallest images that it takes, and the shape of these."""
+    node = yaml.safe_load((config_folder() / "model" / f"{name}.yaml").read_text())
+    module, _, attribute = node.pop("_target_").rpartition(".")
+    shape = (3, 32, 32) if module.startswith("torchvision") or name.startswith("vgg") else (1, 8, 8)
+    if not module.startswith("torchvision"):
+        node = {"input_shape": shape, "num_classes": 10, **node, **NARROW.get(name, {})}
+    return getattr(import_module(module), attribute)(**node), shape
+
+
+def check(module, x, least):
+    """Outputs in evaluation and, for what has BatchNorm, in training mode are those of the permuted network."""
+    module = module.double().eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # so that no two units are alike, as those of a fresh normalisation are
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter += noise * (0.02 + 0.1 * parameter)
+    symmetries = derive_symmetries(module, x)
+    layout = Layout.of(module)
+    theta_P = layout.flatten(dict(module.named_parameters()))
+    permuted_P = symmetries.permuted(theta_P, symmetries.random(3))
+    # There is something to permute, and it has moved.
+    assert len(symmetries.groups) >= least
+    assert (permuted_P != theta_P).float().mean() > 0.3
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.train()
+                part.momentum = 1.0  # of no effect on the outputs
+        before = module(x)
+        for name, parameter in module.named_parameters():
+            parameter.copy_(layout.views(permuted_P)[name])
+        after = module(x)
+    assert (after - before).abs().max() <= 1e-9 * before.abs().max()
+    return symmetries
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_keeps_its_function(name, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(VGG16, "plan", PLAN)
+    module, shape = configured(name)
+    found = check(module, torch.randn(3, *shape, dtype=torch.float64), 1)
+    assert not found.notes
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_networks_of_torchvision_keep_theirs(name):
+    torch.manual_seed(0)
+    module = getattr(torchvision.models, name)(num_classes=10)
+    found = check(module, torch.randn(3, 3, 32, 32, dtype=torch.float64), 12)
+    assert not found.notes
+
+
+def test_a_transformer_permutes_widths_heads_and_hidden_units():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(12, 4, 20, dropout=0.0, batch_first=True)
+    module = nn.Sequential(nn.Linear(6, 12), nn.TransformerEncoder(layer, 2), nn.Linear(12, 3))
+    found = check(module, torch.randn(2, 5, 6, dtype=torch.float64), 5)
+    assert [group.size for group in found.groups] == [12, 4, 20, 4, 20]
+
+
+class Attention(nn.Module):
+    """Attention by hand, with a learned position and a norm."""
+
+    def __init__(self, width=8, heads=2):
+        super().__init__()
+        self.heads, self.place = heads, nn.Parameter(torch.randn(5, width))
+        self.embed, self.qkv = nn.Linear(3, width), nn.Linear(width, 3 * width)
+        self.norm, self.out, self.head = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, 2)
+
+    def forward(self, x):
+        x = self.embed(x) + self.place
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
+        scores = (q @ k.transpose(-1, -2) / 2).masked_fill(mask, -1e9).softmax(-1)
+        return self.head(x + self.out((scores @ v).transpose(1, 2).flatten(2)))
+
+
+def test_attention_written_by_hand_permutes_its_heads():
+    torch.manual_seed(0)
+    found = check(Attention(), torch.randn(2, 5, 3, dtype=torch.float64), 2)
+    assert [(group.name, group.size) for group in found.groups] == [("embed", 8), ("qkv", 2)]
+
+
+def test_groups_are_those_of_the_architecture():
+    x = torch.randn(2, 1, 8, 8)
+    widths = [group.size for group in derive_symmetries(MLP((1, 8, 8), 10, [7, 5], True), x).groups]
+    assert widths == [7, 5]
+    # Option A pads: a stream of 16 channels goes on as 16 of 32, and these as 32 of 64. Two blocks have one hidden
+    # width each.
+    widths = [group.size for group in derive_symmetries(ResNet((1, 8, 8), 10, depth=14), x).groups]
+    assert sorted(widths) == sorted([16, 16, 32, 16, 16, 32, 32, 64, 64])
+    # DenseNet-40: the stem, twelve layers in each of three blocks, and two transitions.
+    assert len(derive_symmetries(DenseNet((1, 8, 8), 10, depth=40), x).groups) == 1 + 3 * 12 + 2
+
+
+class Ordered(nn.Module):
+    """Its second hidden layer is summed in an order, and its third weighted by a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+        self.register_buffer("weights", torch.arange(4.0))
+
+    def forward(self, x):
+        x = self.b(self.a(x).tanh()).cumsum(-1)
+        return self.d(self.c(x) * self.weights)
+
+
+def test_what_cannot_be_permuted_stays_and_is_told():
+    found = derive_symmetries(Ordered(), torch.randn(3, 4))
+    assert [group.name for group in found.groups] == ["a"]
+    assert found.notes == ("b: its units cannot be permuted by themselves",)
+    recurrent = derive_symmetries(nn.Sequential(nn.Linear(4, 6), nn.LSTM(6, 5)), torch.randn(2, 3, 4))
+    assert recurrent.groups == ()
+    assert recurrent.notes == ("1: what goes through lstm keeps its order",)
+
+
+class Failing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        raise RuntimeError("no way\nthrough")
+
+
+def test_bad_input_is_told_in_a_line():
+    with pytest.raises(LowlossError, match=r"^Failing cannot be traced: no way$"):
+        derive_symmetries(Failing(), torch.randn(2, 3))
+    found = derive_symmetries(MLP((3,), 2, [4]), torch.randn(2, 3))
+    with pytest.raises(LowlossError, match=r"^no layer 'layers\.2' .* take one of layers\.1$"):
+        found.group("layers.2")
+    with pytest.raises(LowlossError, match="units 0 … 3: give each of them once"):
+        found.permuted(torch.zeros(26), {"layers.1": torch.tensor([0, 1, 1, 2])})
