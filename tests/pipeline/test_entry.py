@@ -53,7 +53,7 @@ def test_waiting_threads_leave_the_processors_to_other_workers(tmp_path):
 def test_help_lists_groups_stages_and_examples(tmp_path):
     help_ = run(str(SCRIPT), "--help", folder=tmp_path)
     assert help_.returncode == 0, help_.stderr
-    for part in ("experiment=quickstart", "minima, path, ensemble, scan, report", "lowloss -m seed=0,1,2"):
+    for part in ("experiment=quickstart", "minima, path, curvature, ensemble, scan, report", "lowloss -m seed=0,1,2"):
         assert part in help_.stdout
     families = read_families(REPOSITORY / "conf")
     assert families

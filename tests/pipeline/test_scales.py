@@ -21,6 +21,8 @@ SEARCHES = {
 # What need not be there: a learning curve that ends above the saddle, and classes without a test sample.
 MAY_LACK = {"table_b1.csv": {"epoch", "epoch_first"}, "classes.csv": None, "overlap.csv": {"overlap"}}
 
+TEXTS = ("finder", "status", "method", "split", "statistics")
+
 
 def floats(value):
     """Every number in nested notes."""
@@ -37,7 +39,7 @@ def numbers(file):
     with file.open(newline="") as lines:
         for row in csv.DictReader(lines):
             for name, cell in row.items():
-                if lacking is not None and name not in lacking and name not in ("finder", "status", "method"):
+                if lacking is not None and name not in lacking and name not in TEXTS:
                     yield float(cell)
 
 

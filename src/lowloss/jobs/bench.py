@@ -93,6 +93,8 @@ class Bench:
         engine, data, factory = self.build("engine"), self.build("data"), self.build("model", partial=True)
         landscape = NetworkLandscape(factory, data, self.config["evaluation_batch"], engine)
         self._check_room(landscape.dim)
+        if (split := self.config["curvature"]["split"]) not in landscape.splits:
+            raise LowlossError(f"curvature.split={split}, but these data have {', '.join(landscape.splits)}")
         wanted = self.config["objective"]
         ends = tuple(f"{split}_{metric}" for split in landscape.splits for metric in landscape.task.units)
         if wanted and re.search("(train|test)_", wanted) and not wanted.endswith(ends):

@@ -1,6 +1,6 @@
 """What is tabulated at points of a landscape."""
 
-from lowloss.measure.curvature import Density, Extremes, Hessian, Trace, density
+from lowloss.measure.curvature import Density, Extremes, Hessian, Trace
 from lowloss.measure.exact import Exact
 
-__all__ = ["Density", "Exact", "Extremes", "Hessian", "Trace", "density"]
+__all__ = ["Density", "Exact", "Extremes", "Hessian", "Trace"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import pi, sqrt
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -262,7 +262,7 @@ class Density:
     """The measure of the eigenvalues' density, by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017).
 
     Columns `hessian_nodes` and `hessian_weights` (K, N): the spectrum as N = probes × steps points, whose weights sum
-    to one; `density` smooths them.
+    to one.
 
     hessian: of which.  probes: random starts.  steps: products of each.
     """
@@ -284,12 +284,6 @@ class Density:
             nodes.append(value_KJ)
             weights.append(s_KJJ[:, 0].square() / self.probes)
         return {"hessian_nodes": torch.cat(nodes, 1), "hessian_weights": torch.cat(weights, 1)}
-
-
-def density(nodes_N: Tensor, weights_N: Tensor, at_T: Tensor, width: float) -> Tensor:
-    """The density (T,) of one point's spectrum at some values: its nodes as Gaussians of a standard deviation."""
-    away_TN = (at_T[:, None] - nodes_N) / width
-    return (weights_N * torch.exp(-away_TN.square() / 2)).sum(1) / (width * sqrt(2 * pi))
 
 
 def with_statistics(hessian: Hessian, statistics: Statistics | None) -> Hessian:

@@ -14,7 +14,7 @@ import yaml
 
 from lowloss import files
 from lowloss.papers import compare, published_of
-from lowloss.report import tables
+from lowloss.report import curvature, tables
 from lowloss.report.disconnectivity import interactive_graph, mergings
 from lowloss.report.figures import interactive_surface
 from lowloss.report.gather import merged_config
@@ -56,6 +56,9 @@ def build_report(study: Study, draw: Callable[[Path], Iterable[Picture]], publis
     root, folder = study.root, study.root / "report"
     written = {root / "summary.csv": paths, root / "ensemble.csv": ensembles, folder / "table_b1.csv": overview,
                folder / "overlap.csv": shared, folder / "classes.csv": tables.classes(study)}  # fmt: skip
+    measured = curvature.spectra(study)
+    if len(measured):
+        written[folder / "spectra.csv"] = measured
     for file, table in written.items():
         files.write_text(file, table.to_csv(index=False))
     compared = compare(root, published_of(published))
@@ -81,6 +84,7 @@ def build_report(study: Study, draw: Callable[[Path], Iterable[Picture]], publis
     sections += [
         _table_section("Every path", paths, "Errors are fractions; the columns are those of summary.csv."),
         _table_section("Ensembles on the test split", ensembles),
+        _table_section("Curvature", measured, curvature.NOTE),
         _table_section("Every minimum", points),
         _table_section("Overlap of the misclassified", shared, OVERLAP_NOTE),
         _section("Configuration", f"<pre>{html.escape(text)}</pre>"),
