@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
@@ -34,6 +34,7 @@ class Settings:
     dimension: Config
     landscape: Config
     permutation: Config
+    curvature: Config
     model: Config
     data: Config
     optimizer: Config
@@ -135,6 +136,29 @@ class Permutations:
     gradient_norm: Annotated[float, Ge(0)]
 
 
+@dataclass
+class Quadrature:
+    """curvature.density."""
+
+    probes: Annotated[int, Ge(1), Le(1000)]
+    steps: Annotated[int, Ge(1), Le(1000)]
+
+
+@dataclass
+class Curvature:
+    """curvature."""
+
+    split: Name
+    samples: Count | None
+    statistics: Literal["held", "batch"]
+    count: Annotated[int, Ge(1), Le(100)]
+    tolerance: Positive
+    products: Count
+    trace: Annotated[int, Ge(6), Le(10_000)] | None
+    density: Config | None
+    pivots: Annotated[int, Ge(0), Le(10_000)] | None
+
+
 MADE = {
     "data": "lowloss.data.Data",
     "landscape": "lowloss.landscape.AnalyticSurface",
@@ -170,6 +194,9 @@ def check_settings(config: Config, finders: Iterable[str]) -> None:
     check_arguments("", Settings, config, whole=True, more=True)
     check_arguments("minima", Files if "files" in config["minima"] else Training, config["minima"], whole=True)
     check_arguments("path", Paths, config["path"], whole=True)
+    check_arguments("curvature", Curvature, config["curvature"], whole=True)
+    if config["curvature"]["density"] is not None:
+        check_arguments("curvature.density", Quadrature, config["curvature"]["density"], whole=True)
     check_arguments("connector", Connectors, config["connector"], whole=True)
     check_arguments("width", Widths, config["width"], whole=True)
     check_arguments("permutation", Permutations, config["permutation"], whole=True)

@@ -1,13 +1,14 @@
 """Networks against the parameter counts and the layout of the papers."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import sqrt
 
 import pytest
 import torch
 from torch import nn
 
-from lowloss.model import CNN, LSTM, MLP, VGG16, ConvFC, DenseNet, PreResNet, ResNet, SimpleCNN, WideResNet
+from lowloss.model import CNN, LSTM, MLP, VGG9, VGG16, ConvFC, DenseNet, PreResNet, ResNet, SimpleCNN, WideResNet
 
 CIFAR = (3, 32, 32)
 
@@ -22,6 +23,7 @@ PUBLISHED: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "ResNet-32": (lambda: ResNet(CIFAR, 10, depth=32), 464_154),
     "ResNet-44": (lambda: ResNet(CIFAR, 10, depth=44), 658_586),
     "ResNet-56": (lambda: ResNet(CIFAR, 10, depth=56), 853_018),
+    "DenseNet-121": (lambda: DenseNet(CIFAR, 10, growth=32, bottleneck=True, layers=(6, 12, 24, 16)), 6_956_298),
     "DenseNet-40-12": (lambda: DenseNet(CIFAR, 10, depth=40, growth=12), 1_019_722),
     "DenseNet-100-12-BC": (lambda: DenseNet(CIFAR, 10, depth=100, growth=12, bottleneck=True), 769_162),
     "WRN-28-10": (lambda: WideResNet(CIFAR, 10, depth=28, widen=10), 36_479_194),
@@ -242,3 +244,54 @@ def test_simple_cnn_has_dropout_where_it_is_asked_for() -> None:
         SimpleCNN(CIFAR, 10, activation="gelu")
     with pytest.raises(ValueError, match="3 poolings leave nothing of a 4 × 4 image"):
         SimpleCNN((1, 4, 4), 10)
+
+
+@torch.no_grad()
+def test_a_block_without_a_shortcut_is_its_residual_alone() -> None:
+    module = ResNet(CIFAR, 10, depth=8, width=4, shortcuts="none").eval()
+    features = module.stem(torch.randn(2, *CIFAR))
+    for block in module.blocks:
+        before, features = features, block(features)
+        torch.testing.assert_close(features, block.get_submodule("residual")(before).relu())
+    assert features.shape == (2, 16, 8, 8)
+
+
+@torch.no_grad()
+def test_projections_are_where_the_shape_changes() -> None:
+    module = ResNet(CIFAR, 10, depth=14, width=4, shortcuts="projection").eval()
+    for i, block in enumerate(module.blocks):
+        x = torch.randn(2, (4, 4, 4, 8, 8, 16)[i], 8, 8)
+        shortcut = block(x) - 0
+        for part in block.get_submodule("residual").modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.weight.zero_()
+        projection = [part for name, part in block.named_modules() if name == "projection"]
+        assert bool(projection) == (i in (2, 4))
+        torch.testing.assert_close(block(x), (projection[0](x) if projection else x).relu())
+        assert not torch.equal(shortcut, block(x))
+
+
+@pytest.mark.parametrize("depth", [20, 56, 110, 158])
+def test_parameters_of_li_et_als_networks_by_formula(depth: int) -> None:
+    with torch.device("meta"):
+        plain, identity, projection = (
+            count(ResNet(CIFAR, 10, depth, shortcuts=kind)) for kind in ("none", "identity", "projection")
+        )
+    assert plain == identity
+    # Two 1 × 1 convolutions, each with BatchNorm's two a channel.
+    assert projection - identity == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+
+
+def test_vgg9_by_formula() -> None:
+    widths = [3, 64, 128, 128, 256, 256, 512, 512]
+    convolutions = sum(9 * a * b + 2 * b for a, b in pairwise(widths))
+    assert count(VGG9(CIFAR, 10)) == convolutions + 512 * 4 * 4 * 512 + 2 * 512 + 512 * 10 + 10
+    assert len([part for part in VGG9(CIFAR, 10).modules() if isinstance(part, (nn.Conv2d, nn.Linear))]) == 9
+    assert VGG9((1, 8, 8), 3, width=2, hidden=4)(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+    with pytest.raises(ValueError, match="at least 8 × 8"):
+        VGG9((1, 7, 8), 3)
+
+
+def test_unknown_shortcuts() -> None:
+    with pytest.raises(ValueError, match="identity, projection, none"):
+        ResNet(CIFAR, 10, shortcuts="dense")

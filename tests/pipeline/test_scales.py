@@ -48,6 +48,8 @@ MAY_LACK = (
     {"table_b1.csv": {"epoch", "epoch_first"}, "classes.csv": None, "overlap.csv": {"overlap"}} | BANDS | CUTS | BOUGHT
 )
 
+TEXTS = ("finder", "status", "method", "split", "statistics")
+
 
 def floats(value):
     """Every number in nested notes."""

@@ -105,6 +105,8 @@ class Bench:
         self._check_room(landscape.dim)
         for name in self.config["stages"]:
             self.stages[name].check_network(self, landscape)
+        if (split := self.config["curvature"]["split"]) not in landscape.splits:
+            raise LowlossError(f"curvature.split={split}, but these data have {', '.join(landscape.splits)}")
         wanted = self.config["objective"]
         ends = tuple(f"{split}_{metric}" for split in landscape.splits for metric in landscape.task.units)
         if wanted and re.search("(train|test)_", wanted) and not wanted.endswith(ends):

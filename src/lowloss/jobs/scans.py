@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
+from lowloss.jobs.spectra import ENDS, extremes
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lowloss.measure.exact import Statistics
     from lowloss.points import Grid
     from lowloss.report.pictures import Picture
+    from lowloss.training.tabulate import Measure
 
 
 class Scan(Job):
@@ -51,12 +54,14 @@ class Scan(Job):
         return [*([self.path] if self.path else []), *(minimum(self.bench, k) for k in self.minima)]
 
     def own_settings(self) -> Config:
-        return self.bench.describes("seed", f"scan.{self.scan}")
+        mapped = [f"curvature.{key}" for key in ENDS] if "curvature" in self.node.get("measures", ()) else []
+        return self.bench.describes("seed", f"scan.{self.scan}", *mapped)
 
     def make(self, work: Path) -> Result:
         import torch
 
         from lowloss.measure import Exact
+        from lowloss.measure.curvature import with_statistics
         from lowloss.training.tabulate import tabulate
 
         bench, plane = self.bench, self.bench.planes[self.scan]
@@ -68,7 +73,14 @@ class Scan(Job):
             grid = plane.grid(minima_KP, path, bench.landscape.layout, seed)
         except ValueError as error:
             raise LowlossError(f"scan.{self.scan}: {error}") from error
-        measures, title = [Exact(statistics=self._statistics(grid))], f"scan {self.scan}"
+        statistics, notes = self._statistics(grid), Config()
+        measures: list[Measure] = [Exact(statistics=statistics)]
+        if "curvature" in plane.measures:
+            ends = extremes(bench)
+            ends = replace(ends, hessian=with_statistics(ends.hessian, statistics))
+            measures.append(ends)
+            notes["hessian"] = ends.hessian.about
+        title = f"scan {self.scan}"
         table = bench.everywhere(tabulate, grid.points, prod(grid.shape), measures, folder=work, title=title)
         tensors = {"directions": grid.directions_DP, "origin": grid.origin_P, "anchors": grid.anchors_AD}
         tensors |= {name: column.view(grid.shape) for name, column in table.items()}
@@ -78,7 +90,8 @@ class Scan(Job):
             tensors["path_projected"] = path.coefficients(path.grid(points=201, between=9)) @ bends_B2
             offset_BP = path.bends_BP - grid.origin_P - bends_B2.to(grid.directions_DP) @ grid.directions_DP
             tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
-        return Result(tensors, {"scan": self.scan, "anchor_names": list(grid.anchor_names), "settings": self.node})
+        notes |= {"scan": self.scan, "anchor_names": list(grid.anchor_names), "settings": self.node}
+        return Result(tensors, notes)
 
     def _statistics(self, grid: Grid) -> Statistics | None:
         """BatchNorm's statistics on the grid, unless each point has its own."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from lowloss.data.base import Batch
 from lowloss.data.task import Task
 from lowloss.errors import LowlossError, check_number
-from lowloss.landscape.base import BatchSource, Columns, Final
+from lowloss.landscape.base import BatchSource, Columns, Final, Held
 
 Self = TypeVar("Self", bound="AnalyticSurface")
 
@@ -70,7 +70,7 @@ class AnalyticSurface(ABC):
         return self.energy(_Once.apply(theta_KP))
 
     def product(
-        self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None = None, statistics: str = "held"
+        self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None = None, statistics: Held = "held"
     ) -> Tensor:
         """The Hessian of the energy at each point times a vector each (K, P), exact."""
         with torch.enable_grad():
@@ -87,6 +87,9 @@ class AnalyticSurface(ABC):
     def outputs(self, theta_P: Tensor, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """An analytic surface has none: raises LowlossError."""
         raise LowlossError(f"{type(self).__name__} is a formula without outputs: take the landscape of a network")
+
+    def subset(self, split: str, samples: int, seed: int) -> None:
+        return None
 
     def batches(self, size: int | None, seeds: Sequence[int], shared: bool) -> BatchSource:
         return _NoBatches()

@@ -17,6 +17,9 @@ from lowloss.errors import LowlossError
 
 Self = TypeVar("Self", bound="Landscape")
 
+Held = str | Sequence[dict[str, Tensor]]
+"""Which statistics of BatchNorm a Hessian is taken at."""
+
 Columns = dict[str, Tensor]
 """What is tabulated of K points: tensors with K first."""
 
@@ -63,14 +66,18 @@ class Landscape(Protocol):
     def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
         """The K losses on one minibatch, differentiable once in theta_KP; a second derivative is refused."""
 
-    def product(self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None, statistics: str = "held") -> Tensor:
+    def product(self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None, statistics: Held = "held") -> Tensor:
         """The Hessian of the mean loss at each point times a vector each (K, P).
 
         Args:
             data: a minibatch, or a split for its exact loss.
             statistics: which Hessian it is where there is BatchNorm: "held" at the point's own statistics, as in
-                evaluation, or "batch", those of the minibatch, through which it differentiates too, as in training.
+                evaluation, or "batch", those of the minibatch, through which it differentiates too, as in training; or
+                held at those that are given, one dictionary of buffers a point.
         """
+
+    def subset(self, split: str, samples: int, seed: int) -> Batch | None:
+        """So many samples of a split, drawn without replacement, as evaluation has them; None where there are none."""
 
     def evaluate(self, theta_KP: Tensor, split: str = "train", details: bool = False) -> Columns:
         """The task's metrics, exact over a whole split, by their names: float64 columns (K,) on the CPU.

@@ -20,7 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from lowloss.data.base import Batch, Data
 from lowloss.data.task import Sums, Task
 from lowloss.errors import LowlossError, check_number, reason
-from lowloss.landscape.base import BatchSource, Columns, Final
+from lowloss.landscape.base import BatchSource, Columns, Final, Held
 from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
 from lowloss.landscape.engine.loop import Buffers, Engine, Loop, near_equal
@@ -125,18 +125,18 @@ class NetworkLandscape:
             result: Tensor = _Losses.apply(theta_KP, self.loop if batch.carry else self.engine, batch)
         return result
 
-    def product(self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None, statistics: str = "held") -> Tensor:
+    def product(self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None, statistics: Held = "held") -> Tensor:
         """The Hessian of the mean loss at each point times a vector each (K, P), in the parameters' own precision.
 
         Exact up to rounding, by differentiating twice. A minibatch is taken as training takes it, dropout included,
-        if its own statistics are asked for; with those of the point, as evaluation does. Of a split it is the Hessian
-        of what `evaluate` reports, or with statistics="batch" of its mean over the chunks of the statistics, each
-        normalised by its own.
+        if its own statistics are asked for; with others as evaluation does, in near-equal parts. Of a split it is the
+        Hessian of what `evaluate` reports, or with statistics="batch" of its mean over the chunks of the statistics,
+        each normalised by its own.
 
         Raises:
             LowlossError: `statistics` is neither "held" nor "batch".
         """
-        if statistics not in STATISTICS:
+        if isinstance(statistics, str) and statistics not in STATISTICS:
             raise LowlossError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")
         if data is None:
             raise ValueError("a network's Hessian needs a minibatch or a split")
@@ -144,18 +144,24 @@ class NetworkLandscape:
         v_KP = v_KP.to(theta_KP)
         products = []
         with self.loop.exact(), _room("evaluation_batch"):
-            held = list(self._statistics_at(self.loop, theta_KP, None)) if statistics == "held" else []
+            given = None if isinstance(statistics, str) else statistics
+            held = [] if statistics == "batch" else list(self._statistics_at(self.loop, theta_KP, given))
             for k, (theta_P, v_P) in enumerate(zip(theta_KP, v_KP, strict=True)):
                 buffers = held[k][0] if held else None
-                if isinstance(data, Batch):
+                seed = 0
+                if not isinstance(data, Batch):
+                    x_N, y_N = self.data.split(data)
+                    order_N = self._statistics_order_N if data == "train" else torch.arange(len(y_N))
+                elif buffers is None or data.samples <= self.evaluation_batch:
                     products.append(self.loop.product(theta_P, v_P, *data.row(k), buffers, whole=False))
                     continue
-                x_N, y_N = self.data.split(data)
-                order_N = self._statistics_order_N if data == "train" else torch.arange(len(y_N))
+                else:
+                    x_N, y_N, seed = data.row(k)
+                    order_N = torch.arange(len(y_N))
                 total_P, items = torch.zeros_like(theta_P, dtype=torch.float64), 0
                 for index in (order_N[span] for span in near_equal(len(y_N), self.evaluation_batch)):
                     x, y = x_N[index.to(x_N.device)], y_N[index.to(y_N.device)]
-                    total_P += self.loop.product(theta_P, v_P, x, y, 0, buffers, whole=True)
+                    total_P += self.loop.product(theta_P, v_P, x, y, seed, buffers, whole=True)
                     items += self.task.scored(y)
                 products.append((total_P / items).to(theta_P))
         return torch.stack(products) if products else torch.empty_like(theta_KP)
@@ -308,6 +314,12 @@ class NetworkLandscape:
         with self.loop.exact():
             ((buffers, _),) = list(self._statistics_at(self.loop, theta_P[None], None))
         return buffers
+
+    def subset(self, split: str, samples: int, seed: int) -> Batch:
+        """So many samples of a split, or all where it has no more, in their order, un-augmented."""
+        x_N, y_N = self.data.split(split)
+        chosen_B = torch.randperm(len(y_N), generator=torch.Generator().manual_seed(seed))[:samples].sort().values
+        return Batch(x_N[chosen_B.to(x_N.device)], y_N[chosen_B.to(y_N.device)], (seed,))
 
     def batches(self, size: int | None, seeds: Sequence[int], shared: bool) -> BatchSource:
         if size == 1 and self._normalises:

@@ -21,7 +21,7 @@ from lowloss.checking import Count, Index
 from lowloss.data.base import Batch
 from lowloss.data.task import Task
 from lowloss.errors import LowlossError, is_number
-from lowloss.landscape.base import BatchSource, Columns, Landscape
+from lowloss.landscape.base import BatchSource, Columns, Held, Landscape
 from lowloss.landscape.chart import Chart, Span
 
 Self = TypeVar("Self", bound="Wrapper")
@@ -51,6 +51,9 @@ class Wrapper:
 
     def outputs(self, theta_P: Tensor, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         return self.base.outputs(theta_P, split)
+
+    def subset(self, split: str, samples: int, seed: int) -> Batch | None:
+        return self.base.subset(split, samples, seed)
 
     def batches(self, size: int | None, seeds: Sequence[int], shared: bool) -> BatchSource:
         return self.base.batches(size, seeds, shared)
@@ -91,7 +94,7 @@ class Regularised(Wrapper):
     def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
         return self.base.losses(theta_KP, batch) + self._l2(theta_KP)
 
-    def product(self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None, statistics: str = "held") -> Tensor:
+    def product(self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None, statistics: Held = "held") -> Tensor:
         return self.base.product(theta_KP, v_KP, data, statistics) + self.weight_decay * v_KP
 
     @torch.no_grad()
@@ -119,7 +122,7 @@ class Charted(Wrapper):
     def losses(self, z_KQ: Tensor, batch: Batch | None) -> Tensor:
         return self.base.losses(self.chart.points(z_KQ), batch)
 
-    def product(self, z_KQ: Tensor, v_KQ: Tensor, data: Batch | str | None, statistics: str = "held") -> Tensor:
+    def product(self, z_KQ: Tensor, v_KQ: Tensor, data: Batch | str | None, statistics: Held = "held") -> Tensor:
         """J^T H J v (K, Q), where J is the chart's Jacobian.
 
         Raises:

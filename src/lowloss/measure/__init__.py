@@ -1,6 +1,7 @@
 """What is tabulated at points of a landscape."""
 
+from lowloss.measure.curvature import Density, Extremes, Hessian, Trace
 from lowloss.measure.exact import Exact
 from lowloss.measure.width import Width
 
-__all__ = ["Exact", "Width"]
+__all__ = ["Density", "Exact", "Extremes", "Hessian", "Trace", "Width"]

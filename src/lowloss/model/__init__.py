@@ -3,6 +3,18 @@
 from lowloss.model.convolutional import ConvFC
 from lowloss.model.recurrent import LSTM
 from lowloss.model.residual import DenseNet, PreResNet, ResNet, WideResNet
-from lowloss.model.simple import CNN, MLP, VGG16, SimpleCNN
+from lowloss.model.simple import CNN, MLP, VGG9, VGG16, SimpleCNN
 
-__all__ = ["CNN", "LSTM", "MLP", "VGG16", "ConvFC", "DenseNet", "PreResNet", "ResNet", "SimpleCNN", "WideResNet"]
+__all__ = [
+    "CNN",
+    "LSTM",
+    "MLP",
+    "VGG9",
+    "VGG16",
+    "ConvFC",
+    "DenseNet",
+    "PreResNet",
+    "ResNet",
+    "SimpleCNN",
+    "WideResNet",
+]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,31 +40,54 @@ class _Residual(nn.Module):
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+SHORTCUTS = ("identity", "projection", "none")
+
+
 class ResNet(_Residual):
-    """ResNet of He et al. 2016, sec. 4.2: depth 6n + 2, parameter-free shortcuts (option A).
+    """ResNet of He et al. 2016, sec. 4.2: depth 6n + 2.
 
     Args:
         depth: 8, 20, 32, 44, 56, 110, …
         width: channels of the first of three stages; the others have twice and four times as many.
+        shortcuts: "identity", parameter-free (their option A); "projection", a 1 × 1 convolution and BatchNorm where
+            the shape changes (option B); or "none", the "VGG-like" networks of Li et al. 2018.
 
     Raises:
-        ValueError: the depth is not 6n + 2.
+        ValueError: the depth is not 6n + 2, or there are no such shortcuts.
     """
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, depth: Few = 20, width: Width = 16) -> None:
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        depth: Few = 20,
+        width: Width = 16,
+        shortcuts: str = "identity",
+    ) -> None:
+        if shortcuts not in SHORTCUTS:
+            raise ValueError(f"shortcuts must be one of {', '.join(SHORTCUTS)}, got {shortcuts!r}")
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"a ResNet's depth is 6n + 2 (8, 20, 32, 44, 56, …), got {depth}")
         stem = nn.Sequential(_conv(input_shape[0], width), nn.BatchNorm2d(width), nn.ReLU())
-        super().__init__(stem, _BasicBlock, width, width, (depth - 2) // 6, num_classes)
+        block = partial(_BasicBlock, shortcuts=shortcuts)
+        super().__init__(stem, block, width, width, (depth - 2) // 6, num_classes)
 
 
 class _BasicBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcuts: str) -> None:
         super().__init__()
         self.residual = _two_convolutions(inputs, outputs, stride).append(nn.BatchNorm2d(outputs))
-        self.stride, self.new_channels = stride, outputs - inputs
+        self.stride, self.new_channels, self.plain = stride, outputs - inputs, shortcuts == "none"
+        self.projection = None
+        if shortcuts == "projection" and self.new_channels:
+            convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.projection = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.plain:
+            return relu(self.residual(x))
+        if self.projection is not None:
+            return relu(self.residual(x) + self.projection(x))
         shortcut = x[:, :, :: self.stride, :: self.stride]
         if self.new_channels:
             half = self.new_channels // 2
@@ -143,12 +167,13 @@ class _PreActivationBottleneck(_PreActivationBlock):
 
 
 class DenseNet(nn.Module):
-    """DenseNet of Huang et al. 2017 for small images: three dense blocks.
+    """DenseNet of Huang et al. 2017 for small images: three dense blocks, or as many as are named.
 
     Args:
         depth: layers in all, as 40 (or 100 with bottlenecks).
         growth: channels that each layer adds.
         bottleneck: DenseNet-BC: 1 × 1 bottlenecks, and transitions that halve the channels.
+        layers: dense layers of each block, in place of what follows from the depth: 6, 12, 24 and 16 for DenseNet-121.
         dropout: probability after every convolution but the first; 0.2 in the paper for data without augmentation.
 
     Raises:
@@ -163,23 +188,25 @@ class DenseNet(nn.Module):
         growth: Few = 12,
         bottleneck: bool = False,
         dropout: Fraction = 0.0,
+        layers: Sequence[Few] | None = None,
     ) -> None:
         super().__init__()
         per_layer = 2 if bottleneck else 1
-        if depth <= 4 or (depth - 4) % (3 * per_layer):
+        if layers is None and (depth <= 4 or (depth - 4) % (3 * per_layer)):
             raise ValueError(f"a DenseNet's depth is {3 * per_layer}n + 4, got {depth}")
         channels = 2 * growth if bottleneck else 16
-        layers: list[nn.Module] = [_conv(input_shape[0], channels)]
-        for block in range(3):
-            for _ in range((depth - 4) // (3 * per_layer)):
-                layers.append(_DenseLayer(channels, growth, bottleneck, dropout))
+        counts = [(depth - 4) // (3 * per_layer)] * 3 if layers is None else layers
+        parts: list[nn.Module] = [_conv(input_shape[0], channels)]
+        for block, count in enumerate(counts):
+            for _ in range(count):
+                parts.append(_DenseLayer(channels, growth, bottleneck, dropout))
                 channels += growth
-            if block < 2:
+            if block < len(counts) - 1:
                 outputs = channels // 2 if bottleneck else channels
-                layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, outputs, 1, bias=False)]
-                layers += [*_dropout(dropout), nn.AvgPool2d(2)]
+                parts += [nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, outputs, 1, bias=False)]
+                parts += [*_dropout(dropout), nn.AvgPool2d(2)]
                 channels = outputs
-        self.features = nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU())
+        self.features = nn.Sequential(*parts, nn.BatchNorm2d(channels), nn.ReLU())
         self.classifier = nn.Linear(channels, num_classes)
         _init_he(self)
 

@@ -179,3 +179,39 @@ class VGG16(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
+
+
+class VGG9(nn.Module):
+    """VGG-9 for small images (Li et al. 2018, sec. 5), which has BatchNorm after every layer but the last.
+
+    The paper names nine layers and no more. These are chosen: seven 3 × 3 convolutions, max-pooling after the 1st, 3rd
+    and 5th of them, and two fully connected layers.
+
+    Args:
+        width: channels of the first convolution; the others have 2, 4 and 8 times as many.
+        hidden: units of the hidden fully connected layer.
+
+    Raises:
+        ValueError: the image is smaller than 8 × 8.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, width: Width = 64, hidden: Width = 512) -> None:
+        super().__init__()
+        channels, rows, columns = input_shape
+        if min(rows, columns) < 8:
+            raise ValueError(f"VGG-9's three poolings need images of at least 8 × 8, got {rows} × {columns}")
+        layers: list[nn.Module] = []
+        for i, factor in enumerate((1, 2, 2, 4, 4, 8, 8)):
+            layers.append(nn.Conv2d(channels, factor * width, 3, padding=1, bias=False))
+            channels = factor * width
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+            if i in (0, 2, 4):
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        features = channels * (rows >> 3) * (columns >> 3)
+        self.classifier = nn.Sequential(
+            nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))

@@ -20,6 +20,7 @@ from lowloss.points.path import Path
 from lowloss.seeding import derive
 
 POLICIES = ("recomputed", "held", "interpolated")
+MEASURES = ("exact", "curvature")
 
 
 class Plane(ABC):
@@ -28,16 +29,25 @@ class Plane(ABC):
     Args:
         statistics: BatchNorm's at a point of it: "recomputed" there, "held" as they are at its origin (as in Li et al.
             2018), or "interpolated" between those of its anchors as if they were parameters (their footnote 3).
+        measures: what is tabulated on it: "exact" metrics, which are always, and "curvature".
+
+    Attributes:
+        minima: the indices of the minima that it needs.
+        path: the finder of the path between the two minima that it needs, if any.
+        begins: what else it needs of its one minimum, before it in the matrix of points: "initial" point, or the whole
+            "trajectory".
     """
 
     minima: tuple[int, ...]
     path: str | None = None
-    """The finder of the path between the two minima that it needs, if any."""
+    begins: str | None = None
 
-    def __init__(self, statistics: str = "recomputed") -> None:
+    def __init__(self, statistics: str = "recomputed", measures: Sequence[str] = ("exact",)) -> None:
         if statistics not in POLICIES:
             raise LowlossError(f"statistics must be one of {', '.join(POLICIES)}, got {statistics!r}")
-        self.statistics = statistics
+        if "exact" not in measures or not {*measures} <= {*MEASURES}:
+            raise LowlossError(f"measures must be exact and may be {', '.join(MEASURES)}, got {list(measures)}")
+        self.statistics, self.measures = statistics, tuple(measures)
 
     @abstractmethod
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
@@ -60,7 +70,7 @@ class PathPlane(Plane):
         path: finder of the path.
         resolution: grid points along each of the two axes.
         margin: how far the grid reaches beyond the minima and the projected path, as a fraction of their extent.
-        statistics: see Plane.
+        statistics, measures: see Plane.
     """
 
     def __init__(
@@ -71,8 +81,9 @@ class PathPlane(Plane):
         resolution: Sequence[int] = (25, 25),
         margin: Annotated[float, Ge(0), Le(1000)] = 0.25,
         statistics: str = "recomputed",
+        measures: Sequence[str] = ("exact",),
     ) -> None:
-        super().__init__(statistics)
+        super().__init__(statistics, measures)
         self.minima, self.path = (start, end), path
         self.resolution, self.margin = _two_axes(resolution), margin
 
@@ -118,7 +129,7 @@ class RandomPlane(Plane):
         extent: coordinates reach from -extent to extent, in units of the scaled directions.
         resolution: grid points along each of the two axes.
         normalization: "filter", "layer" or "none"; see random_direction.
-        statistics: see Plane.
+        statistics, measures: see Plane.
     """
 
     def __init__(
@@ -128,8 +139,9 @@ class RandomPlane(Plane):
         resolution: Sequence[int] = (25, 25),
         normalization: str = "filter",
         statistics: str = "recomputed",
+        measures: Sequence[str] = ("exact",),
     ) -> None:
-        super().__init__(statistics)
+        super().__init__(statistics, measures)
         if normalization not in NORMALIZATIONS:
             raise LowlossError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
         self.minima = (minimum,)

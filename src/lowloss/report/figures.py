@@ -14,6 +14,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from lowloss.report import tables
+from lowloss.report.curvature import draw_map
 from lowloss.report.pictures import COLOURS, LENGTH, OTHER, Picture, panels, save
 from lowloss.study import Artifact, Study
 
@@ -60,6 +61,8 @@ def draw_scan(study: Study, artifact: Artifact, folder: Path) -> Iterator[Pictur
     yield _plane(artifact.name, grid, notes, folder)
     if "path_projected" in grid:
         yield _slice(study, artifact.name, grid, notes, folder)
+    if "hessian_ratio" in grid:
+        yield draw_map(artifact.name, grid, notes, folder)
     yield _surface(artifact.name, grid, folder)
 
 

@@ -1,0 +1,140 @@
+"""Spectra: the curvature of the landscape at minima and at points of paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowloss.jobs.base import Job
+from lowloss.jobs.bench import Bench
+from lowloss.jobs.minima import minimum, points
+from lowloss.jobs.paths import PathJob, load_path
+from lowloss.jobs.stage import Stage
+from lowloss.seeding import derive
+from lowloss.study import Config, Result, Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from lowloss.measure import Extremes, Hessian
+    from lowloss.report.pictures import Picture
+
+WHICH = ("split", "samples", "statistics")
+ENDS = (*WHICH, "tolerance", "products", "count")
+"""The keys of `curvature` that determine which Hessian is measured, and its extreme eigenvalues."""
+
+
+def hessian(bench: Bench) -> Hessian:
+    """Which Hessian the configuration asks for."""
+    from lowloss.measure import Hessian
+
+    settings = {key: bench.config["curvature"][key] for key in WHICH}
+    return Hessian(**settings, seed=derive(bench.config["seed"], "curvature"))
+
+
+def extremes(bench: Bench) -> Extremes:
+    """The measure of its extreme eigenvalues."""
+    from lowloss.measure import Extremes
+
+    config = bench.config["curvature"]
+    return Extremes(hessian(bench), config["tolerance"], config["products"], config["count"])
+
+
+class Spectrum(Job):
+    """The curvature of a minimum, or at the ends, the highest point and some inner points of a path.
+
+    Tensors: the columns of the measures with the points first, and of a path t, where they lie on it.
+    spectra.csv: a row a point.
+    """
+
+    kind, stage = "spectra", "curvature"
+
+    def __init__(self, bench: Bench, of: Job) -> None:
+        super().__init__(bench, of.name)
+        self.of = of
+
+    def needs(self) -> Sequence[Job]:
+        return (self.of,)
+
+    def own_settings(self) -> Config:
+        settings = self.bench.describes("seed", "curvature")
+        if not isinstance(self.of, PathJob):
+            settings["curvature"] = {key: value for key, value in settings["curvature"].items() if key != "pivots"}
+        return settings
+
+    def make(self, work: Path) -> Result:
+        import pandas as pd
+
+        from lowloss.measure import Density, Exact, Trace
+        from lowloss.training.tabulate import tabulate
+
+        bench, config, of = self.bench, self.bench.config["curvature"], hessian(self.bench)
+        measures = [Exact(), extremes(bench)]
+        if config["trace"]:
+            measures.append(Trace(of, config["trace"]))
+        if config["density"]:
+            measures.append(Density(of, **config["density"]))
+        if isinstance(self.of, PathJob):
+            path, t_K = load_path(self.of), self._places(self.of)
+            theta_KP, finder, ends = path.points(t_K), self.of.finder, (self.of.start, self.of.end)
+        else:
+            theta_KP, t_K, finder, ends = points(bench, [int(self.name)]), None, "minimum", (int(self.name),) * 2
+        table = bench.everywhere(
+            tabulate, theta_KP, measures=measures, folder=work, title=f"curvature {self.name}", chunk=4
+        )
+        samples = of.samples or len(bench.landscape.data.split(of.split)[1])
+        status = ["converged" if done else "unconverged" for done in table["hessian_converged"]]
+        columns = {name: column for name, column in table.items() if column.dim() == 1 and column.is_floating_point()}
+        rows = {
+            "finder": finder,
+            "start": ends[0],
+            "end": ends[1],
+            "t": t_K if t_K is not None else 0.0,
+            **{name: column.tolist() for name, column in columns.items()},
+            "hessian_index": table["hessian_index"].tolist(),
+            "hessian_products": table["hessian_products"].tolist(),
+            "status": status,
+            "split": of.split,
+            "samples": samples,
+            "statistics": of.statistics,
+        }
+        notes = {"finder": finder, "start": ends[0], "end": ends[1], "hessian": {**of.about, "samples": samples}}
+        tensors = table if t_K is None else {**table, "t": t_K}
+        return Result(tensors, notes, {"spectra.csv": pd.DataFrame(rows)})
+
+    def _places(self, job: PathJob) -> Tensor:
+        """Values of t: the ends, the highest sampled train loss, and inner knots at near-equal distances."""
+        import torch
+
+        tensors, _ = job.artifact.load()
+        t_T, knots_B = tensors["t"].double(), load_path(job).grid(points=2, between=0)
+        inner_B = (knots_B if len(knots_B) > 2 else t_T)[1:-1]
+        wanted = min(self.bench.config["curvature"]["pivots"], len(inner_B))
+        chosen = torch.linspace(0, len(inner_B) - 1, wanted + 2)[1:-1].round().long()
+        highest_1 = t_T[tensors["train_loss"].argmax()][None]
+        return torch.cat([t_T[[0, -1]], highest_1, inner_B[chosen]]).unique()
+
+
+class CurvatureStage(Stage):
+    """Measures the Hessian at minima and on paths; it is not among the stages unless it is asked for."""
+
+    name, kind, after = "curvature", "spectra", ("minima", "path")
+
+    def jobs(self, bench: Bench) -> list[Job]:
+        paths = bench.stages["path"].jobs(bench) if bench.config["curvature"]["pivots"] is not None else []
+        return [Spectrum(bench, job) for job in [*(minimum(bench, k) for k in range(bench.count)), *paths]]
+
+    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
+        from lowloss.report.curvature import draw_spectra
+
+        yield from draw_spectra(study.complete("spectra"), folder)
+
+    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
+        from lowloss.report.curvature import spectra
+
+        return {"spectra": spectra(study)}
+
+
+STAGE = CurvatureStage()

@@ -1,0 +1,308 @@
+"""Curvature: extreme eigenvalues, trace and spectral density of the Hessian, from its products with vectors alone.
+
+All take K points at once, and every point the same random vectors: what is measured of a point does not depend on
+those beside it, and noise is common to all. The Hessian is that of the mean loss, not of a sum.
+
+Shapes: K points, P parameters, J vectors of a Krylov space, C eigenvalues of an end, S vectors of a sketch, G probes,
+N nodes of a density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from lowloss.checking import Count, Index, Positive
+from lowloss.errors import LowlossError
+from lowloss.landscape import Batch, Landscape
+from lowloss.landscape.base import Columns
+from lowloss.measure.exact import Statistics
+from lowloss.seeding import derive
+
+Product = Callable[[Tensor, Tensor], Tensor]
+"""The Hessians (P × P) at points (K, P) times vectors (K, P)."""
+
+BASIS = 64
+"""Vectors of a Krylov space before it is restarted from its Ritz vectors."""
+
+NUMBERS = 1 << 29
+"""Numbers of all vectors that are held at once; as many points are taken at once as fit, and at least one."""
+
+CHECK = 4
+"""Products between two looks at the residuals."""
+
+MODES = ("held", "batch")
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """Which Hessian is measured: of the mean loss over a split, or over some of its samples.
+
+    split: of the data.  samples: so many of it, drawn without replacement by the seed and un-augmented; None: all.
+    statistics: BatchNorm's, "held" at the point's own as in evaluation, "batch" of the samples, through which it
+    differentiates too, or what gives those of points, as a scan with one centre's has them.
+
+    Raises:
+        LowlossError: the statistics are none of these.
+    """
+
+    split: str = "train"
+    samples: Count | None = None
+    seed: Index = 0
+    statistics: str | Statistics = "held"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.statistics, str) and self.statistics not in MODES:
+            raise LowlossError(f"statistics must be one of {', '.join(MODES)}, got {self.statistics!r}")
+
+    @property
+    def about(self) -> dict[str, object]:
+        """What has to be told beside every number."""
+        mode = self.statistics if isinstance(self.statistics, str) else "given"
+        return {"of": "mean loss", "split": self.split, "samples": self.samples, "statistics": mode}
+
+    def product(self, landscape: Landscape) -> Product:
+        """The product with the Hessian at points, of the chosen samples. Raises LowlossError for an unknown split."""
+        if self.split not in landscape.splits:
+            raise LowlossError(f"split must be one of {', '.join(landscape.splits)}, got {self.split!r}")
+        data: Batch | str = self.split
+        if self.samples is not None:
+            data = landscape.subset(self.split, self.samples, derive(self.seed, "hessian")) or data
+
+        def times(theta_KP: Tensor, v_KP: Tensor) -> Tensor:
+            statistics = self.statistics if isinstance(self.statistics, str) else self.statistics(theta_KP)
+            return landscape.product(theta_KP, v_KP, data, statistics).to(v_KP)
+
+        return times
+
+
+class Krylov:
+    """Orthonormal bases of the Krylov spaces of K points, and the projections T = Q H Q^T onto them.
+
+    Lanczos with full reorthogonalisation: H q_J = sum_i T_iJ q_i + beta q_{J+1}. Where a space is exhausted the vectors
+    that follow are zero, and their T is a Rayleigh quotient, which is no extreme value and has no weight.
+    """
+
+    def __init__(self, times: Callable[[Tensor], Tensor], start_KP: Tensor, room: int) -> None:
+        self.times, self.room, self.size = times, min(room, start_KP.shape[1]), 0
+        self.Q_KJP = start_KP.new_zeros(len(start_KP), self.room + 1, start_KP.shape[1])
+        self.Q_KJP[:, 0] = start_KP / start_KP.norm(dim=1, keepdim=True)
+        self.T_KJJ = start_KP.new_zeros(len(start_KP), self.room, self.room, dtype=torch.float64)
+        self.beta_K = start_KP.new_zeros(len(start_KP), dtype=torch.float64)
+
+    def grow(self) -> None:
+        """Take one product with every point's Hessian."""
+        j = self.size
+        q_KP, basis_KJP = self.Q_KJP[:, j], self.Q_KJP[:, : j + 1]
+        w_KP = self.times(q_KP)
+        height_KJ = w_KP.new_zeros(len(w_KP), j + 1, dtype=torch.float64)
+        for _ in range(2):  # twice is enough: what the first pass leaves is of rounding's size
+            part_KJ = (basis_KJP @ w_KP[:, :, None])[:, :, 0]
+            w_KP = w_KP - (part_KJ[:, None] @ basis_KJP)[:, 0]
+            height_KJ += part_KJ
+        self.T_KJJ[:, : j + 1, j] = self.T_KJJ[:, j, : j + 1] = height_KJ
+        null_K = ~q_KP.any(1)
+        self.T_KJJ[:, j, j] = torch.where(null_K, self.T_KJJ[:, 0, 0], self.T_KJJ[:, j, j])
+        beta_K = w_KP.double().norm(dim=1) * (j + 1 < w_KP.shape[1])  # no more than P are independent
+        least_K = 10 * torch.finfo(w_KP.dtype).eps * self.T_KJJ.abs().amax((1, 2))
+        self.beta_K = torch.where(beta_K <= least_K, 0.0, beta_K)
+        inverse_K = torch.where(self.beta_K == 0, 0.0, 1 / beta_K)
+        self.Q_KJP[:, j + 1] = w_KP * inverse_K.to(w_KP)[:, None]
+        self.size += 1
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ritz values (K, J), ascending, their vectors in the basis (K, J, J), a column each, and the norms of the
+        residuals H y - theta y (K, J). NaN where a product was not finite."""
+        T_KJJ = self.T_KJJ[:, : self.size, : self.size].cpu()
+        wild_K = ~(T_KJJ.isfinite().all(2).all(1) & self.beta_K.cpu().isfinite())
+        value_KJ, s_KJJ = torch.linalg.eigh(torch.where(wild_K[:, None, None], 0.0, T_KJJ))
+        value_KJ[wild_K] = torch.nan
+        return value_KJ, s_KJJ, self.beta_K.cpu()[:, None] * s_KJJ[:, -1].abs() + 0 * value_KJ
+
+    def vectors(self, s_KJC: Tensor) -> Tensor:
+        """Vectors (K, C, P) from their coefficients in the basis."""
+        return s_KJC.transpose(1, 2).to(self.Q_KJP) @ self.Q_KJP[:, : self.size]
+
+    def restart(self, keep: int) -> None:
+        """Begin again from the Ritz vectors of the `keep` lowest and highest values each (Wu & Simon 2000)."""
+        value_KJ, s_KJJ, _ = self.ritz()
+        chosen = [*range(keep), *range(self.size - keep, self.size)]
+        kept_KJP = self.vectors(s_KJJ[:, :, chosen])
+        self.Q_KJP[:, len(chosen)] = self.Q_KJP[:, self.size]
+        self.Q_KJP[:, : len(chosen)] = kept_KJP
+        self.T_KJJ.zero_()
+        self.T_KJJ[:, range(len(chosen)), range(len(chosen))] = value_KJ[:, chosen].to(self.T_KJJ)
+        self.size = len(chosen)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with some of the points."""
+        rows = rows.to(self.Q_KJP.device)
+        self.Q_KJP, self.T_KJJ, self.beta_K = self.Q_KJP[rows], self.T_KJJ[rows], self.beta_K[rows]
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The measure of the lowest and the highest eigenvalues, both from one Krylov space, restarted where it is full.
+
+    Columns: `hessian_min` and `hessian_max`; their residuals |H y - lambda y|, which bound the distance to the nearest
+    eigenvalue; `hessian_ratio`, |min / max|; `hessian_converged`, whether all residuals of both ends are at most
+    `tolerance` times the larger magnitude of the two, since the lowest may be next to zero; `hessian_products`, how
+    many it took; `hessian_index`, how many of the lowest are negative by more than that bound, `count` at most.
+
+    hessian: of which.  tolerance, products: when it ends, at the latest after so many products a point.
+    count: eigenvalues of each end; with more than one `hessian_lowest` and `hessian_highest` (K, C) come too, from the
+    outermost inwards.  vectors: whether the eigenvectors of the two extremes (K, P) come too.
+    """
+
+    hessian: Hessian = Hessian()
+    tolerance: Positive = 1e-3
+    products: Count = 300
+    count: Count = 1
+    vectors: bool = False
+
+    def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
+        return _in_parts(self._part, landscape, theta_KP, BASIS + BASIS // 2, self.hessian.product(landscape))
+
+    def _part(self, theta_KP: Tensor, product: Product) -> Columns:
+        count, left_K = min(self.count, theta_KP.shape[1]), torch.arange(len(theta_KP))
+        room = max(BASIS, 6 * count)
+        (start_P,) = _random(theta_KP, self.hessian.seed, "lanczos", 1)
+        krylov = Krylov(lambda q_KP: product(theta_KP[left_K], q_KP), start_P.expand_as(theta_KP), room)
+        columns: Columns = {}
+        for taken in range(1, self.products + 1):
+            krylov.grow()
+            full = krylov.size == krylov.room
+            if taken % CHECK and not full and taken < self.products:
+                continue
+            value_KJ, s_KJJ, residual_KJ = krylov.ritz()
+            places = [*range(min(count, krylov.size)), *range(max(0, krylov.size - count), krylov.size)]
+            scale_K = value_KJ[:, [0, -1]].abs().amax(1)
+            enough = krylov.size >= count
+            converged_K = (residual_KJ[:, places] <= self.tolerance * scale_K[:, None]).all(1) & enough
+            done_K = converged_K | scale_K.isnan() | (taken == self.products)
+            for k in done_K.nonzero().flatten().tolist():
+                lowest_C, highest_C = value_KJ[k, :count], value_KJ[k, -count:].flip(0)
+                row = {
+                    "min": lowest_C[0],
+                    "max": highest_C[0],
+                    "residual_min": residual_KJ[k, 0],
+                    "residual_max": residual_KJ[k, -1],
+                    "ratio": (lowest_C[0] / highest_C[0]).abs(),
+                    "converged": converged_K[k],
+                    "products": torch.tensor(taken),
+                    "index": (lowest_C < -self.tolerance * scale_K[k]).sum(),
+                }
+                if count > 1:  # fewer are known where the products ended first
+                    missing_C = torch.full((count - len(lowest_C),), torch.nan, dtype=torch.float64)
+                    row |= {"lowest": torch.cat([lowest_C, missing_C]), "highest": torch.cat([highest_C, missing_C])}
+                if self.vectors:
+                    ends_2P = krylov.vectors(s_KJJ[:, :, [0, -1]])[k].cpu()
+                    row |= {"vector_min": ends_2P[0], "vector_max": ends_2P[1]}
+                for name, value in row.items():
+                    if f"hessian_{name}" not in columns:
+                        columns[f"hessian_{name}"] = value.new_zeros(len(theta_KP), *value.shape)
+                    columns[f"hessian_{name}"][left_K[k]] = value
+            if done_K.all():
+                break
+            if done_K.any():
+                left_K = left_K[~done_K]
+                krylov.select(~done_K)
+            if full:
+                krylov.restart(max(count + 2, room // 4))
+        return columns
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The measure `hessian_trace`, by Hutch++ (Meyer, Musco, Musco & Woodruff 2021), and `hessian_trace_error`.
+
+    A third of the products finds the space Q of the largest eigenvalues, a third the trace there, and the rest are
+    probes g of what is left, tr(H) ≈ tr(Q H Q^T) + mean of g^T R H R g with R = 1 - Q^T Q; the error is the standard
+    error of that mean, and zero where Q is all.
+
+    hessian: of which.  products: a point, at least 6.
+    """
+
+    hessian: Hessian = Hessian()
+    products: Count = 30
+
+    def __post_init__(self) -> None:
+        if self.products < 6:
+            raise LowlossError(f"products must be at least 6 for a trace and its error, got {self.products}")
+
+    def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
+        return _in_parts(self._part, landscape, theta_KP, self.products, self.hessian.product(landscape))
+
+    def _part(self, theta_KP: Tensor, product: Product) -> Columns:
+        third, seed = self.products // 3, self.hessian.seed
+        sketch = _random(theta_KP, seed, "sketch", third)
+        sketched_KPS = torch.stack([product(theta_KP, s_P.expand_as(theta_KP)) for s_P in sketch], 2)
+        wild_K = ~sketched_KPS.isfinite().all(2).all(1)
+        Q_KSP = torch.linalg.qr(torch.where(wild_K[:, None, None], 0.0, sketched_KPS)).Q.transpose(1, 2)
+        large_K = torch.zeros(len(theta_KP), dtype=torch.float64, device=theta_KP.device)
+        for s in range(Q_KSP.shape[1]):
+            large_K += (Q_KSP[:, s] * product(theta_KP, Q_KSP[:, s])).double().sum(1)
+        probes = []
+        for drawn_P in _random(theta_KP, seed, "probes", third):
+            g_P = drawn_P.sign()
+            g_KP = g_P - (Q_KSP.transpose(1, 2) @ (Q_KSP @ g_P)[:, :, None])[:, :, 0]
+            probes.append((g_KP * product(theta_KP, g_KP)).double().sum(1))
+        probe_KG = torch.stack(probes, 1)
+        found_K, error_K = large_K + probe_KG.mean(1), probe_KG.std(1) / sqrt(third)
+        both = {"hessian_trace": found_K, "hessian_trace_error": error_K}
+        return {name: torch.where(wild_K, torch.nan, column_K).cpu() for name, column_K in both.items()}
+
+
+@dataclass(frozen=True)
+class Density:
+    """The measure of the eigenvalues' density, by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017).
+
+    Columns `hessian_nodes` and `hessian_weights` (K, N): the spectrum as N = probes × steps points, whose weights sum
+    to one.
+
+    hessian: of which.  probes: random starts.  steps: products of each.
+    """
+
+    hessian: Hessian = Hessian()
+    probes: Count = 2
+    steps: Count = 40
+
+    def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
+        return _in_parts(self._part, landscape, theta_KP, self.steps, self.hessian.product(landscape))
+
+    def _part(self, theta_KP: Tensor, product: Product) -> Columns:
+        nodes, weights = [], []
+        for start_P in _random(theta_KP, self.hessian.seed, "density", self.probes):
+            krylov = Krylov(lambda q_KP: product(theta_KP, q_KP), start_P.expand_as(theta_KP), self.steps)
+            for _ in range(krylov.room):
+                krylov.grow()
+            value_KJ, s_KJJ, _ = krylov.ritz()
+            nodes.append(value_KJ)
+            weights.append(s_KJJ[:, 0].square() / self.probes)
+        return {"hessian_nodes": torch.cat(nodes, 1), "hessian_weights": torch.cat(weights, 1)}
+
+
+def with_statistics(hessian: Hessian, statistics: Statistics | None) -> Hessian:
+    """The same Hessian at statistics that are given, as a scan's; with None as it is."""
+    return hessian if statistics is None else replace(hessian, statistics=statistics)
+
+
+def _random(theta_KP: Tensor, seed: int, name: str, count: int) -> Iterator[Tensor]:
+    """Gaussian vectors (P,) for all points, the same on every device."""
+    generator = torch.Generator().manual_seed(derive(seed, name))
+    for _ in range(count):
+        yield torch.randn(theta_KP.shape[1], generator=generator, dtype=torch.float64).to(theta_KP)
+
+
+def _in_parts(
+    part: Callable[[Tensor, Product], Columns], landscape: Landscape, theta_KP: Tensor, vectors: int, product: Product
+) -> Columns:
+    """The columns of all points, of which so many are taken at once as their vectors have room."""
+    at_once = max(1, NUMBERS // (vectors * theta_KP.shape[1]))
+    with torch.no_grad():
+        parts: Sequence[Columns] = [part(some_KP, product) for some_KP in theta_KP.split(at_once)]
+    return {name: torch.cat([columns[name] for columns in parts]) for name in parts[0]}

@@ -1,0 +1,297 @@
+"""Extreme eigenvalues, trace and density of Hessians against dense algebra and closed forms."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import trapezoid
+from scipy.optimize import root
+from scipy.stats import norm
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from lowloss import Data, LowlossError, MullerBrown, NetworkLandscape, tabulate
+from lowloss.landscape.analytic import AnalyticSurface, Quadratic, Rosenbrock
+from lowloss.measure import Density, Extremes, Hessian, Trace, curvature
+from lowloss.report.curvature import smoothed
+
+EIGENVALUES = [-3.0, -0.5, *np.linspace(-0.01, 0.01, 190).tolist(), 0.3, 1.0, 2.0, 2.5, 7.0, 7.2, 9.0, 40.0]
+
+
+class Rotated(AnalyticSurface):
+    """A quadratic with these eigenvalues along random axes: its Hessian is Q diag(lambda) Q^T."""
+
+    def __init__(self, eigenvalues: list[float], curl: float = 0.0) -> None:
+        self.dim = len(eigenvalues)
+        generator = torch.Generator().manual_seed(1)
+        self.axes_PP = torch.linalg.qr(torch.randn(self.dim, self.dim, generator=generator, dtype=torch.float64)).Q
+        self.values_P, self.curl = torch.tensor(eigenvalues, dtype=torch.float64), curl
+
+    def energy(self, theta_KP: Tensor) -> Tensor:
+        z_KP = theta_KP @ self.axes_PP.to(theta_KP)
+        return 0.5 * z_KP.square() @ self.values_P.to(z_KP) + self.curl * z_KP.pow(4).sum(1)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def landscape(module: Any = network) -> NetworkLandscape:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (60,), generator=generator)
+    return NetworkLandscape(module, Data(x[:40], y[:40], x[40:], y[40:]), evaluation_batch=16)
+
+
+def dense(land: NetworkLandscape, theta_P: Tensor, x: Tensor, y: Tensor, buffers: dict[str, Tensor]) -> Tensor:
+    """The Hessian (P, P) of the mean loss on samples, at some statistics, by differentiating every entry."""
+    module = land.loop.module.eval()
+
+    def loss(at_P: Tensor) -> Tensor:
+        return cross_entropy(functional_call(module, {**land.layout.views(at_P), **buffers}, (x,)), y)
+
+    found: Tensor = torch.autograd.functional.hessian(loss, theta_P)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_both_ends_of_a_known_spectrum_with_their_vectors(dtype: torch.dtype) -> None:
+    surface = Rotated(EIGENVALUES)
+    theta_KP = torch.randn(3, surface.dim).to(dtype)
+    found = Extremes(tolerance=1e-5, count=3, vectors=True)(surface, theta_KP)
+    wanted = torch.tensor(EIGENVALUES, dtype=torch.float64)
+    error = 40 * 1e-5
+    for k in range(3):
+        torch.testing.assert_close(found["hessian_lowest"][k], wanted[:3], rtol=0, atol=error)
+        torch.testing.assert_close(found["hessian_highest"][k], wanted[-3:].flip(0), rtol=0, atol=error)
+        assert found["hessian_ratio"][k].item() == pytest.approx(3 / 40, rel=1e-4)
+        for end, place, value in (("min", 0, -3.0), ("max", -1, 40.0)):
+            v_P = found[f"hessian_vector_{end}"][k].double()
+            assert abs(v_P @ surface.axes_PP[:, place]).item() == pytest.approx(1, abs=1e-5)
+            product_P = surface.product(theta_KP[:1].double(), v_P[None])[0]
+            residual = (product_P - found[f"hessian_{end}"][k] * v_P).norm().item()
+            assert residual == pytest.approx(found[f"hessian_residual_{end}"][k].item(), abs=1e-4)
+            assert abs(found[f"hessian_{end}"][k].item() - value) <= residual + 1e-4
+    assert found["hessian_converged"].all()
+    assert (found["hessian_index"] == 3).all()  # of the three that are asked for
+    assert (Extremes(tolerance=1e-3, count=3)(surface, theta_KP)["hessian_index"] == 2).all()  # -0.01 is above -0.04
+
+
+def test_restarts_find_what_one_long_basis_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dense spectrum without gaps at its ends takes more products than a basis has vectors."""
+    values = np.linspace(-1, 2, 600).tolist()
+    surface = Rotated(values)
+    theta_1P = torch.zeros(1, 600, dtype=torch.float64)
+    found = Extremes(tolerance=1e-6, products=600)(surface, theta_1P)
+    assert found["hessian_products"].item() > curvature.BASIS
+    assert found["hessian_converged"].all()
+    assert found["hessian_min"].item() == pytest.approx(-1, abs=2e-6)
+    assert found["hessian_max"].item() == pytest.approx(2, abs=2e-6)
+
+
+def test_what_has_not_converged_says_so() -> None:
+    surface = Rotated(np.linspace(-1, 2, 600).tolist())
+    found = Extremes(tolerance=1e-6, products=12)(surface, torch.zeros(2, 600, dtype=torch.float64))
+    assert not found["hessian_converged"].any()
+    assert (found["hessian_products"] == 12).all()
+    assert (found["hessian_residual_max"] > 2e-6).all()
+    assert (found["hessian_max"] < 2).all()
+
+
+def test_a_point_does_not_depend_on_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    surface = Rotated(EIGENVALUES, curl=0.3)  # another Hessian at every point
+    theta_KP = torch.randn(5, surface.dim, dtype=torch.float64)
+    measures = [Extremes(tolerance=1e-6), Trace(), Density(probes=1, steps=10)]
+    together = tabulate(surface, theta_KP, measures=measures)
+    assert len(together["hessian_products"].unique()) > 1
+    monkeypatch.setattr(curvature, "NUMBERS", 1)  # one point after the other
+    alone = tabulate(surface, theta_KP, measures=measures, chunk=2)
+    for name, column in alone.items():
+        torch.testing.assert_close(column, together[name], rtol=1e-8, atol=1e-10)
+    for k, theta_P in enumerate(theta_KP):
+        hessian_PP = torch.autograd.functional.hessian(lambda at_P: surface.energy(at_P[None])[0], theta_P)
+        wanted_P = torch.linalg.eigvalsh(hessian_PP)
+        torch.testing.assert_close(together["hessian_max"][k], wanted_P[-1], rtol=0, atol=2e-6 * float(wanted_P[-1]))
+        torch.testing.assert_close(together["hessian_min"][k], wanted_P[0], rtol=0, atol=2e-6 * float(wanted_P[-1]))
+
+
+@pytest.mark.parametrize("values", [[5.0], [2.0, 2.0, 2.0], [-1.0, 4.0], [0.0, 0.0, 0.0], [1.0] * 50 + [3.0]])
+def test_exhausted_spaces(values: list[float]) -> None:
+    surface = Quadratic(values)
+    found = Extremes()(surface, torch.zeros(2, len(values), dtype=torch.float64))
+    assert found["hessian_converged"].all()
+    torch.testing.assert_close(found["hessian_min"], torch.full((2,), min(values), dtype=torch.float64))
+    torch.testing.assert_close(found["hessian_max"], torch.full((2,), max(values), dtype=torch.float64))
+    trace = Trace()(surface, torch.zeros(2, len(values), dtype=torch.float64))
+    if len(values) <= 10:  # what the sketch of a third of the products holds whole
+        assert trace["hessian_trace"].tolist() == pytest.approx([sum(values)] * 2)
+        assert trace["hessian_trace_error"].tolist() == pytest.approx([0, 0], abs=1e-9)
+    spectrum = Density(probes=1, steps=8)(surface, torch.zeros(1, len(values), dtype=torch.float64))
+    nodes_N, weights_N = spectrum["hessian_nodes"][0], spectrum["hessian_weights"][0]
+    assert weights_N.sum().item() == pytest.approx(1)
+    assert all(min(abs(float(node) - value) for value in values) < 1e-9 for node in nodes_N[weights_N > 1e-12])
+
+
+def test_an_infinite_loss_has_no_eigenvalue_and_leaves_the_others_alone() -> None:
+    surface = MullerBrown()
+    theta_KP = torch.tensor([[1e3, 1e3], [-0.558224, 1.441726]], dtype=torch.float64)
+    found = tabulate(surface, theta_KP, measures=[Extremes(), Trace(products=6)])
+    assert found["hessian_converged"].tolist() == [False, True]
+    for name in ("hessian_min", "hessian_max", "hessian_trace"):
+        assert found[name].isnan().tolist() == [True, False]
+
+
+def muller_brown_hessian(x: float, y: float) -> np.ndarray:
+    """Written out from the published coefficients."""
+    A, a, b = (-200, -100, -170, 15), (-1, -1, -6.5, 0.7), (0, 0, 11, 0.6)
+    c, x0, y0 = (-10, -10, -6.5, 0.7), (1, 0, -0.5, -1), (0, 0.5, 1.5, 1)
+    total = np.zeros((2, 2))
+    for i in range(4):
+        dx, dy = x - x0[i], y - y0[i]
+        gx, gy = 2 * a[i] * dx + b[i] * dy, b[i] * dx + 2 * c[i] * dy
+        value = A[i] * np.exp(a[i] * dx**2 + b[i] * dx * dy + c[i] * dy**2)
+        total += value * np.array([[gx * gx + 2 * a[i], gx * gy + b[i]], [gx * gy + b[i], gy * gy + 2 * c[i]]])
+    return total
+
+
+def test_muller_browns_saddles_have_index_one_and_its_minima_none() -> None:
+    surface = MullerBrown()
+    known = [*surface.saddles, *surface.minima]
+    found = Extremes(count=2)(surface, torch.tensor(known, dtype=torch.float64)[:, :2])
+    assert found["hessian_index"].tolist() == [1, 1, 0, 0, 0]
+    for k, (x, y, _) in enumerate(known):
+        low, high = np.linalg.eigvalsh(muller_brown_hessian(x, y))
+        assert found["hessian_min"][k].item() == pytest.approx(low, rel=1e-9)
+        assert found["hessian_max"][k].item() == pytest.approx(high, rel=1e-9)
+
+
+def rosenbrock_hessian(x: np.ndarray) -> np.ndarray:
+    diagonal = np.zeros(len(x))
+    diagonal[:-1] += 1200 * x[:-1] ** 2 - 400 * x[1:] + 2
+    diagonal[1:] += 200
+    return np.diag(diagonal) + np.diag(-400 * x[:-1], 1) + np.diag(-400 * x[:-1], -1)
+
+
+def rosenbrock_gradient(x: np.ndarray) -> np.ndarray:
+    found = np.zeros(len(x))
+    found[:-1] += -400 * x[:-1] * (x[1:] - x[:-1] ** 2) - 2 * (1 - x[:-1])
+    found[1:] += 200 * (x[1:] - x[:-1] ** 2)
+    return found
+
+
+def test_rosenbrocks_saddle_in_five_dimensions_has_index_one() -> None:
+    """Between the two minima, which are there from four dimensions on."""
+    start = np.array([-0.66, 0.45, 0.21, 0.05, 0.0])
+    solved = root(rosenbrock_gradient, start, jac=rosenbrock_hessian, tol=1e-13)
+    wanted = np.linalg.eigvalsh(rosenbrock_hessian(solved.x))
+    assert solved.success
+    assert (wanted < 0).sum() == 1
+    theta_2P = torch.from_numpy(np.stack([solved.x, np.ones(5)]))
+    found = Extremes(count=5, tolerance=1e-9)(Rosenbrock(5), theta_2P)
+    assert found["hessian_index"].tolist() == [1, 0]
+    np.testing.assert_allclose(found["hessian_lowest"][0].numpy(), wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("statistics", ["held", "given"])
+@pytest.mark.parametrize(("split", "samples"), [("train", None), ("test", None), ("train", 25)])
+def test_small_networks_against_dense_hessians(split: str, samples: int | None, statistics: str) -> None:
+    land = landscape()
+    theta_KP = torch.stack([land.initial(k) for k in range(2)])
+    x_N, y_N = land.data.split(split)
+    x_N, y_N = x_N[:], y_N
+    centre = land.statistics(theta_KP[0])
+    which = Hessian(split, samples, seed=3)
+    if statistics == "given":  # a scan's, of its centre
+        which = curvature.with_statistics(which, lambda at_KP: [centre] * len(at_KP))
+    if samples is not None:
+        batch = land.subset(split, samples, curvature.derive(3, "hessian"))
+        x_N, y_N = batch.x, batch.y
+        rows = {tuple(row) for row in land.data.x_train[:].tolist()}
+        assert len({tuple(row) for row in x_N.tolist()} & rows) == samples
+    found = tabulate(land, theta_KP, measures=[Extremes(which, tolerance=1e-6), Trace(which, 3 * land.dim)])
+    for k, theta_P in enumerate(theta_KP):
+        buffers = centre if statistics == "given" else land.statistics(theta_P)
+        hessian_PP = dense(land, theta_P, x_N, y_N, buffers)
+        wanted_P = torch.linalg.eigvalsh(hessian_PP)
+        assert found["hessian_converged"][k]
+        assert found["hessian_min"][k].item() == pytest.approx(float(wanted_P[0]), rel=1e-4)
+        assert found["hessian_max"][k].item() == pytest.approx(float(wanted_P[-1]), rel=1e-4)
+        # The sketch has as many vectors as there are parameters, so nothing is left to chance.
+        assert found["hessian_trace"][k].item() == pytest.approx(float(hessian_PP.trace()), rel=1e-9)
+
+
+def test_the_statistics_of_the_samples_are_another_hessian() -> None:
+    land = landscape()
+    theta_1P = land.initial(0)[None]
+    batch = land.subset("train", 25, curvature.derive(0, "hessian"))
+
+    def loss(at_P: Tensor) -> Tensor:
+        return cross_entropy(functional_call(land.loop.module.train(), land.layout.views(at_P), (batch.x,)), batch.y)
+
+    wanted_P = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, theta_1P[0]))
+    found = {mode: Extremes(Hessian(samples=25, statistics=mode), 1e-6)(land, theta_1P) for mode in curvature.MODES}
+    assert found["batch"]["hessian_max"].item() == pytest.approx(float(wanted_P[-1]), rel=1e-4)
+    assert found["batch"]["hessian_min"].item() == pytest.approx(float(wanted_P[0]), rel=1e-4)
+    assert found["held"]["hessian_max"].item() != pytest.approx(float(wanted_P[-1]), rel=1e-2)
+
+
+def test_a_networks_lowest_eigenvalues_in_float32() -> None:
+    """A network without BatchNorm, whose float32 Hessian products are far from float64's."""
+    narrow = landscape(lambda: nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 3)))
+    theta_1P = narrow.initial(1)[None]
+    wide = landscape(lambda: nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 3)).double())
+    x, y = narrow.data.split("train")
+    wanted_P = torch.linalg.eigvalsh(dense(wide, theta_1P[0].double(), x[:].double(), y, {}))
+    found = Extremes(tolerance=1e-4)(narrow, theta_1P)
+    assert found["hessian_converged"].all()
+    for name, wanted in (("hessian_min", wanted_P[0]), ("hessian_max", wanted_P[-1])):
+        assert found[name].item() == pytest.approx(float(wanted), abs=1e-4 * float(wanted_P[-1]))
+
+
+def test_the_trace_of_a_spectrum_with_outliers_is_within_its_error() -> None:
+    surface = Rotated([*np.linspace(-0.5, 1, 300).tolist(), 50.0, 100.0, 200.0])
+    truth, errors = 75 + 350, []
+    for seed in range(40):
+        found = Trace(Hessian(seed=seed), products=30)(surface, torch.zeros(1, surface.dim, dtype=torch.float64))
+        errors.append(((found["hessian_trace"] - truth) / found["hessian_trace_error"]).item())
+    # Student's t with nine degrees of freedom has the standard deviation 1.13; the estimate is unbiased.
+    assert np.std(errors) == pytest.approx(1.13, rel=0.35)
+    assert np.mean(errors) == pytest.approx(0, abs=4 * 1.13 / np.sqrt(40))
+    # Hutchinson's alone, with all products, would err by sqrt(2 |H|_F^2 / 30), that of the outliers.
+    spread = float(found["hessian_trace_error"])
+    assert spread < 0.1 * np.sqrt(2 * (50**2 + 100**2 + 200**2) / 30)
+
+
+def test_the_density_is_the_histogram_of_the_dense_spectrum() -> None:
+    generator = np.random.default_rng(0)
+    values = np.concatenate([generator.normal(0, 0.2, 500), generator.normal(2, 0.1, 100), [5.0] * 20])
+    surface = Rotated(values.tolist())
+    found = Density(probes=8, steps=40)(surface, torch.zeros(1, surface.dim, dtype=torch.float64))
+    nodes_N, weights_N = found["hessian_nodes"][0], found["hessian_weights"][0]
+    assert weights_N.sum().item() == pytest.approx(1)
+    edges = np.array([-1, -0.2, 0, 0.2, 1, 1.9, 2, 2.5, 4.9, 5.1])
+    histogram = np.histogram(values, edges)[0] / len(values)
+    ours = [float(weights_N[(nodes_N >= a) & (nodes_N < b)].sum()) for a, b in pairwise(edges)]
+    # The 8 probes' weights of an interval spread by sqrt(2 p / (8 P)), and nodes are a few hundredths apart.
+    np.testing.assert_allclose(ours, histogram, atol=0.05)
+    # The first moments are the mean and the mean square of the eigenvalues, to the probes' spread.
+    assert float(weights_N @ nodes_N) == pytest.approx(values.mean(), abs=4 * np.sqrt(2 * (values**2).mean() / 8 / 620))
+    at_T = np.linspace(-2, 7, 2001)
+    smooth_T = smoothed(nodes_N.numpy(), weights_N.numpy(), at_T, 0.1)
+    wanted_T = norm.pdf(at_T[:, None], values, 0.1).mean(1)
+    assert trapezoid(smooth_T, at_T) == pytest.approx(1, abs=1e-6)
+    assert trapezoid(abs(smooth_T - wanted_T), at_T) < 0.15
+
+
+def test_what_cannot_be_measured_is_told() -> None:
+    land = landscape()
+    with pytest.raises(LowlossError, match="statistics must be one of held, batch, got 'running'"):
+        Hessian(statistics="running")
+    with pytest.raises(LowlossError, match="split must be one of train, test, got 'validation'"):
+        Extremes(Hessian("validation"))(land, land.initial(0)[None])
+    with pytest.raises(LowlossError, match="at least 6"):
+        Trace(products=5)
+    assert Hessian(samples=100).about == {"of": "mean loss", "split": "train", "samples": 100, "statistics": "held"}

@@ -1,0 +1,129 @@
+"""The stage curvature and maps of curvature, from the command line to the report."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from lowloss import NetworkLandscape
+from lowloss.data import digits
+from lowloss.files import load_tensors
+from lowloss.model import MLP
+from lowloss.report.curvature import pits
+from lowloss.seeding import derive
+
+SETTINGS = ("curvature.samples=60", "curvature.tolerance=1e-5", "curvature.density.steps=12", "curvature.pivots=2")
+PLANE = ("scan.random_plane.measures=[exact,curvature]", "scan.random_plane.resolution=[3,3]")
+
+
+@pytest.fixture(scope="module")
+def curved(lowloss, whole, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("curved")
+    root = whole.copy(outputs, "report", "scans", "paths/0000-0002-autoneb", "minima/0002")
+    made = lowloss.tiny(outputs, *ASKED)
+    assert made.status == 0, made.err
+    return outputs, root
+
+
+ASKED = (
+    *SETTINGS, *PLANE, "scan.random_plane.statistics=held", "stages=[curvature,scan,report]", "finder=[autoneb,bezier]",
+    "minima.count=2",
+)  # fmt: skip
+
+
+def rows(file):
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_spectra_of_minima_and_paths_against_scipys_lanczos(curved):
+    _, root = curved
+    names = sorted(path.name for path in (root / "spectra").iterdir())
+    assert names == ["0000", "0000-0001-autoneb", "0000-0001-bezier", "0001"]
+    data = digits()
+    land = NetworkLandscape(lambda: MLP(data.input_shape, 10, [16], batch_norm=True), data)
+    batch = land.subset("train", 60, derive(derive(0, "curvature"), "hessian"))
+    path, along = (
+        load_tensors(root / kind / "0000-0001-autoneb" / "result.safetensors")[0] for kind in ("spectra", "paths")
+    )
+    # The ends, the highest point, and two of the inner pivots.
+    assert {0.0, 1.0, along["t"][along["train_loss"].argmax()].item()} <= {*path["t"].tolist()}
+    assert {*path["t"].tolist()} - {along["t"][along["train_loss"].argmax()].item()} <= {*along["knots"].tolist()}
+    assert len(path["t"]) in (4, 5)
+    for k in (0, 1):
+        (row,) = rows(root / "spectra" / f"000{k}" / "spectra.csv")
+        theta_1P = load_tensors(root / "minima" / f"000{k}" / "result.safetensors")[0]["theta"][None]
+        operator = LinearOperator(
+            (land.dim, land.dim),
+            lambda v: land.product(theta_1P, torch.from_numpy(v).float()[None], batch)[0].double().numpy(),  # noqa: B023
+        )
+        low, high = np.sort(eigsh(operator, 1, which="SA", tol=1e-5, v0=np.ones(land.dim))[0])[0], 0.0
+        high = eigsh(operator, 1, which="LA", tol=1e-5, v0=np.ones(land.dim))[0][0]
+        assert float(row["hessian_max"]) == pytest.approx(high, rel=1e-4)
+        assert float(row["hessian_min"]) == pytest.approx(low, abs=1e-4 * high)
+        told = {name: row[name] for name in ("finder", "status", "split", "samples", "statistics", "start")}
+        assert told == {
+            "finder": "minimum", "status": "converged", "split": "train", "samples": "60", "statistics": "held",
+            "start": str(k),
+        }  # fmt: skip
+        # A path's ends are the minima.
+        assert path["hessian_max"][-k].item() == pytest.approx(high, rel=1e-4)
+        minimum = rows(root / "report" / "spectra.csv")[0 if k == 0 else -1]
+        assert minimum["hessian_max"] == row["hessian_max"]
+    weights = path["hessian_weights"].sum(1).numpy()
+    np.testing.assert_allclose(weights, 1, rtol=1e-6)
+
+
+def test_a_map_at_the_centres_statistics(curved):
+    _, root = curved
+    grid, notes = load_tensors(root / "scans" / "random_plane-0000" / "result.safetensors")
+    assert notes["hessian"] == {"of": "mean loss", "split": "train", "samples": 60, "statistics": "given"}
+    spectrum, _ = load_tensors(root / "spectra" / "0000" / "result.safetensors")
+    # Its centre is the minimum, whose own statistics they are.
+    for name in ("hessian_max", "hessian_min"):
+        torch.testing.assert_close(grid[name][1, 1], spectrum[name][0], rtol=1e-4, atol=1e-4)
+    ratio = (grid["hessian_min"] / grid["hessian_max"]).abs()
+    torch.testing.assert_close(grid["hessian_ratio"], ratio)
+    page = (root / "report" / "index.html").read_text(encoding="utf-8")
+    for part in ("Curvature on random_plane-0000", "Density of the Hessian", "Curvature along the paths"):
+        assert part in page
+
+
+def test_again_it_does_nothing_and_other_settings_are_refused(lowloss, curved):
+    outputs, _ = curved
+    again = lowloss.tiny(outputs, *ASKED)
+    assert again.status == 0, again.err
+    assert "curvature: all 4 are complete" in again.err
+    assert again.renames == []
+    other = lowloss.tiny(outputs, *ASKED, "curvature.samples=61")
+    assert "curvature.samples=60, now curvature.samples=61" in other.message
+    # What concerns paths alone leaves minima alone.
+    fewer = lowloss.tiny(outputs, *ASKED, "curvature.pivots=null", "stages=[curvature]")
+    assert "curvature: all 2 are complete" in fewer.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("curvature.split=validation", "curvature.split=validation, but these data have train, test"),
+        ("curvature.statistics=running", "curvature.statistics must be"),
+        ("curvature.tolerance=0", "curvature.tolerance must be more than 0"),
+        ("curvature.trace=3", "curvature.trace must be at least 6"),
+        ("curvature.density.steps=0", "curvature.density.steps must be at least 1"),
+        ("scan.plane.measures=[curvature]", "measures must be exact and may be exact, curvature"),
+    ],
+)
+def test_bad_settings_are_told_before_training(lowloss, tmp_path, setting, told):
+    made = lowloss.tiny(tmp_path, "stages=[minima,curvature]", setting)
+    assert told in made.message
+    assert not list(tmp_path.glob("t/minima/0*"))
+
+
+def test_points_lower_than_their_eight_neighbours() -> None:
+    loss = np.ones((5, 6))
+    loss[1, 1] = loss[3, 4] = 0.5
+    loss[0, 4] = 0.1  # at the rim
+    loss[3, 1] = loss[3, 2] = 0.2  # neither is lower than the other
+    assert pits(loss) == 2
