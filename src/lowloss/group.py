@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,9 @@ PARENT = "LOWLOSS_PARENT"
 
 TRACE = "LOWLOSS_TRACE"
 """Environment variable with the file for an unexpected error of the first process: it may follow from another's end."""
+
+STORE = "LOWLOSS_STORE"
+"""Environment variable with the file, in a private folder, by which the processes of a group find one another."""
 
 STOPPED = 143
 """Exit status of a process that was asked to stop."""
@@ -61,14 +63,14 @@ def run_group(arguments: Sequence[str], count: int) -> None:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": "0",  # Lightning asks for them; they meet in a file
         PARENT: str(os.getpid()),
     }
     command = [sys.executable, "-m", "lowloss", *arguments]
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / str(rank) for rank in range(count)]
-        shared[TRACE] = str(logs[0])
+        shared |= {TRACE: str(logs[0]), STORE: str(Path(folder) / "store")}
         try:
             for rank, log in enumerate(logs):
                 environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -131,9 +133,3 @@ def end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait(20)
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

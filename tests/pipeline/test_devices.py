@@ -1,12 +1,14 @@
 """A process a device, here two on the CPU: the study of one device, one message for a fault, and the same command
 continues."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -162,6 +164,36 @@ def test_a_killed_process_ends_the_command_which_then_continues(two, tmp_path):
     assert status == 0, err
     file = "paths/0000-0001-autoneb/result.safetensors"
     assert (tmp_path / "t" / file).read_bytes() == (two / file).read_bytes()
+
+
+def listening(processes):
+    """The addresses at which these processes listen, as /proc tells them."""
+    sockets = set()
+    for pid in processes:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(descriptor))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+def test_nothing_listens_to_other_hosts(tmp_path):
+    process = start(tmp_path, "stages=[minima]", "minima.epochs=200")
+    seen = set()
+    while not list(tmp_path.rglob("last.ckpt")) and process.poll() is None:
+        with contextlib.suppress(OSError):
+            seen |= listening([process.pid, *children(process)])
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+    process.terminate()
+    finish(process)
+    assert seen <= {"0100007F", "00000000000000000000000001000000"}
+    assert seen  # gloo's
 
 
 def test_what_every_process_finds_wrong_is_told_once_and_a_sweep_goes_on(tmp_path):

@@ -8,6 +8,8 @@ Shapes: K points, P parameters, B samples of a minibatch, W processes.
 from __future__ import annotations
 
 import datetime
+import os
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -28,10 +30,20 @@ PATIENCE = datetime.timedelta(days=30)
 
 
 def join() -> None:
-    """Join the group that the environment describes (torchrun's variables), on CPU and GPUs."""
+    """Join the group that the environment describes, on CPU and GPUs; its processes are of one machine, and listen to
+    nothing from outside. They meet in a file, or where torchrun says."""
     if not distributed.is_initialized():
+        names = [name for _, name in socket.if_nameindex()]
+        loopback = next((name for name in ("lo", "lo0") if name in names), None)
+        for library in ("GLOO", "NCCL") if loopback else ():
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", str(loopback))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, timeout=PATIENCE)
+        settings: dict[str, Any] = {}
+        if (file := os.environ.get("LOWLOSS_STORE")) is not None:
+            count = int(os.environ["WORLD_SIZE"])
+            settings = {"store": distributed.FileStore(file, count), "rank": int(os.environ["RANK"])}  # type: ignore[attr-defined]
+            settings["world_size"] = count
+        distributed.init_process_group(backend, timeout=PATIENCE, **settings)
         if torch.cuda.device_count() >= world():
             torch.cuda.set_device(rank())
 
