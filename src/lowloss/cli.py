@@ -91,7 +91,7 @@ def _run_job(config: Any, overrides: Any) -> float | None:
 
     from lowloss import progress
     from lowloss.jobs.bench import Bench
-    from lowloss.jobs.pipeline import run_grouped, run_stages, stages
+    from lowloss.jobs.pipeline import dry_run, run_grouped, run_stages, stages
     from lowloss.launch import VALUE
     from lowloss.study import Study
 
@@ -99,13 +99,17 @@ def _run_job(config: Any, overrides: Any) -> float | None:
     check_settings(plain, group_options("finder"))
     root = Path(plain["outputs"]) / str(plain["study"])
     place, count = group.place(), device_count(plain["trainer"])
-    if count > 1 and place is None:
+    if count > 1 and place is None and DRY not in os.environ:
         return _run_group(overrides, plain["study"], count)
     if place is not None and place[1] != count:
         raise LowlossError(
             f"trainer.devices={count}, but there are {place[1]} processes: set trainer=ddp trainer.devices={place[1]}"
         )
     progress.shown = place is None or place[0] == 0
+    if DRY in os.environ:
+        progress.shown = True
+        dry_run(Bench(Study(root), plain, _Builder(plain), "lowloss", stages()))
+        return None
     kept = [o for o in overrides.task if not o.startswith(("stages=", "study="))]
     command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
     bench = Bench(Study(root), plain, _Builder(plain), command, stages())
@@ -249,6 +253,12 @@ def main() -> None:
     # As for `python -m`, so that a model in the current folder is found.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    if DRY_RUN in sys.argv:
+        if any(argument.startswith("hydra/launcher=") for argument in sys.argv):
+            _tell(LowlossError(f"{DRY_RUN} tells here what jobs would make: leave hydra/launcher out"))
+            sys.exit(1)
+        os.environ[DRY] = "1"
+        sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != DRY_RUN]
     sys.argv[1:] = normalised(sys.argv[1:], lambda override: bool(_parsed(override)))
     # What it says of a failed trial has been told.
     logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
@@ -287,6 +297,9 @@ def main() -> None:
         print(f"lowloss: {count}; the same command runs them again", file=sys.stderr)
         sys.exit(1)
 
+
+DRY_RUN, DRY = "--dry-run", "LOWLOSS_DRY_RUN"
+"""The flag, and the environment variable that keeps it for the processes of a launcher."""
 
 STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What asks to stop; a cluster tells of preemption and of the time limit by a signal of the user's."""

@@ -144,3 +144,12 @@ def _opened(file: Path, framework: str, whole: bool = False, foreign: bool = Fal
             yield archive
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise unreadable(file, error) from error
+
+
+def size(count: float) -> str:
+    """A number of bytes, in the unit that leaves it below a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"

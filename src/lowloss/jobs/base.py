@@ -5,12 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lowloss.study import Artifact, Config, Result, check_config, merge
 
 if TYPE_CHECKING:
     from lowloss.jobs.bench import Bench
+
+
+class Cost(NamedTuple):
+    """What a job takes: gradients of single points on a minibatch, exact evaluations of points, and vectors of the
+    network's size that it keeps."""
+
+    gradients: int
+    evaluations: int
+    vectors: int
 
 
 class Job(ABC):
@@ -44,6 +53,10 @@ class Job(ABC):
         for needed in self.needs():
             settings = merge(settings, needed.settings())
         return merge(settings, self.own_settings())
+
+    def cost(self) -> Cost | None:
+        """What it takes, the least where that depends on what is found; None if that is not known before."""
+        return None
 
     def renamed(self, name: str) -> Job:
         """The job of this name that trains together with this one."""

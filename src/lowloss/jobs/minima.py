@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError, check_collect, is_number
-from lowloss.jobs.base import Job
+from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.checkpoints import Checkpoint, apart, check_files, check_fit
 from lowloss.jobs.runner import make_jobs
@@ -39,6 +39,13 @@ class Minimum(Job):
         chart = ["chart"] if self.bench.config["chart"].get("_target_") else []
         sections = ("seed", *self.bench.ground, "optimizer", "schedule", *training, "evaluation_batch", *chart)
         return self.bench.describes(*sections)
+
+    def cost(self) -> Cost:
+        settings, epochs = self.bench.config["minima"], self.bench.config["minima"]["epochs"]
+        per_epoch = self.bench.landscape.batches(settings["batch_size"], [0], shared=False).steps_per_epoch
+        collect = settings["collect"]
+        kept = round(epochs) + 1 if collect == "every" else len(collect or ())
+        return Cost(max(1, round(epochs * per_epoch)), 1, 1 + kept)
 
     @classmethod
     def make_all(cls, jobs: Sequence[Job], work: Path) -> list[Result]:

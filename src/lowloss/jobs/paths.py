@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lowloss import progress
 from lowloss.errors import LowlossError, OtherConfigError
 from lowloss.jobs import plans
-from lowloss.jobs.base import Job
+from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.runner import make_jobs
@@ -54,6 +54,16 @@ class PathJob(Job):
     def own_settings(self) -> Config:
         align = ["path.align"] if self.bench.config["path"]["align"] else []
         return self.bench.describes("seed", f"finder.{self.finder}", *(f"path.{key}" for key in SAMPLING), *align)
+
+    def cost(self) -> Cost:
+        import torch
+
+        finder, settings = self.bench.finders[self.finder], self.bench.config["path"]
+        if not finder.phases:
+            return Cost(0, settings["points"], 2)
+        path = finder.start(torch.zeros(1), torch.ones(1))
+        steps, samples = sum(phase.steps for phase in finder.phases), path.grid(settings["points"], settings["between"])
+        return Cost(steps * finder.evaluations_per_step(path), len(samples), len(path.bends_BP))
 
     def make(self, work: Path) -> Result:
         import pandas as pd

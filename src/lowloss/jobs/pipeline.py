@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
-from lowloss import jobs, progress
+from lowloss import files, jobs, progress
 from lowloss.errors import LowlossError, OtherConfigError
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.runner import tidy
@@ -75,6 +75,29 @@ def run_stages(bench: Bench) -> float | None:
         with bench.making(ObjectiveStage()):
             bench.tell_logger().log_objective(value)
     return value
+
+
+def dry_run(bench: Bench) -> None:
+    """Tell what the configured stages would make, and at which cost, and make nothing.
+
+    Raises LowlossError for what a run would refuse before it starts.
+    """
+    bench.check()
+    parameters = bench.landscape.dim
+    progress.say(f"study: {bench.study.root}, {parameters:,} parameters, nothing is made")
+    for name in (name for name in bench.stages if name in bench.config["stages"]):
+        jobs = bench.stages[name].jobs(bench)
+        missing = [job for job in jobs if not job.complete]
+        told = [f"{len(missing)} to make, {len(jobs) - len(missing)} complete"] if jobs else ["from what is complete"]
+        costs = [job.cost() for job in missing]
+        known = [cost for cost in costs if cost is not None]
+        if known:
+            gradients, evaluations, vectors = (sum(part) for part in zip(*known, strict=True))
+            told += [f"at least {gradients:,} gradient evaluations" if gradients else ""]
+            told += [f"{evaluations:,} points exactly evaluated", f"{files.size(4 * parameters * vectors)} kept"]
+        if len(known) < len(costs):
+            told += [f"{len(costs) - len(known)} of unknown cost"]
+        progress.say(f"{name}: {'; '.join(part for part in told if part)}")
 
 
 def run_grouped(bench: Bench, first: bool) -> float | None:

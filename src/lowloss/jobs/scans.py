@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError
-from lowloss.jobs.base import Job
+from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
@@ -56,6 +56,10 @@ class Scan(Job):
     def own_settings(self) -> Config:
         mapped = [f"curvature.{key}" for key in ENDS] if "curvature" in self.node.get("measures", ()) else []
         return self.bench.describes("seed", f"scan.{self.scan}", *mapped)
+
+    def cost(self) -> Cost:
+        plane = self.bench.planes[self.scan]
+        return Cost(0, prod(getattr(plane, "resolution", (0,))), 3)
 
     def make(self, work: Path) -> Result:
         import torch
