@@ -5,7 +5,10 @@ import re
 
 from lowloss.files import load_notes
 
-COMMAND = ["experiment=quickstart", "scale=tiny", "trainer=cpu", "finder=[neb,bezier,line]", "path.only={}", "scan=[plane]", "scan.plane.path=neb", "stages=[minima,path,scan,report]"]
+COMMAND = (
+    *("experiment=quickstart", "scale=tiny", "trainer=cpu", "finder=[neb,bezier,line]", "path.only={}"),
+    *("scan=[plane]", "scan.plane.path=neb", "stages=[minima,path,scan,report]"),
+)
 
 
 def told(text):
