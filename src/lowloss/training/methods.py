@@ -312,8 +312,8 @@ def find_path(
         found.status = finder.status(found.path, profile)
 
         def gradient() -> tuple[Tensor, Tensor]:
-            few = range(total, total + (ceil(finder.profile_batch / finder.batch_size) if profile.batch else 1))
-            return Search(landscape, batches, finder, found.path, seed).gradient(few)
+            count = min(ceil(finder.profile_batch / finder.batch_size), batches.steps_per_epoch)
+            return Search(landscape, batches, finder, found.path, seed).gradient(range(total, total + count))
 
         found.quality = finder.quality(found.path, profile, gradient)
         found.snapshots.append(profile.snapshot)
