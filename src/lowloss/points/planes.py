@@ -14,10 +14,9 @@ from torch import Tensor
 from lowloss.checking import Index
 from lowloss.errors import LowlossError, is_number
 from lowloss.landscape.layout import Layout
-from lowloss.points.directions import NORMALIZATIONS, random_direction
+from lowloss.points.directions import check_normalization, random_directions
 from lowloss.points.grid import Grid, plane
 from lowloss.points.path import Path
-from lowloss.seeding import derive
 
 POLICIES = ("recomputed", "held", "interpolated")
 MEASURES = ("exact", "curvature")
@@ -142,14 +141,13 @@ class RandomPlane(Plane):
         measures: Sequence[str] = ("exact",),
     ) -> None:
         super().__init__(statistics, measures)
-        if normalization not in NORMALIZATIONS:
-            raise LowlossError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+        check_normalization(normalization)
         self.minima = (minimum,)
         self.extent, self.resolution, self.normalization = extent, _two_axes(resolution), normalization
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         (theta_P,) = minima_KP
-        directions = [random_direction(theta_P, layout, derive(seed, d), self.normalization) for d in range(2)]
+        directions_2P = random_directions(theta_P, layout, seed, 2, self.normalization)
         axes = tuple(torch.linspace(-self.extent, self.extent, count, dtype=torch.float64) for count in self.resolution)
         anchors_12 = torch.zeros(1, 2, dtype=torch.float64)
-        return Grid(theta_P, torch.stack(directions), axes, anchors_12, (f"minimum {self.minima[0]}",))
+        return Grid(theta_P, directions_2P, axes, anchors_12, (f"minimum {self.minima[0]}",))

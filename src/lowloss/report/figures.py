@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from lowloss.report import tables
 from lowloss.report.curvature import draw_map
+from lowloss.report.lines import draw_lines
 from lowloss.report.pictures import COLOURS, LENGTH, OTHER, Picture, panels, save
 from lowloss.study import Artifact, Study
 
@@ -56,8 +57,11 @@ def shown_metrics(units: Mapping[str, str]) -> list[tuple[str, str, float]]:
 
 
 def draw_scan(study: Study, artifact: Artifact, folder: Path) -> Iterator[Picture]:
-    """A plane as contours, with the path that it goes through, and as a surface."""
+    """Lines as curves; a plane as contours, with the path that it goes through, and as a surface."""
     grid, notes = _grid(artifact)
+    if notes.get("lines"):
+        yield draw_lines(artifact.name, grid, notes, folder)
+        return
     yield _plane(artifact.name, grid, notes, folder)
     if "path_projected" in grid:
         yield _slice(study, artifact.name, grid, notes, folder)
@@ -176,8 +180,8 @@ def log_height(loss_RC: Any) -> Any:
 
 
 def interactive_surface(study: Study) -> Any:
-    """The scanned planes as one plotly figure with a menu, or None without a scan."""
-    artifacts = study.complete("scans")
+    """The scanned planes as one plotly figure with a menu, or None without one."""
+    artifacts = [artifact for artifact in study.complete("scans") if not artifact.notes().get("lines")]
     if not artifacts:
         return None
     import plotly.graph_objects as go
