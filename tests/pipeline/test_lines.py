@@ -1,5 +1,8 @@
 """Scans along lines and of trajectories, from the command line to the report."""
 
+import csv
+
+import numpy as np
 import pytest
 import torch
 
@@ -42,7 +45,7 @@ def check(grid, landscape, name, expected_KP):
     for split in ("train", "test"):
         for metric, column in landscape.evaluate(expected_KP, split).items():
             found = grid[f"{split}_{metric}"].flatten()
-            torch.testing.assert_close(found, column, rtol=1e-4, atol=1e-6, msg=lambda m: f"{name} {m}")  # noqa: B023
+            torch.testing.assert_close(found, column, rtol=1e-4, atol=1e-6, msg=lambda m: f"{name} {m}")
 
 
 def test_lines_between_minima_and_from_the_initial_point(scanned, landscape):
@@ -94,5 +97,65 @@ def test_figures_of_lines(scanned):
 )
 def test_directions_of_zero_norm_are_told_before_training(lowloss, tmp_path, settings, told):
     made = lowloss(tmp_path, *STUDY.split(), *settings)
+    assert told in made.message
+    assert not list(tmp_path.glob("t/minima/0*"))
+
+
+@pytest.fixture(scope="module")
+def followed(lowloss, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("trajectory")
+    few = ("minima.count=1", "minima.collect=every", "scan=[trajectory]", "scan.trajectory.resolution=[3,4]")
+    made = lowloss(outputs, *STUDY.split(), *few, "scan.trajectory.statistics=held")
+    assert made.status == 0, made.err
+    return outputs / "t"
+
+
+def test_a_trajectory_on_its_plane(followed, landscape):
+    folder = followed / "scans" / "trajectory-0000"
+    grid, notes = load_tensors(folder / "result.safetensors")
+    kept = sorted((followed / "minima" / "0000" / "trajectory").iterdir())
+    theta_EP = torch.stack([load_tensors(file)[0]["theta"] for file in kept])
+    assert torch.equal(theta_EP[-1], theta(followed, 0))
+    with (folder / "trajectory.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [float(row["epoch"]) for row in rows] == [0, 1, 2, 3]
+    # An SVD of the rows, and the coordinates by hand.
+    left, value, right = np.linalg.svd((theta_EP - theta_EP[-1]).double().numpy(), full_matrices=False)
+    np.testing.assert_allclose(notes["variance"], value**2 / (value**2).sum(), atol=1e-9)
+    np.testing.assert_allclose(np.abs(grid["directions"].numpy() @ right[:2].T), np.eye(2), atol=1e-5)
+    found = np.array([[float(row["x"]), float(row["y"])] for row in rows])
+    np.testing.assert_allclose(np.abs(found), np.abs(left[:, :2] * value[:2]), atol=1e-4)
+    distance = [float(row["distance"]) for row in rows]
+    np.testing.assert_allclose(distance, np.linalg.norm(left[:, 2:] * value[2:], axis=1), atol=1e-4)
+    # What training had, and what the plane shows with the minimum's statistics.
+    statistics = [landscape.statistics(theta_EP[-1])] * 4
+    projected_EP = theta_EP[-1] + torch.from_numpy(found).float() @ grid["directions"]
+    for split in ("train", "test"):
+        real, shown = (
+            landscape.evaluate(theta_EP, split),
+            landscape.evaluate(projected_EP, split, statistics=statistics),
+        )
+        for metric in ("loss", "error"):
+            for name, column in ((f"{split}_{metric}", real), (f"{split}_{metric}_projected", shown)):
+                values = [float(row[name]) for row in rows]
+                torch.testing.assert_close(torch.tensor(values).double(), column[metric], rtol=1e-4, atol=2e-3)
+    page = (followed / "report" / "index.html").read_text(encoding="utf-8")
+    for part in ("Plane trajectory-0000", "Trajectory and plane trajectory-0000", "shares"):
+        assert part in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            (),
+            "scan.trajectory needs a trajectory of at least 3 points, the minimum among them, but minima.collect=None",
+        ),
+        (("minima.collect=[0,7]",), "minima.collect=[0, 7] with minima.epochs=3 makes 2: set minima.collect=every"),
+        (("minima.collect=every", "scan.trajectory.directions=none"), "directions must be one of pca, random"),
+    ],
+)
+def test_short_trajectories_are_told_before_training(lowloss, tmp_path, settings, told):
+    made = lowloss(tmp_path, *STUDY.split(), "scan=[trajectory]", *settings)
     assert told in made.message
     assert not list(tmp_path.glob("t/minima/0*"))

@@ -15,6 +15,7 @@ from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.spectra import ENDS, extremes
 from lowloss.jobs.stage import Stage
+from lowloss.jobs.trajectories import collected, losses_of, trajectory
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
@@ -92,13 +93,20 @@ class Scan(Job):
             tensors["path_projected"] = path.coefficients(path.grid(points=201, between=9)) @ bends_B2
             offset_BP = path.bends_BP - grid.origin_P - bends_B2.to(grid.directions_DP) @ grid.directions_DP
             tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
+        tables = {}
+        if plane.begins == "trajectory":
+            epochs, _ = trajectory(bench, self.minima[0])
+            told, notes["variance"], tables["trajectory.csv"] = losses_of(
+                bench, grid, epochs, minima_KP, self.node.get("centred", False), statistics, work
+            )
+            tensors |= told
         notes |= {
             "scan": self.scan,
             "lines": grid.is_lines,
             "anchor_names": list(grid.anchor_names),
             "settings": self.node,
         }
-        return Result(tensors, notes)
+        return Result(tensors, notes, tables)
 
     def _with_begin(self, begins: str | None, minima_KP: Tensor) -> Tensor:
         """The points that the plane asks for: before its minimum what it says of its way there."""
@@ -106,6 +114,8 @@ class Scan(Job):
 
         if begins is None:
             return minima_KP
+        if begins == "trajectory":
+            return torch.cat([trajectory(self.bench, self.minima[0])[1], minima_KP])
         theta_P = self.bench.landscape.initial(derive(self.bench.config["seed"], "initial", self.minima[0]))
         return torch.cat([theta_P[None].to(minima_KP), minima_KP])
 
@@ -145,10 +155,17 @@ class ScanStage(Stage):
 
     def check_made(self, bench: Bench) -> None:
         for name, plane in bench.planes.items():
-            if plane.begins and "files" in bench.config["minima"]:
+            minima = bench.config["minima"]
+            if plane.begins and "files" in minima:
                 raise LowlossError(
                     f"scan.{name} needs where a minimum began, which minima of files do not tell: train them here, "
                     "with minima=train"
+                )
+            if plane.begins == "trajectory" and (kept := collected(minima)) < 3:
+                raise LowlossError(
+                    f"scan.{name} needs a trajectory of at least 3 points, the minimum among them, but minima.collect="
+                    f"{minima['collect'] or 'null'} with minima.epochs={minima['epochs']} makes {kept}: "
+                    "set minima.collect=every and at least 2 epochs"
                 )
 
     def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:

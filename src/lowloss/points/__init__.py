@@ -4,6 +4,7 @@ from lowloss.points.directions import random_direction
 from lowloss.points.grid import Grid, line, plane
 from lowloss.points.lines import InitialLine, MinimaLine, RandomLine
 from lowloss.points.planes import MinimaPlane, PathPlane, Plane, RandomPlane
+from lowloss.points.trajectory import TrajectoryPlane
 
 __all__ = [
     "Grid",
@@ -14,6 +15,7 @@ __all__ = [
     "Plane",
     "RandomLine",
     "RandomPlane",
+    "TrajectoryPlane",
     "line",
     "plane",
     "random_direction",

@@ -53,7 +53,7 @@ class Plane(ABC):
         """The grid for these minima (in the order of `minima`) and the path."""
 
 
-def _two_axes(resolution: Sequence[int]) -> tuple[int, int]:
+def two_axes(resolution: Sequence[int]) -> tuple[int, int]:
     if len(resolution) != 2 or not all(is_number(points, int) and points >= 2 for points in resolution):
         raise LowlossError(f"resolution must be two numbers of grid points, each at least 2, got {list(resolution)}")
     if prod(resolution) >= 2**31:
@@ -84,7 +84,7 @@ class PathPlane(Plane):
     ) -> None:
         super().__init__(statistics, measures)
         self.minima, self.path = (start, end), path
-        self.resolution, self.margin = _two_axes(resolution), margin
+        self.resolution, self.margin = two_axes(resolution), margin
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         assert path is not None
@@ -114,7 +114,7 @@ class MinimaPlane(Plane):
     ) -> None:
         super().__init__(statistics)
         self.minima = (start, end, third)
-        self.resolution, self.margin = _two_axes(resolution), margin
+        self.resolution, self.margin = two_axes(resolution), margin
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         return plane(minima_KP, [f"minimum {k}" for k in self.minima], self.resolution, self.margin)
@@ -143,7 +143,7 @@ class RandomPlane(Plane):
         super().__init__(statistics, measures)
         check_normalization(normalization)
         self.minima = (minimum,)
-        self.extent, self.resolution, self.normalization = extent, _two_axes(resolution), normalization
+        self.extent, self.resolution, self.normalization = extent, two_axes(resolution), normalization
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         (theta_P,) = minima_KP

@@ -54,3 +54,21 @@ def _caption(notes: dict[str, Any]) -> str:
             f"{statistics}"
         )
     return f"The straight line through {' (0) and '.join(notes['anchor_names'])} (1). {statistics}"
+
+
+def draw_trajectory(name: str, grid: dict[str, Any], notes: dict[str, Any], folder: Path) -> Picture:
+    """The real losses of a trajectory, and those of its projection onto the plane, by epochs."""
+    figure, ((axis,),) = panels(6, 3.8)
+    for split, (colour, _) in SPLITS.items():
+        if f"trajectory_{split}_loss" in grid:
+            for what, style in (("trajectory", "-"), ("projection", ":")):
+                values = grid[f"{what}_{split}_loss"]
+                axis.plot(grid["trajectory_epochs"], values, f".{style}", color=colour, label=f"{split}, {what}")
+    label = tables.label("", "loss", notes["units"]["loss"]).strip()
+    axis.set(xlabel="epoch", ylabel=label, title="The trajectory and its projection")
+    axis.legend()
+    caption = (
+        "The plane shows the losses of the projections, not those that training had: both, exact over whole splits. "
+        "BatchNorm's statistics are recomputed on the trajectory, and on the plane as its caption says."
+    )
+    return save(figure, folder, f"losses-{name}", f"Trajectory and plane {name}", caption)
