@@ -14,7 +14,7 @@ EXPERIMENTS = [
     *sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")),
     *(row["experiment"] for rows in read_families(CONF).values() for row in rows),
 ]
-# What is in small the same as another one, which tests/config/test_garipov2018.py compares, is not run.
+# What is in small the same as another one, which tests of the papers' configurations compare, is not run.
 TWINS = {
     "garipov2018_c100_vgg16": "garipov2018",
     "garipov2018_ensembles_c100_vgg16": "garipov2018_ensembles",
@@ -22,6 +22,7 @@ TWINS = {
         f"garipov2018_ensembles_c10_{n}": f"garipov2018_ensembles_c100_{n}"
         for n in ("vgg16", "preresnet110", "wrn28_10")
     },
+    "li2018_resnet20": "li2018",
     **{f"garipov2018_fig3_k{k}": "garipov2018_c10_conv3fc3" for k in ("03", "05", "08", "10")},
 }
 # Searches, which are sweeps and make no report of their own.
@@ -36,6 +37,7 @@ KINDS = {
     "garipov2018_c10_vgg16": {"minima", "paths", "ensembles", "scans"},
     "garipov2018": {"minima", "paths", "ensembles"},
     "brea2019": {"minima", "permutations"},
+    "li2018": {"minima", "spectra", "scans"},
 }
 # Single networks have no mean along a path, a single member has no distance, and a regression no calibration.
 BOUGHT = {"curves.csv": None, "members.csv": {"distance"}, "budgets.csv": {"brier", "ece", "disagreement", "distance"}}

@@ -1,4 +1,4 @@
-"""Scans: the exact metrics on planes through the landscape."""
+"""Scans: the exact metrics on lines and planes through the landscape."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.spectra import ENDS, extremes
 from lowloss.jobs.stage import Stage
+from lowloss.jobs.trajectories import collected, losses_of, trajectory
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lowloss.landscape import NetworkLandscape
     from lowloss.measure.exact import Statistics
     from lowloss.points import Grid
     from lowloss.report.pictures import Picture
@@ -73,6 +75,7 @@ class Scan(Job):
         minima_KP, seed = points(bench, self.minima), derive(bench.config["seed"], "scan", self.scan)
         if path is not None and bench.config["path"]["align"]:  # its second end is a permuted minimum
             minima_KP = path.bends_BP[[0, -1] if self.minima[0] < self.minima[1] else [-1, 0]]
+        minima_KP = self._with_begin(plane.begins, minima_KP)
         try:
             grid = plane.grid(minima_KP, path, bench.landscape.layout, seed)
         except ValueError as error:
@@ -94,8 +97,31 @@ class Scan(Job):
             tensors["path_projected"] = path.coefficients(path.grid(points=201, between=9)) @ bends_B2
             offset_BP = path.bends_BP - grid.origin_P - bends_B2.to(grid.directions_DP) @ grid.directions_DP
             tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
-        notes |= {"scan": self.scan, "anchor_names": list(grid.anchor_names), "settings": self.node}
-        return Result(tensors, notes)
+        tables = {}
+        if plane.begins == "trajectory":
+            epochs, _ = trajectory(bench, self.minima[0])
+            told, notes["variance"], tables["trajectory.csv"] = losses_of(
+                bench, grid, epochs, minima_KP, self.node.get("centred", False), statistics, work
+            )
+            tensors |= told
+        notes |= {
+            "scan": self.scan,
+            "lines": grid.is_lines,
+            "anchor_names": list(grid.anchor_names),
+            "settings": self.node,
+        }
+        return Result(tensors, notes, tables)
+
+    def _with_begin(self, begins: str | None, minima_KP: Tensor) -> Tensor:
+        """The points that the plane asks for: before its minimum what it says of its way there."""
+        import torch
+
+        if begins is None:
+            return minima_KP
+        if begins == "trajectory":
+            return torch.cat([trajectory(self.bench, self.minima[0])[1], minima_KP])
+        theta_P = self.bench.landscape.initial(derive(self.bench.config["seed"], "initial", self.minima[0]))
+        return torch.cat([theta_P[None].to(minima_KP), minima_KP])
 
     def _statistics(self, grid: Grid) -> Statistics | None:
         """BatchNorm's statistics on the grid, unless each point has its own."""
@@ -111,7 +137,7 @@ class Scan(Job):
 
 
 class ScanStage(Stage):
-    """Tabulates the exact metrics on planes."""
+    """Tabulates the exact metrics on lines and planes."""
 
     name, kind, after = "scan", "scans", ("minima", "path")
 
@@ -127,6 +153,32 @@ class ScanStage(Stage):
                 bench.check_minimum(f"{key}.{end}", node[end])
         if "path" in node:
             check_path(bench, key, node)
+        named = [node[end] for end in ("start", "end", "third") if end in node]
+        if "minimum" not in node and len({*named}) < len(named):
+            raise LowlossError(f"{key} needs different minima, got {', '.join(map(str, named))}: change {key}.end")
+
+    def check_made(self, bench: Bench) -> None:
+        for name, plane in bench.planes.items():
+            minima = bench.config["minima"]
+            if plane.begins and "files" in minima:
+                raise LowlossError(
+                    f"scan.{name} needs where a minimum began, which minima of files do not tell: train them here, "
+                    "with minima=train"
+                )
+            if plane.begins == "trajectory" and (kept := collected(minima)) < 3:
+                raise LowlossError(
+                    f"scan.{name} needs a trajectory of at least 3 points, the minimum among them, but minima.collect="
+                    f"{minima['collect'] or 'null'} with minima.epochs={minima['epochs']} makes {kept}: "
+                    "set minima.collect=every and at least 2 epochs"
+                )
+
+    def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
+        from lowloss.points.directions import NO_FILTERS
+
+        normalized = {name: getattr(plane, "normalization", "none") for name, plane in bench.planes.items()}
+        for name, how in normalized.items():
+            if how != "none" and not any(len(shape) >= 2 for shape in landscape.layout.shapes):
+                raise LowlossError(f"scan.{name}: {NO_FILTERS.format(how)}")
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [Scan(bench, name) for name in bench.config["scan"]]

@@ -15,6 +15,27 @@ from lowloss.landscape.layout import Layout
 from lowloss.seeding import derive
 
 NORMALIZATIONS = ("filter", "layer", "none")
+NO_FILTERS = (
+    "normalization={} gives directions of zero norm, since all filters are zero or none is there: set it to none"
+)
+"""What is wrong where there is nothing to normalise to."""
+
+
+def check_normalization(normalization: str) -> None:
+    """Raise LowlossError for an unknown normalization."""
+    if normalization not in NORMALIZATIONS:
+        raise LowlossError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+
+
+def random_directions(theta_P: Tensor, layout: Layout, seed: int, count: int, normalization: str) -> Tensor:
+    """Independent directions (K, P) by `random_direction`; each follows from the seed and its index.
+
+    Raises ValueError for a direction of zero norm, as a point without weights that are not zero gives.
+    """
+    directions = [random_direction(theta_P, layout, derive(seed, k), normalization) for k in range(count)]
+    if not all(bool(direction_P.any()) for direction_P in directions):
+        raise ValueError(NO_FILTERS.format(normalization))
+    return torch.stack(directions)
 
 
 def random_direction(theta_P: Tensor, layout: Layout, seed: int, normalization: str = "filter") -> Tensor:
@@ -26,8 +47,7 @@ def random_direction(theta_P: Tensor, layout: Layout, seed: int, normalization: 
 
     Raises LowlossError for an unknown normalization.
     """
-    if normalization not in NORMALIZATIONS:
-        raise LowlossError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+    check_normalization(normalization)
     generator = torch.Generator().manual_seed(seed)
     direction_P = torch.randn(layout.dim, generator=generator, dtype=theta_P.dtype)
     if normalization == "none":

@@ -1,6 +1,6 @@
 """Grids of points on lines and planes in weight space.
 
-Shapes: D directions (1 or 2), G grid points of all axes together, T of them, P parameters, A anchors.
+Shapes: D directions, G grid points of all axes together, T of them, P parameters, A anchors.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ class Grid:
         return tuple(len(axis) for axis in self.axes)
 
     @property
+    def is_lines(self) -> bool:
+        """Whether it is lines, not a plane."""
+        return len(self.axes) == 1
+
+    @property
     def coordinates_GD(self) -> Tensor:
         """All grid points' coordinates, the last axis running fastest."""
         return torch.stack(torch.meshgrid(*self.axes, indexing="ij"), dim=-1).reshape(-1, len(self.axes))
@@ -50,11 +55,29 @@ class Grid:
         return torch.linalg.solve(directions_DP @ directions_DP.T, products_DK).T
 
 
-def line(a_P: Tensor, b_P: Tensor, resolution: int, margin: float = 0.0) -> Grid:
-    """The line through a (coordinate 0) and b (1), reaching `margin` beyond both."""
+class Rays(Grid):
+    """Lines through one point: the first axis numbers the directions, the second is the coordinate along each."""
+
+    @property
+    def is_lines(self) -> bool:
+        return True
+
+    @property
+    def coordinates_GD(self) -> Tensor:
+        at_T, count = self.axes[1], len(self.directions_DP)
+        return (torch.eye(count, dtype=at_T.dtype)[:, None] * at_T[None, :, None]).reshape(-1, count)
+
+
+def line(a_P: Tensor, b_P: Tensor, resolution: int, margin: float = 0.0, names: tuple[str, ...] = ("a", "b")) -> Grid:
+    """The line through a (coordinate 0) and b (1), reaching `margin` beyond both.
+
+    Raises ValueError if they are the same point.
+    """
+    if torch.equal(a_P, b_P):
+        raise ValueError(f"{names[0]} and {names[1]} are the same point, so the direction has zero norm: choose others")
     axis = torch.linspace(-margin, 1 + margin, resolution, dtype=torch.float64)
     anchors = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    return Grid(a_P, (b_P - a_P)[None], (axis,), anchors, ("a", "b"))
+    return Grid(a_P, (b_P - a_P)[None], (axis,), anchors, names)
 
 
 def plane(

@@ -14,10 +14,9 @@ from torch import Tensor
 from lowloss.checking import Index
 from lowloss.errors import LowlossError, is_number
 from lowloss.landscape.layout import Layout
-from lowloss.points.directions import NORMALIZATIONS, random_direction
+from lowloss.points.directions import check_normalization, random_directions
 from lowloss.points.grid import Grid, plane
 from lowloss.points.path import Path
-from lowloss.seeding import derive
 
 POLICIES = ("recomputed", "held", "interpolated")
 MEASURES = ("exact", "curvature")
@@ -54,7 +53,7 @@ class Plane(ABC):
         """The grid for these minima (in the order of `minima`) and the path."""
 
 
-def _two_axes(resolution: Sequence[int]) -> tuple[int, int]:
+def two_axes(resolution: Sequence[int]) -> tuple[int, int]:
     if len(resolution) != 2 or not all(is_number(points, int) and points >= 2 for points in resolution):
         raise LowlossError(f"resolution must be two numbers of grid points, each at least 2, got {list(resolution)}")
     if prod(resolution) >= 2**31:
@@ -85,7 +84,7 @@ class PathPlane(Plane):
     ) -> None:
         super().__init__(statistics, measures)
         self.minima, self.path = (start, end), path
-        self.resolution, self.margin = _two_axes(resolution), margin
+        self.resolution, self.margin = two_axes(resolution), margin
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         assert path is not None
@@ -115,7 +114,7 @@ class MinimaPlane(Plane):
     ) -> None:
         super().__init__(statistics)
         self.minima = (start, end, third)
-        self.resolution, self.margin = _two_axes(resolution), margin
+        self.resolution, self.margin = two_axes(resolution), margin
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         return plane(minima_KP, [f"minimum {k}" for k in self.minima], self.resolution, self.margin)
@@ -142,14 +141,13 @@ class RandomPlane(Plane):
         measures: Sequence[str] = ("exact",),
     ) -> None:
         super().__init__(statistics, measures)
-        if normalization not in NORMALIZATIONS:
-            raise LowlossError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+        check_normalization(normalization)
         self.minima = (minimum,)
-        self.extent, self.resolution, self.normalization = extent, _two_axes(resolution), normalization
+        self.extent, self.resolution, self.normalization = extent, two_axes(resolution), normalization
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         (theta_P,) = minima_KP
-        directions = [random_direction(theta_P, layout, derive(seed, d), self.normalization) for d in range(2)]
+        directions_2P = random_directions(theta_P, layout, seed, 2, self.normalization)
         axes = tuple(torch.linspace(-self.extent, self.extent, count, dtype=torch.float64) for count in self.resolution)
         anchors_12 = torch.zeros(1, 2, dtype=torch.float64)
-        return Grid(theta_P, torch.stack(directions), axes, anchors_12, (f"minimum {self.minima[0]}",))
+        return Grid(theta_P, directions_2P, axes, anchors_12, (f"minimum {self.minima[0]}",))

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from lowloss.report import tables
 from lowloss.report.curvature import draw_map
+from lowloss.report.lines import draw_lines, draw_trajectory
 from lowloss.report.pictures import COLOURS, LENGTH, OTHER, Picture, panels, save
 from lowloss.study import Artifact, Study
 
@@ -56,9 +57,14 @@ def shown_metrics(units: Mapping[str, str]) -> list[tuple[str, str, float]]:
 
 
 def draw_scan(study: Study, artifact: Artifact, folder: Path) -> Iterator[Picture]:
-    """A plane as contours, with the path that it goes through, and as a surface."""
+    """Lines as curves; a plane as contours, with the path that it goes through, and as a surface."""
     grid, notes = _grid(artifact)
+    if notes.get("lines"):
+        yield draw_lines(artifact.name, grid, notes, folder)
+        return
     yield _plane(artifact.name, grid, notes, folder)
+    if "trajectory_projected" in grid:
+        yield draw_trajectory(artifact.name, grid, notes, folder)
     if "path_projected" in grid:
         yield _slice(study, artifact.name, grid, notes, folder)
     if "hessian_ratio" in grid:
@@ -117,6 +123,13 @@ def _caption(grid: dict[str, Any], notes: dict[str, Any]) -> str:
             f"The plane through {', '.join(notes['anchor_names'])}. Axes are distances in weight space. The path is "
             f"projected onto the plane; its bends lie up to {farthest:.2g} off it.{statistics}"
         )
+    if "trajectory_projected" in grid:
+        shares = ", ".join(f"{share:.3g}" for share in notes["variance"][:2])
+        return (
+            f"The trajectory of {notes['anchor_names'][0]}, projected onto the plane (directions: "
+            f"{settings['directions']}); the first two of its principal components have the shares {shares} of its "
+            f"variance. It lies up to {grid['trajectory_distance'].max():.2g} off the plane.{statistics}"
+        )
     if "normalization" not in settings:
         return f"The plane through {', '.join(notes['anchor_names'])}. Axes are distances in weight space.{statistics}"
     return (
@@ -153,6 +166,8 @@ def _mark(axis: Axes, grid: dict[str, Any], notes: dict[str, Any]) -> None:
         axis.plot(*grid["path_projected"].T, color="#d1495b", linewidth=1.6, label="path")
         axis.plot(*grid["bends_projected"][1:-1].T, ".", color="#d1495b", markersize=5)
         axis.plot(*grid["anchors"][:2].T, "--", color="white", linewidth=1, label="straight line")
+    if "trajectory_projected" in grid:
+        axis.plot(*grid["trajectory_projected"].T, ".-", color="white", markeredgecolor="#d1495b", linewidth=1.2)
     for name, (x, y) in zip(notes["anchor_names"], grid["anchors"], strict=True):
         if name.startswith("minimum"):
             axis.plot(x, y, "o", color="white", markeredgecolor="black", markersize=7)
@@ -176,8 +191,8 @@ def log_height(loss_RC: Any) -> Any:
 
 
 def interactive_surface(study: Study) -> Any:
-    """The scanned planes as one plotly figure with a menu, or None without a scan."""
-    artifacts = study.complete("scans")
+    """The scanned planes as one plotly figure with a menu, or None without one."""
+    artifacts = [artifact for artifact in study.complete("scans") if not artifact.notes().get("lines")]
     if not artifacts:
         return None
     import plotly.graph_objects as go

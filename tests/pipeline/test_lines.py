@@ -1,0 +1,161 @@
+"""Scans along lines and of trajectories, from the command line to the report."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from lowloss import NetworkLandscape
+from lowloss.data import digits
+from lowloss.files import load_tensors
+from lowloss.model import MLP
+from lowloss.seeding import derive
+
+STUDY = """
+    model=mlp model.hidden=[16] model.batch_norm=true minima.count=2 minima.epochs=3 finder=[] ensemble=[]
+    stages=[minima,scan,report]
+"""
+LINES = """
+    scan=[line,initial_line,random_line] scan.line.resolution=5 scan.initial_line.resolution=4
+    scan.random_line.resolution=3 scan.random_line.directions=2
+"""
+
+
+@pytest.fixture(scope="module")
+def landscape():
+    data = digits()
+    return NetworkLandscape(lambda: MLP(data.input_shape, 10, [16], batch_norm=True), data)
+
+
+@pytest.fixture(scope="module")
+def scanned(lowloss, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("lines")
+    made = lowloss(outputs, *STUDY.split(), *LINES.split())
+    assert made.status == 0, made.err
+    return outputs / "t"
+
+
+def theta(root, k):
+    return load_tensors(root / "minima" / f"{k:04d}" / "result.safetensors")[0]["theta"]
+
+
+def check(grid, landscape, name, expected_KP):
+    """The losses and errors of a scan are those of these points on both splits."""
+    for split in ("train", "test"):
+        for metric, column in landscape.evaluate(expected_KP, split).items():
+            found = grid[f"{split}_{metric}"].flatten()
+            torch.testing.assert_close(found, column, rtol=1e-4, atol=1e-6, msg=lambda m: f"{name} {m}")
+
+
+def test_lines_between_minima_and_from_the_initial_point(scanned, landscape):
+    a_P, b_P = theta(scanned, 0), theta(scanned, 1)
+    line, notes = load_tensors(scanned / "scans" / "line-0000-0001" / "result.safetensors")
+    t = [-0.5, 0.0, 0.5, 1.0, 1.5]
+    assert line["axis-0"].tolist() == t
+    check(line, landscape, "line", torch.stack([(1 - s) * a_P + s * b_P for s in t]))
+    assert notes["anchor_names"] == ["minimum 0", "minimum 1"]
+    initial, notes = load_tensors(scanned / "scans" / "initial_line-0000" / "result.safetensors")
+    start_P = landscape.initial(derive(0, "initial", 0))
+    t = [-0.25, 0.25, 0.75, 1.25]
+    assert initial["axis-0"].tolist() == t
+    check(initial, landscape, "initial", torch.stack([(1 - s) * start_P + s * a_P for s in t]))
+    assert notes["anchor_names"] == ["initial point", "minimum 0"]
+
+
+def test_random_lines_through_a_minimum(scanned, landscape):
+    grid, _ = load_tensors(scanned / "scans" / "random_line-0000" / "result.safetensors")
+    assert grid["train_loss"].shape == (2, 3)
+    directions_DP, theta_P = grid["directions"], theta(scanned, 0)
+    own, drawn = (landscape.layout.views(point) for point in (theta_P, directions_DP[1]))
+    for name, weight in own.items():
+        if weight.dim() > 1:
+            torch.testing.assert_close(drawn[name].norm(dim=1), weight.norm(dim=1))
+        else:
+            assert not drawn[name].any()
+    expected = [theta_P + s * direction_P for direction_P in directions_DP for s in (-1, 0, 1)]
+    check(grid, landscape, "random", torch.stack(expected))
+
+
+def test_figures_of_lines(scanned):
+    page = (scanned / "report" / "index.html").read_text(encoding="utf-8")
+    for part in ("Line line-0000-0001", "Line initial_line-0000", "Lines random_line-0000", "2 random directions"):
+        assert part in page
+    assert not (scanned / "report" / "figures" / "surface-line-0000-0001.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("scan=[line]", "scan.line.end=0"), "scan.line needs different minima, got 0, 0: change scan.line.end"),
+        (
+            ("landscape=wedge", "scan=[random_line]"),
+            "scan.random_line: normalization=filter gives directions of zero norm",
+        ),
+        (("scan=[random_line]", "scan.random_line.directions=0"), "scan.random_line.directions must be at least 1"),
+    ],
+)
+def test_directions_of_zero_norm_are_told_before_training(lowloss, tmp_path, settings, told):
+    made = lowloss(tmp_path, *STUDY.split(), *settings)
+    assert told in made.message
+    assert not list(tmp_path.glob("t/minima/0*"))
+
+
+@pytest.fixture(scope="module")
+def followed(lowloss, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("trajectory")
+    few = ("minima.count=1", "minima.collect=every", "scan=[trajectory]", "scan.trajectory.resolution=[3,4]")
+    made = lowloss(outputs, *STUDY.split(), *few, "scan.trajectory.statistics=held")
+    assert made.status == 0, made.err
+    return outputs / "t"
+
+
+def test_a_trajectory_on_its_plane(followed, landscape):
+    folder = followed / "scans" / "trajectory-0000"
+    grid, notes = load_tensors(folder / "result.safetensors")
+    kept = sorted((followed / "minima" / "0000" / "trajectory").iterdir())
+    theta_EP = torch.stack([load_tensors(file)[0]["theta"] for file in kept])
+    assert torch.equal(theta_EP[-1], theta(followed, 0))
+    with (folder / "trajectory.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [float(row["epoch"]) for row in rows] == [0, 1, 2, 3]
+    # An SVD of the rows, and the coordinates by hand.
+    left, value, right = np.linalg.svd((theta_EP - theta_EP[-1]).double().numpy(), full_matrices=False)
+    np.testing.assert_allclose(notes["variance"], value**2 / (value**2).sum(), atol=1e-9)
+    np.testing.assert_allclose(np.abs(grid["directions"].numpy() @ right[:2].T), np.eye(2), atol=1e-5)
+    found = np.array([[float(row["x"]), float(row["y"])] for row in rows])
+    np.testing.assert_allclose(np.abs(found), np.abs(left[:, :2] * value[:2]), atol=1e-4)
+    distance = [float(row["distance"]) for row in rows]
+    np.testing.assert_allclose(distance, np.linalg.norm(left[:, 2:] * value[2:], axis=1), atol=1e-4)
+    # What training had, and what the plane shows with the minimum's statistics.
+    statistics = [landscape.statistics(theta_EP[-1])] * 4
+    projected_EP = theta_EP[-1] + torch.from_numpy(found).float() @ grid["directions"]
+    for split in ("train", "test"):
+        real, shown = (
+            landscape.evaluate(theta_EP, split),
+            landscape.evaluate(projected_EP, split, statistics=statistics),
+        )
+        for metric in ("loss", "error"):
+            for name, column in ((f"{split}_{metric}", real), (f"{split}_{metric}_projected", shown)):
+                values = [float(row[name]) for row in rows]
+                torch.testing.assert_close(torch.tensor(values).double(), column[metric], rtol=1e-4, atol=2e-3)
+    page = (followed / "report" / "index.html").read_text(encoding="utf-8")
+    for part in ("Plane trajectory-0000", "Trajectory and plane trajectory-0000", "shares"):
+        assert part in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            (),
+            "scan.trajectory needs a trajectory of at least 3 points, the minimum among them, but minima.collect=None",
+        ),
+        (("minima.collect=[0,7]",), "minima.collect=[0, 7] with minima.epochs=3 makes 2: set minima.collect=every"),
+        (("minima.collect=every", "scan.trajectory.directions=none"), "directions must be one of pca, random"),
+    ],
+)
+def test_short_trajectories_are_told_before_training(lowloss, tmp_path, settings, told):
+    made = lowloss(tmp_path, *STUDY.split(), "scan=[trajectory]", *settings)
+    assert told in made.message
+    assert not list(tmp_path.glob("t/minima/0*"))
