@@ -45,12 +45,10 @@ BOUGHT = {"curves.csv": None, "members.csv": {"distance"}, "budgets.csv": {"brie
 # classes without a test sample, and a dimension from which on cuts succeed.
 BANDS = {"summary.csv": {"residuum", "force", "force_at_top", "spacing_spread"}}
 CUTS = {"dimensions.csv": {"threshold", "high"}}
-TEXTS = ("finder", "status", "method", "place", "class")
+TEXTS = ("finder", "status", "method", "place", "class", "split", "statistics")
 MAY_LACK = (
     {"table_b1.csv": {"epoch", "epoch_first"}, "classes.csv": None, "overlap.csv": {"overlap"}} | BANDS | CUTS | BOUGHT
 )
-
-TEXTS = ("finder", "status", "method", "split", "statistics")
 
 
 def floats(value):
