@@ -50,7 +50,9 @@ def rows_of(folder):
 def test_table_has_a_row_a_path_and_what_the_studies_differ_in(sweep, compared):
     rows = rows_of(compared)
     assert len(rows) == 4 * 2 * 2
-    assert {row["model"] for row in rows} == {f"MLP(hidden=[{width}], batch_norm=True)" for width in (8, 16)}
+    assert {row["model"] for row in rows} == {
+        f"MLP(hidden=[{width}], batch_norm=True, activation=ReLU)" for width in (8, 16)
+    }
     assert {row["data"] for row in rows} == {"digits"}
     assert {row["seed"] for row in rows} == {"0", "1"}
     # What all studies share tells none apart.
@@ -62,7 +64,7 @@ def test_table_has_a_row_a_path_and_what_the_studies_differ_in(sweep, compared):
 
 
 def test_models_are_called_by_their_option_where_they_have_one(lowloss, whole, tmp_path):
-    options = {"wide": {"_target_": "lowloss.model.MLP", "hidden": [16], "batch_norm": True}}
+    options = {"wide": {"_target_": "lowloss.model.MLP", "hidden": [16], "batch_norm": True, "activation": "ReLU"}}
     _, table = gather.gather([whole.root], {"model": options})
     assert set(table["model"]) == {"wide"}
     assert set(table["parameters"]) == {64 * 16 + 2 * 16 + 16 * 10 + 10}  # BatchNorm stands for a bias
@@ -229,7 +231,7 @@ def test_page_switches_plots_and_metrics(page, compared):
     find(page, "[data-plot=architectures]")[0].click()
     assert plotted(page) == [f"digits, {f}: {what}" for f in ("bezier", "line") for what in ("minima", "saddles")]
     # The smaller network first.
-    names = ["MLP(hidden=[8], batch_norm=True)", "MLP(hidden=[16], batch_norm=True)"]
+    names = ["MLP(hidden=[8], batch_norm=True, activation=ReLU)", "MLP(hidden=[16], batch_norm=True, activation=ReLU)"]
     assert plotted(page, "x") == [names] * 4
     minima, saddles = plotted(page, "y")[2:]
     assert all(low < high for low, high in zip(minima, saddles, strict=True))

@@ -310,7 +310,7 @@ def test_array_script_runs_a_line_a_task(lowloss, cluster, local, tmp_path):
         ("slurm", "check_s=-1", "must be a number of at least 0, got -1"),
         ("slurm", "setup=5", "must be a list of lines of shell, got 5"),
         ("slurm", "pipeline=[minima]", "must be a list of lists of stages like [[minima],[path]], got ['minima']"),
-        ("slurm", "pipeline=[[minima],[nope]]", "has 'nope', but the stages are minima, path"),
+        ("slurm", "pipeline=[[minima],[nope]]", "has 'nope', but the stages are minima, connector, path"),
     ],
 )
 def test_a_wrong_setting_is_told_before_any_job_starts(lowloss, tmp_path, launcher, value, reason):

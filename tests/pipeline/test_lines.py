@@ -149,7 +149,7 @@ def test_a_trajectory_on_its_plane(followed, landscape):
     [
         (
             (),
-            "scan.trajectory needs a trajectory of at least 3 points, the minimum among them, but minima.collect=None",
+            "scan.trajectory needs a trajectory of at least 3 points, the minimum among them, but minima.collect=null",
         ),
         (("minima.collect=[0,7]",), "minima.collect=[0, 7] with minima.epochs=3 makes 2: set minima.collect=every"),
         (("minima.collect=every", "scan.trajectory.directions=none"), "directions must be one of pca, random"),

@@ -73,7 +73,12 @@ def test_a_stage_is_a_run_with_group_tags_and_configuration(logged):
         assert run["display_name"] == f"t {stage}"
         assert {*run["tags"]} == {"mlp", "digits", "autoneb", "line", "bezier"}
         config = run["config"]["update"]
-        assert config["model"] == {"_target_": "lowloss.model.MLP", "hidden": [16], "batch_norm": True}
+        assert config["model"] == {
+            "_target_": "lowloss.model.MLP",
+            "hidden": [16],
+            "batch_norm": True,
+            "activation": "ReLU",
+        }
         assert config["optimizer"]["lr"] == 0.1
     assert len({inside(read, "run")[0]["run_id"] for (read,) in runs.values()}) == len(runs)
 

@@ -152,8 +152,8 @@ def table_b1(study: Study, paths: pd.DataFrame, points: pd.DataFrame) -> pd.Data
 def learning_curve(study: Study, minima: list[int]) -> pd.Series[float]:
     """The mean minibatch train loss of these minima in each epoch, as it was in training; the index is the epoch."""
     artifacts = [study.artifact("minima", f"{k:04d}") for k in minima]
-    if not minima or not all("metrics.csv" in artifact.record()[0] for artifact in artifacts):
-        return pd.Series(dtype=float)  # trained elsewhere
+    if not minima or not all(a.complete and "metrics.csv" in a.record()[0] for a in artifacts):
+        return pd.Series(dtype=float)  # trained elsewhere, or removed since
     found = [artifact.table("metrics.csv", ["step", "train_loss"]) for artifact in artifacts]
     curves = [history.set_index(history["step"] / history["step"].iloc[0])["train_loss"] for history in found]
     return pd.concat(curves, axis=1).mean(axis=1)
