@@ -70,22 +70,6 @@ def test_the_scales_of_figure_3(compose):
     assert [compose(name)["model"]["scale"] for name in rows] == [0.3, 0.5, 0.8, 1.0]
 
 
-def test_twins_are_the_same_in_small(compose):
-    networks = ("vgg16", "preresnet110", "wrn28_10")
-    twins = {
-        "garipov2018_c100_vgg16": "garipov2018",
-        "garipov2018_ensembles_c100_vgg16": "garipov2018_ensembles",
-        **{f"garipov2018_ensembles_c10_{name}": f"garipov2018_ensembles_c100_{name}" for name in networks},
-        **{row["experiment"]: "garipov2018_c10_conv3fc3" for row in FAMILIES["garipov2018_figure3"]},
-    }
-    for one, other in twins.items():
-        first, second = (
-            {k: v for k, v in compose(name, "scale=tiny").items() if k not in ("name", "hydra")}
-            for name in (one, other)
-        )
-        assert first == second
-
-
 def test_imagenet_takes_five_epochs(compose):
     fge = compose("garipov2018_imagenet_fge")["ensemble"]["fge"]
     assert (fge["members"] - 0.5) * fge["cycle_epochs"] == 5

@@ -4,8 +4,12 @@ import csv
 import math
 from pathlib import Path
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
+from lowloss import cli
 from lowloss.conf import config_folder, read_families
 from lowloss.files import load_tensors
 
@@ -14,16 +18,17 @@ EXPERIMENTS = [
     *sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")),
     *(row["experiment"] for rows in read_families(CONF).values() for row in rows),
 ]
-# What is in small the same as another one, which tests of the papers' configurations compare, is not run.
+# What is in small the same as another one is not run; the test below compares their configurations.
 TWINS = {
-    "garipov2018_c100_vgg16": "garipov2018",
-    "garipov2018_ensembles_c100_vgg16": "garipov2018_ensembles",
-    **{
-        f"garipov2018_ensembles_c10_{n}": f"garipov2018_ensembles_c100_{n}"
-        for n in ("vgg16", "preresnet110", "wrn28_10")
-    },
-    "li2018_resnet20": "li2018",
     **{f"garipov2018_fig3_k{k}": "garipov2018_c10_conv3fc3" for k in ("03", "05", "08", "10")},
+    **{name: name.replace("_c100_", "_c10_") for name in EXPERIMENTS if name.startswith("draxler2018_c100_")},
+    **{f"draxler2018_c10_resnet{depth}": "draxler2018_c10_resnet8" for depth in (32, 44, 56)},
+    **{f"garipov2018_ensembles_c100_{n}": f"garipov2018_ensembles_c10_{n}" for n in ("preresnet110", "wrn28_10")},
+    **{f"garipov2018_ensembles_{images}_vgg16": "garipov2018_ensembles" for images in ("c10", "c100")},
+    "garipov2018_c100_vgg16": "garipov2018",
+    "draxler2018_c10_cnn12": "draxler2018",
+    "fort2019_toy_60_45": "fort2019_toy",
+    "li2018_resnet20": "li2018",
 }
 # Searches, which are sweeps and make no report of their own.
 SEARCHES = {
@@ -87,6 +92,20 @@ def check(study):
         # The bound of a pair that no tree connects is infinite.
         if not file.name.startswith("bounds-"):
             assert all(math.isfinite(number) for number in numbers(file)), file
+
+
+def test_twins_are_the_same_in_small():
+    cli.register_families()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = {
+            name: OmegaConf.to_container(hydra.compose("config", [f"experiment={name}", "scale=tiny"]), resolve=False)
+            for name in {*TWINS, *TWINS.values()}
+        }
+    GlobalHydra.instance().clear()
+    for config in composed.values():
+        del config["name"]
+    for one, other in TWINS.items():
+        assert composed[one] == composed[other], one
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in TWINS])

@@ -66,11 +66,11 @@ class Width:
         return {"distance": distance_K, "angle": self._angles(direction_KP, distance_K), "crossed": crossed_K}
 
     def _passed(self, landscape: Landscape, direction_AP: Tensor, distance_A: Tensor) -> Tensor:
-        theta_AP = self.origin_P + distance_A.to(direction_AP)[:, None] * direction_AP
+        theta_AP = self.origin_P.to(direction_AP) + distance_A.to(direction_AP)[:, None] * direction_AP
         return ~(landscape.evaluate(theta_AP, self.split)["loss"].cpu() <= self.threshold)
 
     def _angles(self, direction_KP: Tensor, distance_K: Tensor) -> Tensor:
-        origin_P, direction_KP = self.origin_P.double(), direction_KP.double()
+        origin_P, direction_KP = self.origin_P.double().cpu(), direction_KP.double().cpu()
         radius = origin_P.norm().clamp_min(torch.finfo(torch.float64).tiny)
         along_K = direction_KP @ (origin_P / radius)
         across_K = (direction_KP.square().sum(1) - along_K**2).clamp_min(0).sqrt()

@@ -190,13 +190,14 @@ class Search(Objective):
 
     def gradient(self, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The gradient in the free bends (M, P) and the losses (K,), means over the minibatches of some steps."""
-        x_RQ = self.template.bends_BP[1:-1].detach().requires_grad_()
+        batch, x_RQ = self.batches[steps[0]], self.template.bends_BP[1:-1].detach()
+        x_RQ = (x_RQ if batch is None else x_RQ.to(batch.y.device)).requires_grad_()
         gradient_RQ, losses_K = torch.zeros_like(x_RQ), torch.zeros(())
         for step in steps:
             loss, some_K = self.losses(x_RQ, step)
             gradient_RQ += torch.autograd.grad(loss, x_RQ)[0] / len(steps)
             losses_K = losses_K.to(some_K) + some_K / len(steps)
-        return mean(gradient_RQ), losses_K.to(x_RQ.device)
+        return mean(gradient_RQ).to(self.template.bends_BP), losses_K.to(self.template.bends_BP.device)
 
 
 @dataclass

@@ -121,7 +121,7 @@ class _Contracted:
         self.contraction, self.folder, self.title = contraction, folder, title
 
     def __call__(self, landscape: Landscape, theta_RP: Tensor) -> Columns:
-        settings, steps = self.contraction, self.contraction.steps
+        settings, steps, theta_RP = self.contraction, self.contraction.steps, theta_RP.cpu()
         start_R = self.neurons.distances(theta_RP[0], self.pairs)
         batch = landscape.batches(None, [0], shared=True)[0]
         assert batch is not None

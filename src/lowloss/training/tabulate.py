@@ -24,7 +24,7 @@ from lowloss.training.descent import BARE, default_trainer, quiet
 from lowloss.training.devices import TrainerFactory, alone, gather, rank, world
 
 Measure = Callable[[Landscape, Tensor], Columns]
-"""What is measured of points (T, P) of a landscape: columns with T first."""
+"""What is measured of points (T, P), which lie on the landscape's device: columns with T first."""
 
 
 class Tabulation(L.LightningModule):
@@ -56,8 +56,9 @@ class Tabulation(L.LightningModule):
             assert file is not None
             columns, _ = load_tensors(file)
         else:
+            theta_TP = theta_TP.to(self.device, non_blocking=True)
             for measure in self.measures:
-                columns |= measure(self.landscape, theta_TP)
+                columns |= {name: column.cpu() for name, column in measure(self.landscape, theta_TP).items()}
             if file:
                 save_tensors(file, columns, {})
         self.advance(self.chunks[index].stop, "")
