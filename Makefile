@@ -10,7 +10,7 @@ demo: $(VENV)/.ready            ## the main job: minima, paths, ensemble, scans 
 	$(BIN)/lowloss experiment=quickstart
 
 test: $(VENV)/.ready            ## all tests
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal --durations 15
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

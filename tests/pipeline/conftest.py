@@ -48,20 +48,21 @@ class Runner:
     def __init__(self, process, folder):
         self.process, self.folder = process, folder
 
-    def __call__(self, outputs, *arguments, strike=None, environment=None) -> Finished:
+    def __call__(self, outputs, *arguments, strike=None, environment=None, user=None) -> Finished:
         """Run in the folder `outputs`, with the study "t" there. strike: (signal, pattern, n), see server.py."""
         flags = [argument for argument in arguments if argument.startswith("-")]
         rest = [argument for argument in arguments if not argument.startswith("-")]
-        return self.plain(outputs, *flags, *fixed(outputs), *rest, strike=strike, environment=environment)
+        return self.plain(outputs, *flags, *fixed(outputs), *rest, strike=strike, environment=environment, user=user)
 
-    def plain(self, folder, *arguments, strike=None, environment=None) -> Finished:
-        """Run exactly these arguments in a folder."""
+    def plain(self, folder, *arguments, strike=None, environment=None, user=None) -> Finished:
+        """Run exactly these arguments in a folder; user: [user, group] to run as."""
         files = {name: str(self.folder / name) for name in ("out", "err", "renames")}
         job = {
             "arguments": arguments,
             "folder": str(folder),
             "environment": environment or {},
             "strike": strike,
+            "user": user,
             **files,
         }
         self.process.stdin.write(json.dumps(job) + "\n")

@@ -7,6 +7,8 @@ Reads a job a line from standard input, JSON with
     environment   to add
     out, err      files for the standard streams
     renames       file for a line a rename: source and destination, with a tab in between
+    user          null or [user, group]: the command runs as these, after it ran as the server elsewhere,
+                  and so has imported what another user might not be allowed to read
     strike        null or [signal, pattern, n]: the process sends itself the signal just before it renames something
                   to a place that matches the pattern, the n-th time that it does
 
@@ -19,6 +21,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 
 # Everything that a run imports.
 import lightning  # noqa: F401
@@ -28,6 +31,7 @@ import plotly.graph_objects  # noqa: F401
 import sklearn.datasets
 import sklearn.model_selection  # noqa: F401
 import torchvision  # noqa: F401
+from hydra.core.global_hydra import GlobalHydra
 
 import lowloss.report.page
 import lowloss.training.methods
@@ -42,9 +46,15 @@ def run(job):
     os.chdir(job["folder"])
     os.environ.update(job["environment"])
     sys.argv = ["lowloss", *job["arguments"]]
-    sys.addaudithook(watch(job))
-    status = 0
+    status, hook = 0, watch(job)
     try:
+        if job["user"]:
+            with tempfile.TemporaryDirectory() as folder:
+                sys.argv = [one if not one.startswith("outputs=") else f"outputs={folder}" for one in sys.argv]
+                main()
+            become(*job["user"])
+            sys.argv = ["lowloss", *job["arguments"]]
+        sys.addaudithook(hook)
         main()
     except SystemExit as exit:
         status = exit.code or 0
@@ -59,6 +69,15 @@ def run(job):
         stream.flush()
     # The interpreter's own farewell to so many modules takes seconds.
     os._exit(status)
+
+
+def become(user, group):
+    """What this process makes from now on is that user's; his group may write it."""
+    GlobalHydra.instance().clear()
+    os.setgroups([])
+    os.setgid(group)
+    os.setuid(user)
+    os.umask(0o002)
 
 
 def watch(job):
