@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -232,3 +233,10 @@ def test_type_checkers_see_the_same_names():
     assert {home: sorted(names) for home, names in seen.items()} == {
         home: sorted(names) for home, names in lowloss._HOMES.items()
     }
+
+
+def test_no_object_goes_between_processes():
+    """Which torch.distributed would pickle: messages are JSON and tensors."""
+    words = {word for file in MODULES.values() for word in re.findall(r"\w+", file.read_text(encoding="utf-8"))}
+    assert "broadcast" in words
+    assert {word for word in words if word.endswith(("_object", "_object_list"))} == {"get_object"}  # Hydra's

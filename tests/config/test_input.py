@@ -159,6 +159,14 @@ def test_what_cannot_fit_on_the_disk_is_refused(refused, monkeypatch):
     assert re.search("2 minima of 310 parameters and .* grid points .* lower minima.count", refused(""))
 
 
+def test_ensembles_and_paths_that_cannot_fit_are_refused_too(refused, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
+    message = refused("stages=[minima,ensemble] ensemble=[fge] ensemble.fge.members=1000")
+    # Of 310 parameters, 4 bytes each: two minima, and a thousand members.
+    told = r"what is missing keeps 1\.24 MB \(minima 2\.48 kB, ensemble 1\.24 MB\), and .* has 1 MB: take fewer"
+    assert re.search(told, message), message
+
+
 @pytest.mark.parametrize(
     "arguments", ["minima.count=abc", f"scan.plane.start=abc {ALL}", "+trainer.precision=16-mixed", "~trainer"]
 )

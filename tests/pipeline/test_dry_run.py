@@ -3,7 +3,10 @@
 import csv
 import re
 
-from lowloss.files import load_notes
+import pytest
+from safetensors import safe_open
+
+from lowloss.files import load_notes, size
 
 COMMAND = (
     *("experiment=quickstart", "scale=tiny", "trainer=cpu", "finder=[neb,bezier,line]", "path.only={}"),
@@ -46,3 +49,98 @@ def test_it_refuses_what_a_run_would_refuse(lowloss, tmp_path):
     for argument in ("optimizer.lr=-1", "path.pairs=[[0,9]]", "hydra/launcher=local"):
         done = lowloss.plain(tmp_path, *COMMAND, argument, "--dry-run")
         assert (done.status, len(done.err.splitlines())) == (1, 1), done.err
+
+
+# Every kind of job besides, of a network whose neurons can be exchanged.
+OTHERS = (
+    *("experiment=quickstart", "scale=tiny", "trainer=cpu", "model=mlp", "model.hidden=[8,8]", "minima.count=3"),
+    *("minima.collect=[1]", "finder=[line]", "path.only={}", "ensemble=[fge,independent,snapshot,swa,curve]"),
+    *("ensemble.fge.runs=2", "ensemble.fge.starts=[1]", "ensemble.curve.path=line", "scan=[random_plane]"),
+    *("scan.random_plane.measures=[exact,curvature]", "permutation.steps=4", "permutation.iterations=5"),
+    *("connector.m=[1,2]", "dimension.rounds=3"),
+    "stages=[minima,path,ensemble,connector,dimension,width,curvature,permutation,scan]",
+)
+
+
+@pytest.fixture(scope="module")
+def others(lowloss, tmp_path_factory):
+    """What is told before a run, and the study."""
+    folder = tmp_path_factory.mktemp("others")
+    asked = lowloss.plain(folder, *OTHERS, "--dry-run")
+    assert asked.status == 0, asked.err
+    made = lowloss.plain(folder, *OTHERS)
+    assert made.status == 0, made.err
+    (root,) = (folder / "outputs").iterdir()
+    return asked.err, root
+
+
+def rows(root, pattern):
+    for file in sorted(root.glob(pattern)):
+        with file.open(newline="") as lines:
+            yield list(csv.DictReader(lines))
+
+
+def shapes(root, kind):
+    """Of all tensors of a kind: name and shape."""
+    for file in sorted(root.glob(f"{kind}/*/result.safetensors")):
+        with safe_open(file, "np") as archive:
+            yield {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
+
+
+def kept(text, stage):
+    return re.search(rf"^{stage}: .*; ([^;]+) kept$", text, re.M)[1]
+
+
+def test_costs_of_ensembles_and_connectors(others):
+    text, root = others
+    parameters = int(re.search(r"([\d,]+) parameters", text)[1].replace(",", ""))
+    walks = {"fge-0000": 2, "snapshot": 1, "swa-0000": 1}
+    steps = {name: int(next(rows(root, f"ensembles/{name}/metrics.csv"))[-1]["step"]) for name in walks}
+    members = {name: len(next(rows(root, f"ensembles/{name}/members.csv"))) for name in walks}
+    points = len(next(rows(root, "ensembles/curve-*/members.csv")))
+    # FGE's and SWA's first network, SWA's means, the three minima, and the curve's points, at most ten times each.
+    evaluated = sum(members.values()) + 2 + members["swa-0000"] + 3 + 10 * points
+    gradients = sum(walks[name] * steps[name] for name in walks)
+    assert told(text)["ensemble"] == (5, gradients, evaluated)
+    count = sum(shape["theta"][0] for shape in shapes(root, "ensembles") if "theta" in shape)
+    assert kept(text, "ensemble") == size(4 * parameters * count)
+    found = [*shapes(root, "connectors")]
+    vertices = [shape["vertices"][0] for shape in found]
+    samples = [shape["weights"][0] for shape in found]
+    taken = [int(table[-1]["step"]) for table in rows(root, "connectors/*/metrics.csv")]
+    gradients = sum(s * (v - m - 1) for s, v, m in zip(taken, vertices, (1, 2), strict=True))
+    # The surface, the plane and the vertices, whose ensemble and the minima's are told of too; and the middle.
+    evaluated = sum(2 * s + v + 1 + v + m + 1 for s, v, m in zip(samples, vertices, (1, 2), strict=True))
+    assert told(text)["connector"] == (2, gradients, evaluated)
+    assert kept(text, "connector") == size(4 * parameters * sum(v + 1 for v in vertices))
+
+
+def test_a_search_takes_no_more_than_was_told(others):
+    text, root = others
+    runs = sum(len(table) for table in rows(root, "dimensions/*/runs.csv"))
+    jobs, gradients, evaluated = told(text)["dimension"]
+    assert jobs == len([*root.glob("dimensions/*")])
+    assert 0 < runs <= evaluated
+    assert gradients % evaluated == 0  # so many steps each
+    spectra = [row for table in rows(root, "spectra/*/spectra.csv") for row in table]
+    jobs, gradients, evaluated = told(text)["curvature"]
+    assert jobs == len([*rows(root, "spectra/*/spectra.csv")])
+    assert len(spectra) <= evaluated
+    assert 0 < 2 * sum(int(row["hessian_products"]) for row in spectra) < gradients
+    (plane,) = shapes(root, "scans")
+    jobs, gradients, evaluated = told(text)["scan"]
+    assert (jobs, evaluated) == (1, plane["train_loss"][0] * plane["train_loss"][1])
+    assert gradients > 0
+    for stage, bound in (("dimension", "at most"), ("curvature", "at most"), ("width", "about")):
+        assert re.search(rf"^{stage}: .*complete; {bound} ", text, re.M)
+    assert "unknown" not in text
+
+
+def test_permutations_keep_their_bends(others):
+    text, root = others
+    found = [*shapes(root, "permutations")]
+    jobs, _, evaluated = told(text)["permutation"]
+    assert jobs == len(found)
+    assert evaluated == sum(shape["bends"][0] * shape["bends"][1] for shape in found)
+    numbers = sum(shape["bends"][0] * shape["bends"][1] * shape["bends"][2] for shape in found)
+    assert kept(text, "permutation") == size(8 * numbers)  # in float64

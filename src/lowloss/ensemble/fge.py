@@ -1,6 +1,13 @@
 """Fast Geometric Ensembling: a cyclical learning rate walks through good networks near a minimum.
 
 Reference: Garipov et al. 2018, sec. 5 and Algorithm 1.
+
+What is counted are iterations, as in Algorithm 1, i = 1, 2, …: a cycle is `cycle_epochs` of them, rounded to an even
+number, so that one is in its middle; an epoch is the whole minibatches, since a short last one is dropped. The code
+published with the paper differs: it asks for an even number of epochs, gives iteration i the rate that ours gives to
+i - 1, so that the least one comes right after a member is collected, and keeps a short last minibatch; its momentum
+continues that of the training, where ours starts from zero; and its members have BatchNorm's running statistics, where
+ours are evaluated with statistics recomputed on the training set.
 """
 
 from __future__ import annotations

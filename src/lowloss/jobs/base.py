@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 
 class Cost(NamedTuple):
-    """What a job takes: gradients of single points on a minibatch, exact evaluations of points, and vectors of the
-    network's size that it keeps."""
+    """What a job takes: gradients of single points on a minibatch (a product with a Hessian is two), exact evaluations
+    of points, and vectors of the network's size, 4 bytes a number, that it keeps.
+
+    bound: how the first two are meant, "at least", "at most" or "about", where they depend on what is found.
+    """
 
     gradients: int
     evaluations: int
     vectors: int
+    bound: str = ""
 
 
 class Job(ABC):
@@ -55,7 +59,7 @@ class Job(ABC):
         return merge(settings, self.own_settings())
 
     def cost(self) -> Cost | None:
-        """What it takes, the least where that depends on what is found; None if that is not known before."""
+        """What it takes; None if that is not known before."""
         return None
 
     def renamed(self, name: str) -> Job:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lowloss.checking import check_value
 from lowloss.digests import digest
 from lowloss.errors import LowlossError
+from lowloss.files import size
 from lowloss.study import MACHINE, Config, Study, lookup
 
 T = TypeVar("T")
@@ -105,6 +106,7 @@ class Bench:
         self._check_room(landscape.dim)
         for name in self.config["stages"]:
             self.stages[name].check_network(self, landscape)
+        self._check_vectors(landscape)
         if (split := self.config["curvature"]["split"]) not in landscape.splits:
             raise LowlossError(f"curvature.split={split}, but these data have {', '.join(landscape.splits)}")
         wanted = self.config["objective"]
@@ -129,6 +131,24 @@ class Bench:
                 f"{missing} minima of {parameters:,} parameters and {points:,} grid points of scans need about "
                 f"{needed / 1e9:,.0f} GB, and {place} has {free / 1e9:,.0f} GB: lower minima.count or the scans' "
                 "resolution, or set outputs to a larger disk"
+            )
+
+    def _check_vectors(self, landscape: NetworkLandscape) -> None:
+        """Raise LowlossError if what the stages keep of the network's size cannot fit on the disk."""
+        self.__dict__["landscape"] = landscape  # which costs may ask for
+        needed: dict[str, int] = {}
+        try:
+            for name in (name for name in self.stages if name in self.config["stages"]):
+                missing = [job.cost() for job in self.stages[name].jobs(self) if not job.artifact.complete]
+                needed[name] = 4 * landscape.dim * sum(cost.vectors for cost in missing if cost is not None)
+        finally:
+            del self.__dict__["landscape"]
+        place = next(folder for folder in (self.study.root, *self.study.root.resolve().parents) if folder.is_dir())
+        if sum(needed.values()) > (free := shutil.disk_usage(place).free):
+            told = ", ".join(f"{name} {size(count)}" for name, count in needed.items() if count)
+            raise LowlossError(
+                f"what is missing keeps {size(sum(needed.values()))} ({told}), and {place} has {size(free)}: "
+                "take fewer points, pairs or members, or set outputs to a larger disk"
             )
 
     @cached_property

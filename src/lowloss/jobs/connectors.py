@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError
-from lowloss.jobs.base import Job
+from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.stage import Stage
@@ -46,6 +46,16 @@ class ConnectorJob(Job):
     def own_settings(self) -> Config:
         keys = ("resolution", "steps", "optimizer", "batch_size", "weight_decay", "samples")
         return self.bench.describes("seed", *(f"connector.{key}" for key in keys))
+
+    def cost(self) -> Cost:
+        from lowloss.points.simplex import Simplex
+
+        settings, corners = self.bench.config["connector"], self.m + 1
+        simplex, samples = Simplex(self.m, settings["resolution"]), settings["samples"]
+        vertices, samples = len(simplex.weights_VC), len(simplex.grid(samples)) if self.m <= 2 else samples
+        # On the surface, on the linear simplex, at the vertices and in the middle; then both ensembles.
+        evaluated = 2 * samples + vertices + 1 + corners + vertices
+        return Cost((vertices - corners) * settings["steps"], evaluated, vertices + 1)
 
     def make(self, work: Path) -> Result:
         import pandas as pd

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError
 from lowloss.jobs import plans
-from lowloss.jobs.base import Job
+from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.connectors import ConnectorJob, middle
 from lowloss.jobs.minima import minimum
@@ -69,6 +69,11 @@ class DimensionJob(Job):
         keys = ["dims", "rounds", "steps", "optimizer", "batch_size", "column", "threshold"]
         keys += [] if self.place == "initial" else ["displacement"]
         return self.bench.describes("seed", "schedule", *(f"dimension.{key}" for key in keys))
+
+    def cost(self) -> Cost:
+        settings = self.bench.config["dimension"]
+        runs = settings["rounds"] * len({*settings["dims"]})
+        return Cost(runs * settings["steps"], runs, 1, "at most")
 
     def make(self, work: Path) -> Result:
         import pandas as pd

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lowloss import progress
 from lowloss.checking import Few, check_value
 from lowloss.errors import LowlossError
-from lowloss.jobs.base import Job
+from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
@@ -121,6 +121,14 @@ class Walked(EnsembleJob):
         ]
         return found, pd.DataFrame(entries, columns=["step", "lr", *heads]).astype({"step": int})
 
+    def walked(self, walks: int) -> Cost:
+        """What so many walks take, their members evaluated and kept."""
+        recipe: Any = self.bench.ensembles[self.key]
+        per_epoch = self.bench.landscape.batches(recipe.batch_size, [0], shared=False).steps_per_epoch
+        steps = recipe.steps(cycle := recipe.cycle(per_epoch))
+        members = walks * sum(recipe.collects(i, cycle) for i in range(steps + 1))
+        return Cost(walks * steps, members, members)
+
     def given(self, k: int, epoch: float | None) -> Tensor:
         """Minimum k (P,) as it was at an epoch of its training; None: at the end."""
         from lowloss.files import load_tensors
@@ -173,6 +181,10 @@ class FastGeometric(Walked):
         if budget is not None and budget < needed:
             raise LowlossError(f"{key}={budget:g} epochs is less than the {needed:g} that a run takes: raise it")
 
+    def cost(self) -> Cost:
+        walked = self.walked(len(self.minima) * len(self.starts))
+        return walked._replace(evaluations=walked.evaluations + 1)  # the network that it starts from
+
     def make(self, work: Path) -> Result:
         import torch
 
@@ -197,6 +209,9 @@ class Snapshots(Walked):
     """Huang et al. 2017: each run trains a network from an initial point of its own, in cycles."""
 
     reads: ClassVar = {"runs": Few}
+
+    def cost(self) -> Cost:
+        return self.walked(self.node["runs"])
 
     def make(self, work: Path) -> Result:
         import torch
@@ -227,6 +242,10 @@ class Averaged(Walked):
 
     def check(self) -> None:
         self.check_starts([self.node["start"]] if self.node["start"] is not None else None)
+
+    def cost(self) -> Cost:
+        walked = self.walked(1)  # what is collected and its means are evaluated, and the last mean is kept
+        return Cost(walked.gradients, 2 * walked.evaluations + 1, 1)
 
     def make(self, work: Path) -> Result:
         import torch
@@ -263,6 +282,9 @@ class Together(EnsembleJob):
     def own_settings(self) -> Config:
         return {}
 
+    def cost(self) -> Cost:
+        return Cost(0, self.bench.count, 0)
+
     def make(self, work: Path) -> Result:
         members = list(range(self.bench.count))
         theta_MP = points(self.bench, members)
@@ -297,6 +319,10 @@ class CurvePoints(EnsembleJob):
 
     def check(self) -> None:
         check_path(self.bench, f"ensemble.{self.key}", self.node)
+
+    def cost(self) -> Cost:
+        # The train split; then in up to three ways each point alone, and paired with the first.
+        return Cost(0, self.node["points"] * (1 + 3 * 3), 0, "at most")
 
     def make(self, work: Path) -> Result:
         import torch

@@ -60,10 +60,11 @@ class PathJob(Job):
 
         finder, settings = self.bench.finders[self.finder], self.bench.config["path"]
         if not finder.phases:
-            return Cost(0, settings["points"], 2)
+            return Cost(0, settings["points"], 2, "at least")
         path = finder.start(torch.zeros(1), torch.ones(1))
         steps, samples = sum(phase.steps for phase in finder.phases), path.grid(settings["points"], settings["between"])
-        return Cost(steps * finder.evaluations_per_step(path), len(samples), len(path.bends_BP))
+        gradients = steps * finder.evaluations_per_step(path)
+        return Cost(gradients, len(samples), len(path.bends_BP), "at least")
 
     def make(self, work: Path) -> Result:
         import pandas as pd

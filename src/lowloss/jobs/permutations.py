@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import combinations
+from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowloss.errors import LowlossError
-from lowloss.jobs.base import Job
+from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.stage import Stage
@@ -55,6 +56,14 @@ class PermutationJob(Job):
         if wanted == "similar":
             return [self.neurons.similar(theta_P)]
         return [list(pair) for pair in combinations(range(len(self.neurons)), 2)] if wanted == "all" else wanted
+
+    def cost(self) -> Cost:
+        from lowloss.training.permutation import LAST
+
+        settings, wanted = self.bench.config["permutation"], self.bench.config["permutation"]["pairs"]
+        pairs = {"similar": 1, "all": comb(len(self.neurons), 2)}[wanted] if isinstance(wanted, str) else len(wanted)
+        steps, bends = settings["steps"] + 1, settings["steps"] + 1 + LAST
+        return Cost(pairs * steps * settings["iterations"], pairs * bends, 2 * pairs * bends, "at most")
 
     def make(self, work: Path) -> Result:
         import pandas as pd

@@ -92,9 +92,11 @@ def dry_run(bench: Bench) -> None:
         costs = [job.cost() for job in missing]
         known = [cost for cost in costs if cost is not None]
         if known:
-            gradients, evaluations, vectors = (sum(part) for part in zip(*known, strict=True))
-            told += [f"at least {gradients:,} gradient evaluations" if gradients else ""]
-            told += [f"{evaluations:,} points exactly evaluated", f"{files.size(4 * parameters * vectors)} kept"]
+            gradients, evaluations, vectors = (sum(part) for part in list(zip(*known, strict=True))[:3])
+            bound = max(cost.bound for cost in known)
+            taken = f"{gradients:,} gradient evaluations, " if gradients else ""
+            told += [f"{bound} {taken}{evaluations:,} points exactly evaluated".strip()]
+            told += [f"{files.size(4 * parameters * vectors)} kept"]
         if len(known) < len(costs):
             told += [f"{len(costs) - len(known)} of unknown cost"]
         progress.say(f"{name}: {'; '.join(part for part in told if part)}")

@@ -61,7 +61,10 @@ class Scan(Job):
 
     def cost(self) -> Cost:
         plane = self.bench.planes[self.scan]
-        return Cost(0, prod(getattr(plane, "resolution", (0,))), 3)
+        points = prod(getattr(plane, "resolution", (0,)))
+        if "curvature" in plane.measures:
+            return Cost(2 * self.bench.config["curvature"]["products"] * points, points, 3, "at most")
+        return Cost(0, points, 3)
 
     def make(self, work: Path) -> Result:
         import torch

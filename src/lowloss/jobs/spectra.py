@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowloss.jobs.base import Job
+from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, load_path
@@ -63,6 +63,13 @@ class Spectrum(Job):
         if not isinstance(self.of, PathJob):
             settings["curvature"] = {key: value for key, value in settings["curvature"].items() if key != "pivots"}
         return settings
+
+    def cost(self) -> Cost:
+        config, density = self.bench.config["curvature"], self.bench.config["curvature"]["density"] or {}
+        points = config["pivots"] + 3 if isinstance(self.of, PathJob) else 1
+        products = config["products"] + (config["trace"] or 0)
+        products += density.get("probes", 0) * density.get("steps", 0)
+        return Cost(2 * products * points, points, 0, "at most")
 
     def make(self, work: Path) -> Result:
         import pandas as pd

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowloss.jobs.base import Job
+from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.stage import Stage
@@ -44,6 +44,10 @@ class WidthJob(Job):
     def own_settings(self) -> Config:
         keys = ("directions", "orthogonal", "threshold", "rise", "longest")
         return self.bench.describes("seed", *(f"width.{key}" for key in keys))
+
+    def cost(self) -> Cost:
+        # Ten doublings of the first step and ten halvings, as long as the first step is short enough.
+        return Cost(0, 21 * self.bench.config["width"]["directions"], 0, "about")
 
     def make(self, work: Path) -> Result:
         import pandas as pd

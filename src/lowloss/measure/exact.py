@@ -6,6 +6,7 @@ Shapes: K points, A anchors, D directions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,14 +56,21 @@ def interpolated(
     system_EA = torch.cat([anchors_AD.double().T, torch.ones(1, len(anchors_AD), dtype=torch.float64)])
     inverse_AE = torch.linalg.pinv(system_EA)
 
-    def at(theta_KP: Tensor) -> list[dict[str, Tensor]]:
-        if len(statistics_A) == 1:
-            return [statistics_A[0]] * len(theta_KP)
-        coordinates_KD = project(theta_KP.cpu()).double()
-        weights_KA = torch.cat([coordinates_KD, torch.ones(len(theta_KP), 1, dtype=torch.float64)], 1) @ inverse_AE.T
-        return [{name: _mixed(name, weights_A, statistics_A) for name in statistics_A[0]} for weights_A in weights_KA]
+    # By the name of a function, so that other processes can be told of it.
+    return partial(_between, project, inverse_AE, statistics_A)
 
-    return at
+
+def _between(
+    project: Callable[[Tensor], Tensor],
+    inverse_AE: Tensor,
+    statistics_A: Sequence[dict[str, Tensor]],
+    theta_KP: Tensor,
+) -> list[dict[str, Tensor]]:
+    if len(statistics_A) == 1:
+        return [statistics_A[0]] * len(theta_KP)
+    coordinates_KD = project(theta_KP.cpu()).double()
+    weights_KA = torch.cat([coordinates_KD, torch.ones(len(theta_KP), 1, dtype=torch.float64)], 1) @ inverse_AE.T
+    return [{name: _mixed(name, weights_A, statistics_A) for name in statistics_A[0]} for weights_A in weights_KA]
 
 
 def _mixed(name: str, weights_A: Tensor, statistics_A: Sequence[dict[str, Tensor]]) -> Tensor:

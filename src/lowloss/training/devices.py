@@ -20,6 +20,7 @@ from torch import Tensor, distributed
 
 from lowloss.data.base import Batch
 from lowloss.landscape.base import Landscape
+from lowloss.training.messages import decode, encode
 
 T = TypeVar("T")
 
@@ -66,17 +67,30 @@ def rank() -> int:
 
 def announce(message: Any = None) -> Any:
     """What the first process announces, in every process."""
-    distributed.broadcast_object_list(messages := [message], src=0)
-    return messages[0]
+    return _sent(message, 0)
 
 
 def gather(part: T) -> list[T]:
     """The parts of all processes, in their order."""
     if world() == 1:
         return [part]
-    parts: list[Any] = [None] * world()
-    distributed.all_gather_object(parts, part)
-    return parts
+    return [_sent(part, source) for source in range(world())]
+
+
+def _sent(message: Any, source: int) -> Any:
+    """What one process has, in every process: sizes, JSON and the bytes of tensors, one after the other."""
+    text, payload_N = encode(message) if rank() == source else (b"", torch.empty(0, dtype=torch.uint8))
+    sizes_2 = torch.tensor([len(text), len(payload_N)])
+    distributed.broadcast(sizes_2, source)
+    text_N = torch.empty(int(sizes_2[0]), dtype=torch.uint8)
+    if rank() == source:
+        text_N = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    else:
+        payload_N = torch.empty(int(sizes_2[1]), dtype=torch.uint8)
+    for part_N in (text_N, payload_N):
+        if len(part_N):
+            distributed.broadcast(part_N, source)
+    return decode(text_N.numpy().tobytes(), payload_N)
 
 
 def mean(part: Tensor) -> Tensor:
