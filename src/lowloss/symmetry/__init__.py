@@ -1,10 +1,10 @@
 """Symmetries of networks: which neurons can be permuted, and networks aligned by it."""
 
-from lowloss.symmetry.alignment import align
+from lowloss.symmetry.alignment import align, samples
 from lowloss.symmetry.derive import derive_symmetries
 from lowloss.symmetry.groups import Group, Place, Symmetries
 from lowloss.symmetry.matching import match_activations, match_weights
-from lowloss.symmetry.repair import repaired
+from lowloss.symmetry.repair import irreparable, repaired
 from lowloss.symmetry.straight_through import match_straight_through
 
 __all__ = [
@@ -13,8 +13,10 @@ __all__ = [
     "Symmetries",
     "align",
     "derive_symmetries",
+    "irreparable",
     "match_activations",
     "match_straight_through",
     "match_weights",
     "repaired",
+    "samples",
 ]
