@@ -1,6 +1,7 @@
 """Merging two networks: known answers, numbers by plain torch, and what is wrong with the command line."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,19 @@ def test_bad_input_is_told_in_a_line(lowloss, files, arguments):
     wrong = lowloss.plain(files, "merge", *arguments, "study=wrong", "trainer=cpu")
     assert re.fullmatch(f"lowloss: {WRONG[arguments]}", wrong.message)
     assert not list(Path(files, "outputs", "wrong").glob("*/[0-9]*"))
+
+
+def test_what_was_killed_continues_with_the_same_bits(lowloss, merged, files, tmp_path):
+    for name in ("a.pt", "b.pt"):
+        shutil.copy(files / name, tmp_path / name)
+    command = ("merge", "a.pt", "b.pt", *MODEL, *QUICK)
+    killed = lowloss.plain(tmp_path, *command, strike=("SIGKILL", "*/.0000-0001.work/line-activations/*", 1))
+    assert killed.status == -9
+    done = lowloss.plain(tmp_path, *command)
+    assert done.status == 0, done.err
+    # The alignment by weights and the line to it were kept.
+    again = [str(target) for _, target in done.renames]
+    assert not [target for target in again if "aligned-weights" in target or "line-weights" in target]
+    assert [target for target in again if "line-activations" in target]
+    here, there = (lowloss.results(folder / "outputs" / "merge-a-b") for folder in (tmp_path, files))
+    assert here == there
