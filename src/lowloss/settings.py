@@ -29,6 +29,7 @@ class Settings:
     evaluation_batch: Count
     minima: Config
     path: Config
+    merge: Config
     connector: Config
     width: Config
     dimension: Config
@@ -78,6 +79,13 @@ class Paths:
     points: Annotated[int, Ge(2), Le(1_000_000)]
     bracket: Annotated[float, Ge(1e-6), Le(1)]
     between: Annotated[int, Ge(0), Le(10_000)]
+
+
+@dataclass
+class Merges:
+    """merge."""
+
+    align: Sequence[str]
 
 
 @dataclass
@@ -194,6 +202,7 @@ def check_settings(config: Config, finders: Iterable[str]) -> None:
     check_arguments("", Settings, config, whole=True, more=True)
     check_arguments("minima", Files if "files" in config["minima"] else Training, config["minima"], whole=True)
     check_arguments("path", Paths, config["path"], whole=True)
+    check_arguments("merge", Merges, config["merge"], whole=True)
     check_arguments("curvature", Curvature, config["curvature"], whole=True)
     if config["curvature"]["density"] is not None:
         check_arguments("curvature.density", Quadrature, config["curvature"]["density"], whole=True)

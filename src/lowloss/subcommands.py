@@ -1,4 +1,4 @@
-"""The subcommands `lowloss compare`, `papers` and `verify`, which need neither Hydra nor torch."""
+"""The subcommands: `lowloss compare`, `papers` and `verify` need neither Hydra nor torch, `merge` is a study."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lowloss import progress
+from lowloss.arguments import quoted
 from lowloss.conf import options
 from lowloss.errors import LowlossError, did_you_mean
 
 
 def run_other(arguments: Sequence[str]) -> bool:
-    """Run a subcommand, or tell the version; returns whether the command line asks for one.
+    """Run a subcommand, or tell the version; returns whether that is all.
+
+    One that is a study by another name puts that study's command line in place of its own.
 
     Raises:
         LowlossError: there is no such subcommand, or it cannot do its work.
@@ -27,7 +30,9 @@ def run_other(arguments: Sequence[str]) -> bool:
 
         print(f"lowloss {__version__}")
     elif first in SUBCOMMANDS:
-        SUBCOMMANDS[first](rest)
+        if (overrides := SUBCOMMANDS[first](rest)) is not None:
+            sys.argv[1:] = overrides
+            return False
     elif re.fullmatch(r"\w+", first):
         known = {name: name for name in SUBCOMMANDS} | {name: f"experiment={name}" for name in options("experiment")}
         near = [known[name] for name in difflib.get_close_matches(first, known, 1)]
@@ -91,4 +96,41 @@ def _verify(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
-SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": _compare, "papers": _papers, "verify": _verify}
+MERGE = """
+    minima=checkpoints finder=[bezier] finder.bezier.steps=1000 finder.bezier.lr=0.05 ensemble=[] scan=[]
+    stages=[minima,path,merge]
+"""
+"""What a merge is, where the command line does not say otherwise."""
+
+
+def _merge(arguments: Sequence[str]) -> list[str]:
+    parser = argparse.ArgumentParser(
+        "lowloss merge",
+        usage="%(prog)s A B [GROUP=OPTION ...] [KEY=VALUE ...]",
+        description="Tell whether two trained networks can be averaged, and write the averages as safetensors.",
+        epilog="The model and the data are those that they were trained with, say model=resnet20 data=cifar10. "
+        "finder.bezier.steps=N: steps of the curve between them (1000); finder=[]: no curve; "
+        "merge.align=[weights,activations,ste]: how units are aligned; study=NAME: the folder in outputs.",
+    )
+    for name in ("A", "B"):
+        parser.add_argument(name, help="a checkpoint: a state_dict, a Lightning checkpoint, or safetensors")
+    parser.add_argument("settings", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    for file in (given.A, given.B):
+        if not Path(file).exists():
+            raise LowlossError(f"{file} does not exist: name two checkpoints, lowloss merge A B model=MODEL data=DATA")
+    names = [Path(file).resolve() for file in (given.A, given.B)]
+    stems = [name.stem if names[0].stem != names[1].stem else f"{name.parent.name}-{name.stem}" for name in names]
+    finders = any(setting.startswith("finder=") for setting in given.settings)
+    own = [setting for setting in MERGE.split() if not (finders and setting.startswith("finder"))]
+    study = re.sub(r"[^\w.-]", "_", f"merge-{stems[0]}-{stems[1]}")
+    return [*own, f"minima.files=[{quoted(given.A)},{quoted(given.B)}]", f"study={study}", *given.settings]
+
+
+SUBCOMMANDS: dict[str, Callable[[Sequence[str]], list[str] | None]] = {
+    "compare": _compare,
+    "papers": _papers,
+    "verify": _verify,
+    "merge": _merge,
+}
+"""What each does; a list is a command line of settings that is to be run in its place."""

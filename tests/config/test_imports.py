@@ -62,7 +62,7 @@ MAY = {
     "launch": {"errors", "files", "group", "progress"},
     "papers": {"conf", "errors", "files", "launch"},
     # The jobs draw their figures: the report takes a function for it.
-    "report": {"errors", "files", "papers", "progress", "study", "finder.spanning", "points.path"},
+    "report": {"errors", "files", "launch", "papers", "progress", "study", "finder.spanning", "points.path"},
     "logger": {"claims", "errors", "files", "progress", "study"},
     "group": {"errors"},
     "jobs": {
@@ -83,7 +83,7 @@ MAY = {
         "report",
     },
     "verify": {"digests", "errors", "study"},
-    "subcommands": {"conf", "errors", "papers", "progress", "report", "verify"},
+    "subcommands": {"arguments", "conf", "errors", "papers", "progress", "report", "verify"},
     "cli": {
         "arguments",
         "checking",

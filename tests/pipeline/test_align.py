@@ -36,4 +36,4 @@ def test_ends_are_aligned_before_any_finder(lowloss, tmp_path):
     assert other.status == 1
     assert "path.align=weights, now path.align=nothing" in other.err
     wrong = lowloss.plain(tmp_path, *settings, "path.align=wieghts")
-    assert wrong.err.strip() == "lowloss: path.align must be null, weights or activations, got 'wieghts'"
+    assert wrong.err.strip() == "lowloss: path.align must be null, weights, activations or ste, got 'wieghts'"

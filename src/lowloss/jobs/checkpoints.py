@@ -31,6 +31,10 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The files of a Hugging Face folder."""
 
 
+class UnfitError(LowlossError):
+    """A checkpoint is that of another network than the configured one."""
+
+
 class Checkpoint(Job):
     """A network trained elsewhere, exactly evaluated here. Tensors: theta (P,)."""
 
@@ -137,12 +141,12 @@ def _matched(state: Mapping[str, Tensor], layout: Layout, file: Path) -> dict[st
     missing = [name for name in layout.names if name not in named]
     if missing:
         unknown = [name for name in named if name not in layout.names] or ["nothing else"]
-        raise LowlossError(
+        raise UnfitError(
             f"{file} does not fit the model: it lacks {_first(missing)}, and has {_first(unknown)}: {remedy}"
         )
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if named[name].shape != shape:
-            raise LowlossError(
+            raise UnfitError(
                 f"{file} does not fit the model: {name} has the shape {tuple(named[name].shape)} there and "
                 f"{tuple(shape)} in the model: {remedy}"
             )

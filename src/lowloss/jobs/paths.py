@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from lowloss.points.path import Path as WeightPath
     from lowloss.report.pictures import Picture
 
-ALIGNMENTS = ("weights", "activations")
-
+ALIGNMENTS = ("weights", "activations", "ste")
 
 SAMPLING = ("points", "between", "bracket")
 """What determines where a path is sampled, of the section `path`."""
@@ -109,15 +108,16 @@ class PathJob(Job):
         import torch
 
         from lowloss.points.path import Polyline
-        from lowloss.symmetry.matching import align
+        from lowloss.training.alignment import aligned
         from lowloss.training.along import along, levels
 
         bench, by = self.bench, self.bench.config["path"]["align"]
-        b_P, symmetries = align(bench.landscape, ends_2P[0], ends_2P[1], by)
+        seed = derive(bench.config["seed"], "align", self.start, self.end)
+        b_P, left_out = bench.everywhere(aligned, *ends_2P, by, seed=seed, folder=work)
         sampling = {key: bench.config["path"][key] for key in SAMPLING}
         after_2P, title = torch.stack([ends_2P[0], b_P]), f"{self.start}–{self.end} aligned by {by}"
         ends = {"before": ends_2P, "after": after_2P}
-        notes: Config = {"align": by, "align_left_out": list(symmetries.notes)}
+        notes: Config = {"align": by, "align_left_out": left_out}
         for when, ends_2P in ends.items():
             table = bench.table(Polyline(ends_2P), f"{title}, {when}", work / f"line-{when}", along, **sampling)
             notes[f"line_barrier_train_loss_{when}"] = levels(table, ["train"], ["loss"])["barrier_train_loss"]
@@ -184,7 +184,7 @@ class PathStage(Stage):
     def check(self, bench: Bench) -> None:
         by = bench.config["path"]["align"]
         if by not in (None, *ALIGNMENTS):
-            raise LowlossError(f"path.align must be null, {' or '.join(ALIGNMENTS)}, got {by!r}")
+            raise LowlossError(f"path.align must be null, {', '.join(ALIGNMENTS[:-1])} or {ALIGNMENTS[-1]}, got {by!r}")
         for finder in bench.config["finder"]:
             plans.pairs(bench, finder)
         plans.check_budget(bench)

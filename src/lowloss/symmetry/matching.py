@@ -1,4 +1,4 @@
-"""Alignment: the permutation of a network's units that brings it closest to another (Ainsworth et al. 2023).
+"""Matching: the permutation of a network's units that brings it closest to another (Ainsworth et al. 2023).
 
 Shapes: P parameters, N units of a group, S samples and positions.
 """
@@ -12,32 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowloss.landscape.layout import Layout
-from lowloss.landscape.network import NetworkLandscape
-from lowloss.symmetry.derive import derive_symmetries
 from lowloss.symmetry.groups import Group, Place, Symmetries
-
-SAMPLES = 1000
-"""Training samples on which activations are compared."""
-
-
-def align(landscape: NetworkLandscape, a_P: Tensor, b_P: Tensor, by: str) -> tuple[Tensor, Symmetries]:
-    """The point (P,) of network b with its units permuted to match those of a, and the symmetries that were used.
-
-    Args:
-        by: "weights" or "activations".
-
-    Raises LowlossError if the network cannot be traced.
-    """
-    x_N = landscape.data.x_train
-    symmetries = derive_symmetries(landscape.loop.module, x_N[:2])
-    if by == "weights":
-        return symmetries.permuted(b_P, match_weights(symmetries, a_P, b_P)), symmetries
-    chosen = torch.linspace(0, len(x_N) - 1, min(SAMPLES, len(x_N))).long()
-    networks = landscape.module(a_P), landscape.module(b_P)
-    found = match_activations(symmetries, *networks, x_N[chosen.to(x_N.device)].cpu())
-    b_P = symmetries.permuted(b_P, found)
-    left = [group for group in symmetries.groups if group.name not in found]
-    return symmetries.permuted(b_P, match_weights(symmetries, a_P, b_P, left)), symmetries
 
 
 def match_weights(

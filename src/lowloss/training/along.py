@@ -48,7 +48,7 @@ def along(
         t_T, order_T = torch.cat([t_T, new_T]).sort()
         table = {name: torch.cat([table[name], column])[order_T] if table else column for name, column in found.items()}
         length_T = torch.cat([torch.zeros(1, dtype=torch.float64), path.lengths(t_T).cumsum(0)])
-        arc_T = length_T / length_T[-1]
+        arc_T = length_T / length_T[-1] if length_T[-1] > 0 else t_T  # the ends may be one point
         new_T = around_top(t_T, arc_T, table["train_loss"], bracket)
     return {"t": t_T, "arc": arc_T, **table}
 

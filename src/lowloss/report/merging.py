@@ -1,0 +1,92 @@
+"""Merged networks as a table, and advice in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Any
+
+from lowloss.study import Artifact, Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BARRIERS = {"barrier_train_loss": "barrier", "barrier_above_ends_train_loss": "above ends"}
+"""The highest train loss above the linear interpolation of the ends' (Frankle et al. 2020) and above the higher end."""
+
+
+def merges(study: Study) -> pd.DataFrame:
+    """A row a way of merging two minima: losses, and errors as fractions."""
+    import pandas as pd
+
+    found = [artifact.notes() for artifact in study.complete("merges")]
+    return pd.DataFrame([{"start": n["start"], "end": n["end"], **way} for n in found for way in n["ways"]])
+
+
+def told(artifact: Artifact, curves: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a table of what a merge gives, and at the end the advice.
+
+    Args:
+        curves: the notes of paths between the two, found by finders.
+    """
+    from lowloss.launch import aligned
+    from lowloss.report.tables import label, scale
+
+    notes = artifact.notes()
+    of, columns = notes["units"], [name for name in notes["ends"][0] if name != "way"]
+    units = {name: of[name.partition("_")[2]] for name in columns}
+    labels = [label(name.partition("_")[0], name.partition("_")[2], unit) for name, unit in units.items()]
+    loss = of["loss"]
+    cells = [["", *(f"{text} ({loss})" if loss else text for text in BARRIERS.values()), *labels]]
+    for row in (*notes["ends"], *notes["ways"]):
+        barriers = [f"{row[name]:.4g}" if name in row else "" for name in BARRIERS]
+        cells.append([_called(row["way"]), *barriers, *(f"{scale(units[name]) * row[name]:.4g}" for name in columns)])
+    for path in curves:
+        cells.append([path["finder"], *(f"{path[name]:.4g}" for name in BARRIERS), *[""] * len(columns)])
+    lines = [line.rstrip() for line in aligned(cells)]
+    if "overlap" in notes:
+        lines.append(f"of the test samples that each misclassifies, both do {100 * notes['overlap']:.3g} %")
+    lines += [f"not repaired: {notes['without_repair']}"] if notes["without_repair"] else []
+    lines += [f"not permuted: {line}" for line in notes["left_out"]]
+    lines.append(f"weights: {artifact.folder}/{{{','.join(way['way'] for way in notes['ways'])}}}.safetensors")
+    return [*lines, f"advice: {advice(notes, curves)}"]
+
+
+def advice(notes: dict[str, Any], curves: Sequence[dict[str, Any]]) -> str:
+    """Whether to merge, in a sentence.
+
+    Yes, if the mean of lowest train loss is no worse on the test split than the worse end. Else a curve connects the
+    two if it leaves less than half of the straight line's barrier above the higher end.
+    """
+    from lowloss.report.tables import scale
+
+    of = notes["units"]
+    column = f"{'test' if 'together' in notes else 'train'}_{'error' if 'error' in of else 'loss'}"
+    unit = of[column.split("_", 1)[1]]
+
+    def shown(value: float) -> str:
+        return f"{scale(unit) * value:.3g}" + (f" {'%' if unit == 'fraction' else unit}" if unit else "")
+
+    best = min(notes["ways"], key=lambda way: way["train_loss"] if isfinite(way["train_loss"]) else inf)
+    ends = [end[column] for end in notes["ends"]]
+    numbers = f"{column.replace('_', ' ')} of {shown(best[column])}, the two have {' and '.join(map(shown, ends))}"
+    if best[column] <= max(ends):
+        return f"merge them, {best['way']}.safetensors has a {numbers}"
+    text = f"do not merge them, the best mean ({_called(best['way'])}) has a {numbers}"
+    if "together" in notes:
+        text += f", and {shown(notes['together'][column])} if their predictions are averaged"
+    straight = notes["ways"][0]["barrier_above_ends_train_loss"]
+    low = min(curves, key=lambda path: path["saddle_train_loss"], default=None)
+    if low is not None:
+        left = low["barrier_above_ends_train_loss"]
+        text += f"; {low['finder']} {'connects' if left < straight / 2 else 'does not connect'} them: it leaves "
+        text += f"{left:.3g} of the straight line's barrier of {straight:.3g} above the higher end"
+    return text
+
+
+def _called(way: str) -> str:
+    """A row's name: of a mean, how it was made."""
+    names = {"mean": "mean", "weights": "aligned by weights", "activations": "aligned by activations"}
+    names["ste"] = "aligned by loss"
+    names |= {f"{by}-repaired": f"{name}, repaired" for by, name in names.items()}
+    return names.get(way, way)
