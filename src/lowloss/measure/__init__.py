@@ -2,7 +2,7 @@
 
 from lowloss.measure.curvature import Density, Extremes, Hessian, Trace
 from lowloss.measure.directional import Directional
-from lowloss.measure.exact import Exact
+from lowloss.measure.exact import Exact, augmented
 from lowloss.measure.width import Width
 
-__all__ = ["Density", "Directional", "Exact", "Extremes", "Hessian", "Trace", "Width"]
+__all__ = ["Density", "Directional", "Exact", "Extremes", "Hessian", "Trace", "Width", "augmented"]

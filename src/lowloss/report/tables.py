@@ -16,6 +16,9 @@ from lowloss.study import Artifact, Study
 Units = Mapping[str, str]
 """Of a task's metrics, by their names, the loss first."""
 
+AUGMENTED = ("min_train_loss_augmented", "saddle_train_loss_augmented")
+"""Columns of summary.csv where paths were measured on augmented images too."""
+
 CLASSIFICATION: Units = {"loss": "nats", "error": "fraction"}
 """What a study without results is taken to be about."""
 
@@ -59,6 +62,7 @@ def summary(study: Study) -> pd.DataFrame:
     The columns are those of `training.along.levels`, and of bands those of `NEB.quality`.
     """
     rows, columns = [artifact.notes() for artifact in study.complete("paths")], summary_columns(units(study))
+    columns += [name for name in AUGMENTED if any(name in row for row in rows)]
     return pd.DataFrame([{name: row.get(name, nan) for name in columns} for row in rows], columns=columns)
 
 
