@@ -78,6 +78,7 @@ class Paths:
     align: str | None
     points: Annotated[int, Ge(2), Le(1_000_000)]
     bracket: Annotated[float, Ge(1e-6), Le(1)]
+    augmented: bool
     between: Annotated[int, Ge(0), Le(10_000)]
 
 

@@ -1,5 +1,6 @@
 """The experiments of Li et al. 2018: the settings that the paper states, and what is the same in small."""
 
+import itertools
 from pathlib import Path
 
 import hydra
@@ -10,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lowloss import cli
+from lowloss.conf import read_families
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -41,6 +43,33 @@ def test_training_is_that_of_section_6(compose, name):
     # The authors' code holds the centre's statistics; appendix B takes every epoch.
     assert config["scan"]["random_plane"]["statistics"] == "held"
     assert config["minima"]["collect"] == "every"
+
+
+def test_what_differs_between_networks_and_ways_of_training(compose):
+    told = {}
+    for row in read_families(CONF)["li2018_networks"]:
+        config = compose(f"experiment={row['experiment']}")
+        optimizer, model = config["optimizer"], config["model"]
+        told[row["experiment"].removeprefix("li2018_")] = [
+            optimizer["_target_"].rpartition(".")[2], optimizer["lr"], optimizer["weight_decay"],
+            config["minima"]["batch_size"], model.get("depth"), model.get("width"), model.get("shortcuts"),
+        ]  # fmt: skip
+    sgd = ["SGD", 0.1, 5e-4, 128]
+    assert told.pop("densenet121")[:4] == sgd
+    for decay, batch in itertools.product((5e-4, 0.0), (128, 8192)):
+        suffix = ("_wd0" if decay == 0 else "") + ("_b8192" if batch == 8192 else "")
+        assert told.pop(f"vgg9{suffix}")[:4] == ["SGD", 0.1, decay, batch]
+        assert told.pop(f"vgg9_adam{suffix}")[:4] == ["Adam", 1e-3, decay, batch]
+    assert told.pop("resnet56_b4096") == ["SGD", 0.1, 5e-4, 4096, 56, 16, "projection"]
+    assert told.pop("resnet56_noshort_fast") == [*sgd, 56, 16, "none"]
+    depths = {f"resnet{depth}": (depth, 16) for depth in (20, 56, 110, 158)}
+    depths |= {f"wrn56_{k}": (56, 16 * k) for k in (2, 4, 8)}
+    for name, found in told.items():
+        network = name.removesuffix("_noshort")
+        lr = 0.01 if name.endswith("_noshort") and name != "resnet20_noshort" else 0.1
+        shortcuts = "none" if name.endswith("_noshort") else "projection"
+        assert found == ["SGD", lr, 5e-4, 128, *depths[network], shortcuts], name
+    assert told.keys() == {*depths, *(f"{name}_noshort" for name in depths)} - {"resnet158"}
 
 
 def test_the_base_is_the_experiment_of_resnet20(compose):

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from lowloss.finder import Bezier, Path, Polyline
-from lowloss.points.path import path_from_tensors
+from lowloss.points.path import path_from_tensors, random_segment
 
 T = torch.linspace(0, 1, 37, dtype=torch.float64)
 UNEVEN = torch.tensor([0, 0.15, 0.5, 0.55, 1], dtype=torch.float64)
@@ -134,3 +134,18 @@ def test_lengths_are_those_of_the_chords_far_from_the_origin(path: Path) -> None
     small_BP = 1e-4 * path.bends_BP.double()
     chords = (path.coefficients(T) @ small_BP).diff(dim=0).norm(dim=1)
     torch.testing.assert_close(path.with_bends(small_BP + 100).lengths(T), chords, rtol=1e-6, atol=0)
+
+
+def test_a_random_segment_is_as_long_and_its_direction_has_no_preference() -> None:
+    a, b = torch.randn(2, 4000, dtype=torch.float64)
+    ends = random_segment(a, b, seed=5).bends_BP
+    assert torch.equal(ends[0], a)
+    step, length = ends[1] - a, float((b - a).norm())
+    assert float(step.norm()) == pytest.approx(length)
+    # Of normal coordinates the squares' mean is 1, and a cosine has the variance 1 / P.
+    scaled = step / length * 4000**0.5
+    assert float(scaled.mean()) == pytest.approx(0, abs=5 / 4000**0.5)
+    assert float((scaled**4).mean()) == pytest.approx(3, abs=5 * (96 / 4000) ** 0.5)
+    assert abs(float(step @ (b - a))) / length**2 < 5 / 4000**0.5
+    assert torch.equal(random_segment(a, b, seed=5).bends_BP, ends)
+    assert not torch.equal(random_segment(a, b, seed=6).bends_BP, ends)

@@ -15,6 +15,7 @@ FAMILY = """
     ensemble.snapshot.epochs=3 ensemble.snapshot.cycles=3 ensemble.snapshot.batch_size=16 ensemble.snapshot.runs=2
     ensemble.swa.members=3 ensemble.swa.batch_size=16 ensemble.swa.start=3 ensemble.curve.points=3
 """
+RANDOM = "{_target_:lowloss.ensemble.Curve,start:0,end:1,path:random,points:3,weight_decay:5.0e-4}"
 
 
 def rows(file):
@@ -22,10 +23,16 @@ def rows(file):
         return list(csv.DictReader(lines))
 
 
-def test_every_kind_tells_its_members_and_what_they_cost(lowloss, tmp_path):
-    made = lowloss(tmp_path, *FAMILY.split())
+@pytest.fixture(scope="module")
+def family(lowloss, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("family")
+    made = lowloss(outputs, *FAMILY.split(), f"+ensemble.random_segment={RANDOM}")
     assert made.status == 0, made.err
-    root = tmp_path / "t"
+    return outputs
+
+
+def test_every_kind_tells_its_members_and_what_they_cost(family):
+    root = family / "t"
     told = {
         folder.name: [(int(row["run"]), float(row["epochs"])) for row in rows(folder / "members.csv")]
         for folder in (root / "ensembles").glob("[!.]*")
@@ -50,7 +57,34 @@ def test_every_kind_tells_its_members_and_what_they_cost(lowloss, tmp_path):
     within = [steps[i] for i in (0, 1, 2, 4, 5, 6)]
     assert float(budgets["fge", "2"]["distance"]) == pytest.approx(float(torch.stack(within).mean()))
     assert float(budgets["fge", "2"]["test_error"]) == pytest.approx(100 * float(tensors["error"][-1]))
-    assert {method for method, _ in budgets} == {"independent", "snapshot", "fge", "swa", "curve", "curve-by-loss"}
+    methods = {"independent", "snapshot", "fge", "swa", "curve", "curve-by-loss", "random_segment"}
+    assert {method for method, _ in budgets} == methods
+    # Three steps an epoch of sixteen samples, four of twelve; members in mid-cycle, the first walk from epoch 2.
+    assert tensors["iteration"].tolist() == [4, 12] * 4
+    starts = [load_tensors(root / "minima" / name / "trajectory" / f"000{i}.safetensors")[0]["theta"]
+              for name in ("0000", "0001") for i in (0, 1)]  # fmt: skip
+    expected = [float((tensors["theta"][m] - starts[m // 2]).double().norm()) for m in range(8)]
+    assert tensors["from_start"].tolist() == pytest.approx(expected, rel=1e-6)
+    # From 0.05 at the ends of a cycle of eight iterations to 0.0005 in its middle.
+    falling = [0.05 + (0.0005 - 0.05) * i / 4 for i in range(1, 5)]
+    rising = [0.0005 + (0.05 - 0.0005) * i / 4 for i in range(1, 5)]
+    assert tensors["lr"].tolist() == pytest.approx([*falling, *rising, *falling])
+
+
+def test_two_networks_along_a_random_segment(family):
+    root = family / "t"
+    segment, notes = load_tensors(root / "ensembles" / "random_segment-0000-0001-random" / "result.safetensors")
+    assert notes["ways"] == ["random_segment"]
+    thetas = [load_tensors(root / "minima" / f"000{k}" / "result.safetensors")[0]["theta"] for k in (0, 1)]
+    length = float((thetas[1] - thetas[0]).norm())
+    assert segment["distance"].tolist() == pytest.approx([length / 2] * 2, rel=1e-4)
+    # The first end with itself is that network alone.
+    assert segment["random_segment.pair_loss"][0] == pytest.approx(float(segment["random_segment.loss_alone"][0]))
+    alone, _ = load_tensors(root / "minima" / "0000" / "result.safetensors")
+    assert float(segment["random_segment.error_alone"][0]) == pytest.approx(float(alone["test_wrong"].double().mean()))
+    page = (root / "report" / "index.html").read_text(encoding="utf-8")
+    for title in ("Along the curves 0–1", "Two networks along the curves 0–1", "Walk fge-0000"):
+        assert title in page
 
 
 @pytest.mark.parametrize(

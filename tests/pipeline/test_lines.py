@@ -119,6 +119,8 @@ def test_a_trajectory_on_its_plane(followed, landscape):
     with (folder / "trajectory.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [float(row["epoch"]) for row in rows] == [0, 1, 2, 3]
+    # A tenth of the rate after half and after three quarters of training, which the second and third epoch end with.
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.1, 0.01, 0.001, 0.001])
     # An SVD of the rows, and the coordinates by hand.
     left, value, right = np.linalg.svd((theta_EP - theta_EP[-1]).double().numpy(), full_matrices=False)
     np.testing.assert_allclose(notes["variance"], value**2 / (value**2).sum(), atol=1e-9)
@@ -139,8 +141,15 @@ def test_a_trajectory_on_its_plane(followed, landscape):
             for name, column in ((f"{split}_{metric}", real), (f"{split}_{metric}_projected", shown)):
                 values = [float(row[name]) for row in rows]
                 torch.testing.assert_close(torch.tensor(values).double(), column[metric], rtol=1e-4, atol=2e-3)
+    for d, (h, curvature) in enumerate(zip(notes["centre"]["spacing"], notes["centre"]["shown"], strict=True)):
+        assert h == pytest.approx(float(grid[f"axis-{d}"].diff()[0]))
+        around_KP = torch.stack([theta_EP[-1] + s * h * grid["directions"][d] for s in (-1, 0, 1)])
+        low, here, high = landscape.evaluate(around_KP, statistics=statistics[:3])["loss"].tolist()
+        assert curvature == pytest.approx((low - 2 * here + high) / h**2, rel=1e-3)
     page = (followed / "report" / "index.html").read_text(encoding="utf-8")
-    for part in ("Plane trajectory-0000", "Trajectory and plane trajectory-0000", "shares"):
+    for part in (
+        "Plane trajectory-0000", "Trajectory and plane trajectory-0000", "shares", "Diamonds", "has the curvatures",
+    ):  # fmt: skip
         assert part in page
 
 

@@ -142,6 +142,22 @@ def test_published_numbers_stand_beside_ours(lowloss, whole, tmp_path):
     assert "Beside what was published (Table B.1)" in (root / "report" / "index.html").read_text(encoding="utf-8")
 
 
+def test_minima_on_average_are_compared_with_published_errors(lowloss, whole, tmp_path):
+    (row,), _ = table(whole.root / "report" / "minima.csv")
+    wrong = [load_file(file)["test_wrong"] for file in sorted(whole.root.glob("minima/0*/result.safetensors"))]
+    error = [100 * float(one.mean()) for one in wrong]
+    assert (row["method"], row["minima"]) == ("single", "3")
+    assert float(row["test_error"]) == pytest.approx(np.mean(error))
+    assert float(row["test_error_std"]) == pytest.approx(np.std(error, ddof=1))
+    root = whole.copy(tmp_path)
+    made = lowloss.tiny(tmp_path, "stages=[report]", "published=li2018_resnet20")
+    assert made.status == 0, made.err
+    (compared,), _ = table(root / "report" / "comparison.csv")
+    assert compared["method"] == "single"
+    assert float(compared["published"]) == 7.37
+    assert float(compared["ours"]) == pytest.approx(np.mean(error))
+
+
 def test_settings_of_a_finder_that_is_not_chosen_are_left_out(lowloss, whole):
     again = lowloss.tiny(whole.outputs, "stages=[path]", "finder=[autoneb,bezier]", "+finder.neb.steps=3")
     assert again.status == 0, again.err

@@ -128,6 +128,13 @@ class Batch(NamedTuple):
         return self._replace(x=x, y=y)
 
 
+AUGMENTED = "augmented"
+"""What `Data.split` calls the training split after one augmentation; `Data.splits` does not name it."""
+
+DRAWN = 1000
+"""Images that are augmented at once for that."""
+
+
 class Data:
     """A data set: inputs and targets of splits, and the task that says what a network's outputs mean.
 
@@ -190,6 +197,7 @@ class Data:
         assert task is not None
         self.task: Task = task
         self.augment, self.streams = augment, streams
+        self._augmented: Tensor | None = None
 
     @classmethod
     def from_datasets(
@@ -231,10 +239,30 @@ class Data:
         return self._splits["train"][1].device
 
     def split(self, name: str) -> tuple[Inputs, Tensor]:
-        """x (N, ...) and y (N, ...) of a split."""
+        """x (N, ...) and y (N, ...) of a split; of AUGMENTED, x is drawn once and the same in every study."""
+        if name == AUGMENTED and self.augments_images:
+            if self._augmented is None:
+                self._augmented = torch.cat([self._drawn(first) for first in range(0, len(self.y_train), DRAWN)])
+            return self._augmented, self.y_train
         if name not in self._splits:
             raise ValueError(f"splits are {', '.join(self._splits)}, not {name!r}")
         return self._splits[name]
+
+    @property
+    def augments_images(self) -> bool:
+        """Whether the training split is augmented by a function of images that are there, not while they are read."""
+        return self.augment is not None and not self.requested
+
+    @property
+    def requested(self) -> bool:
+        """Whether training samples are made ready when they are asked for."""
+        return isinstance(self.x_train, Requested)
+
+    def _drawn(self, first: int) -> Tensor:
+        x_B = self.x_train[first : first + DRAWN]
+        assert self.augment is not None
+        device = torch.device("cpu") if isinstance(self.augment, CropFlip) else x_B.device
+        return self.augment(x_B, torch.Generator(device=device).manual_seed(derive(0, AUGMENTED, first)))
 
     @property
     def x_train(self) -> Inputs:
@@ -260,6 +288,7 @@ class Data:
         """The same data on a device, floating inputs and targets in a dtype; this object stays as it is."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
+        other._augmented = None
         other._splits = {
             name: (
                 x.to(device=device, dtype=dtype)
@@ -273,7 +302,7 @@ class Data:
 
     def move(self, device: torch.device) -> None:
         """Move this object itself, so that minibatches which it handed out come from the device too."""
-        self._splits = self.moved(device=device)._splits
+        self._splits, self._augmented = self.moved(device=device)._splits, None
 
 
 class Batches:

@@ -30,7 +30,8 @@ class Curve(EnsembleRecipe):
 
     Args:
         start, end: indices of the minima.
-        path: the finder of the path.
+        path: the finder of the path, or `random` for the segment from the first minimum in a random direction, as long
+            as that between the two.
         points: networks, the two minima among them.
         weight_decay: of the L2 term of the loss by which logits are rescaled.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lowloss.landscape import NetworkLandscape
     from lowloss.points import Plane
     from lowloss.training.devices import TrainerFactory
+    from lowloss.training.tabulate import Measure
 
 
 class Bench:
@@ -166,15 +167,21 @@ class Bench:
         return work(self.landscape, *arguments, trainer=self.trainer, **settings)
 
     def table(
-        self, at: Any, title: str, work: Path, how: Callable[..., dict[str, Tensor]] | None = None, **settings: Any
+        self,
+        at: Any,
+        title: str,
+        work: Path,
+        how: Callable[..., dict[str, Tensor]] | None = None,
+        more: Sequence[Measure] = (),
+        **settings: Any,
     ) -> dict[str, Tensor]:
-        """The exact metrics, with details of the test split: at points, as `tabulate` takes them, or as `how` does."""
+        """The exact metrics, with details of the test split, and more: at points, as `tabulate` or `how` takes them."""
         from lowloss.measure import Exact
         from lowloss.training.tabulate import tabulate
 
         splits = self.landscape.splits
         title = f"{title} on {'both splits' if len(splits) == 2 else ', '.join(splits)}"
-        measures = [Exact(details=["test"])]
+        measures = [Exact(details=["test"]), *more]
         return self.everywhere(how or tabulate, at, measures=measures, folder=work, title=title, **settings)
 
     def serve(self) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from lowloss.points.path import Path as WeightPath
     from lowloss.report.pictures import Picture
     from lowloss.training.ensembles import Ensemble
 
@@ -152,7 +153,11 @@ class Walked(EnsembleJob):
 
 
 class FastGeometric(Walked):
-    """Garipov et al. 2018, Algorithm 1. Its rows are the single network that it starts from, and the ensemble."""
+    """Garipov et al. 2018, Algorithm 1. Its rows are the single network that it starts from, and the ensemble.
+
+    Tensors: of each member also `iteration` and `from_start`, the distance from where its walk began; the rate `lr` of
+    every iteration.
+    """
 
     refers = ("minimum",)
     reads: ClassVar = {
@@ -200,8 +205,15 @@ class FastGeometric(Walked):
         spent = [epochs_spent(run, start, here, before, len(self.starts), last) for run, start, here in members]
         tensors, row = self.evaluated(theta_MP, self.key)
         tensors["distance"] = distances(theta_MP)
+        begin_MP = start_RP.repeat_interleave(torch.tensor([len(one.epochs) for one in found]), 0)
+        tensors["from_start"] = torch.linalg.vector_norm((theta_MP - begin_MP).double(), dim=1)
+        recipe = self.bench.build(f"ensemble.{self.key}")
+        per_epoch = self.bench.landscape.batches(recipe.batch_size, [0], shared=True).steps_per_epoch
+        tensors["iteration"] = torch.tensor([round(per_epoch * here) for _, _, here in members])
         notes = {"method": self.key, "minimum": self.node["minimum"], "rows": [self.single(self.minima[0]), row]}
-        table = members_table(tensors, [run + 1 for run, _, _ in members], spent)
+        table, cycle = members_table(tensors, [run + 1 for run, _, _ in members], spent), recipe.cycle(per_epoch)
+        rates = [recipe.rate(i, cycle) for i in range(1, recipe.steps(cycle) + 1)]
+        tensors["lr"] = torch.tensor(rates, dtype=torch.float64)
         return Result({**tensors, "theta": theta_MP}, notes, {"metrics.csv": history, "members.csv": table})
 
 
@@ -305,20 +317,38 @@ class CurvePoints(EnsembleJob):
 
     refers = ("start", "end")
     reads: ClassVar = {"path": str}
+    shown = (*refers, "path")
 
     def __init__(self, bench: Bench, key: str) -> None:
         super().__init__(bench, key)
         self.name = f"{self.name}-{self.node['path']}"
 
     @property
-    def path(self) -> PathJob:
+    def path(self) -> PathJob | None:
+        """The path whose points these are; None: a random segment's."""
+        if self.node["path"] == "random":
+            return None
         return PathJob(self.bench, self.node["path"], self.node["start"], self.node["end"])
 
     def needs(self) -> Sequence[Job]:
-        return [self.path, *(minimum(self.bench, self.node[end]) for end in self.refers)]
+        return [*([self.path] if self.path else []), *(minimum(self.bench, self.node[end]) for end in self.refers)]
 
     def check(self) -> None:
-        check_path(self.bench, f"ensemble.{self.key}", self.node)
+        if self.path:
+            check_path(self.bench, f"ensemble.{self.key}", self.node)
+
+    def _found(self) -> tuple[WeightPath, float]:
+        """The path, and the epochs that its search took."""
+        from lowloss.points.path import random_segment
+
+        if self.path is None:
+            ends = [self.node[end] for end in self.refers]
+            seed = derive(self.bench.config["seed"], "random-segment", *ends)
+            a_P, b_P = points(self.bench, ends)
+            return random_segment(a_P, b_P, seed), 0.0
+        steps, finder = self.path.artifact.notes()["gradient_evaluations"], self.bench.finders[self.node["path"]]
+        batches = self.bench.landscape.batches(finder.batch_size, [0], shared=True)
+        return load_path(self.path), steps / batches.steps_per_epoch
 
     def cost(self) -> Cost:
         # The train split; then in up to three ways each point alone, and paired with the first.
@@ -334,13 +364,13 @@ class CurvePoints(EnsembleJob):
         from lowloss.training.tabulate import tabulate
 
         landscape, count = self.bench.landscape, self.node["points"]
-        path, t_T = load_path(self.path), curve_values(count)
+        (path, searched), t_T = self._found(), curve_values(count)
         theta_TP = path.points(t_T)
         names, splits = list(landscape.task.units), [Exact(["train"])]
         table = self.bench.everywhere(tabulate, theta_TP, measures=splits, folder=work, title=f"{self.key} on train")
         loss_T = table["train_loss"] + l2(self.node["weight_decay"], theta_TP.double()).cpu()
         ways: dict[str, Tensor | None] = {self.key: None}
-        if landscape.task.logits(*next(iter(landscape.outputs(theta_TP[0], "test")))) is not None:
+        if self.path and landscape.task.logits(*next(iter(landscape.outputs(theta_TP[0], "test")))) is not None:
             ways[f"{self.key}-by-loss"] = factors_by_loss(loss_T)
             if HELD in landscape.splits:
                 fitted = [fitted_factor(landscape, theta_P) for theta_P in theta_TP]
@@ -357,10 +387,7 @@ class CurvePoints(EnsembleJob):
             columns["factor"] = torch.ones(count, dtype=torch.float64) if factors_T is None else factors_T
             tensors |= {f"{way}.{name}": column for name, column in columns.items()}
         tensors["distance"] = distances(theta_TP)
-        steps = self.path.artifact.notes()["gradient_evaluations"]
-        finder = self.bench.finders[self.node["path"]]
-        searched = steps / landscape.batches(finder.batch_size, [0], shared=True).steps_per_epoch
-        notes = {"method": self.key, "rows": rows, "ways": list(ways)}
+        notes = {"method": self.key, "rows": rows, "ways": list(ways), **{key: self.node[key] for key in self.shown}}
         spent = 2 * self.trained + searched
         return Result(tensors, notes, {"members.csv": members_table(tensors, [1] * count, [spent] * count)})
 
@@ -392,6 +419,7 @@ class EnsembleStage(Stage):
 
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
         from lowloss.report.ensembles import draw_costs
+        from lowloss.report.ensembles_along import draw_curves, draw_walks
         from lowloss.report.figures import draw_ensembles
 
         ensembles = study.complete("ensembles")
@@ -399,6 +427,8 @@ class EnsembleStage(Stage):
         if shown:
             yield draw_ensembles(shown, folder)
             yield draw_costs(shown, folder)
+        yield from draw_walks(shown, folder)
+        yield from draw_curves(study, [artifact for artifact in ensembles if artifact not in shown], folder)
 
 
 STAGE = EnsembleStage()

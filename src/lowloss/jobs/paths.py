@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from lowloss.landscape import NetworkLandscape
     from lowloss.points.path import Path as WeightPath
     from lowloss.report.pictures import Picture
 
@@ -51,8 +52,9 @@ class PathJob(Job):
         return minimum(self.bench, self.start), minimum(self.bench, self.end)
 
     def own_settings(self) -> Config:
-        align = ["path.align"] if self.bench.config["path"]["align"] else []
-        return self.bench.describes("seed", f"finder.{self.finder}", *(f"path.{key}" for key in SAMPLING), *align)
+        wanted = [key for key in ("align", "augmented") if self.bench.config["path"][key]]
+        keys = [f"path.{key}" for key in (*SAMPLING, *wanted)]
+        return self.bench.describes("seed", f"finder.{self.finder}", *keys)
 
     def cost(self) -> Cost:
         import torch
@@ -68,6 +70,7 @@ class PathJob(Job):
     def make(self, work: Path) -> Result:
         import pandas as pd
 
+        from lowloss.measure import augmented
         from lowloss.points.deviation import changed_labels, deviation_cosines, halves
         from lowloss.training.along import along, levels
         from lowloss.training.methods import find_path
@@ -79,7 +82,8 @@ class PathJob(Job):
         landscape, finder = bench.landscape, bench.finders[self.finder]
         seed = derive(bench.config["seed"], "path", self.start, self.end, self.finder)
         found = bench.everywhere(find_path, *ends_2P, finder, seed=seed, folder=work, title=title)
-        table = bench.table(found.path, title, work, along, **{key: settings[key] for key in SAMPLING})
+        more = [augmented] if settings["augmented"] and landscape.data.augments_images else []
+        table = bench.table(found.path, title, work, along, more, **{key: settings[key] for key in SAMPLING})
         table.pop("test_wrong", None)  # as many numbers as samples, at every point
         if (labels_TN := table.pop("test_label", None)) is not None:
             table["changed_from_start"], table["changed_from_end"] = changed_labels(labels_TN)
@@ -93,6 +97,10 @@ class PathJob(Job):
         notes |= {"length_ratio": found.path.length_ratio(), "gradient_evaluations": found.gradient_evaluations}
         notes |= found.quality
         notes |= levels(table, landscape.splits, list(landscape.task.units))
+        if more:
+            column_T = table["train_loss_augmented"]
+            notes["min_train_loss_augmented"] = float(column_T[[0, -1]].mean())
+            notes["saddle_train_loss_augmented"] = float(column_T.max())
         if (cosines_TT := deviation_cosines(found.path, table["t"])) is not None:
             tensors["cosines"] = cosines_TT
             within, between = halves(cosines_TT, table["arc"])
@@ -193,6 +201,13 @@ class PathStage(Stage):
         for finder in bench.config["finder"]:
             if plans.explores(bench, finder):
                 plans.check_steps(bench, finder)
+
+    def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
+        if bench.config["path"]["augmented"] and landscape.data.requested:
+            raise LowlossError(
+                "path.augmented=true keeps all augmented images, but these are read when they are asked for: set it to "
+                "false"
+            )
 
     def jobs(self, bench: Bench) -> list[Job]:
         return _named(bench, bench.config["finder"])

@@ -15,7 +15,7 @@ from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.spectra import ENDS, extremes
 from lowloss.jobs.stage import Stage
-from lowloss.jobs.trajectories import collected, losses_of, trajectory
+from lowloss.jobs.trajectories import collected, folder_in, losses_of, trajectory
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
@@ -33,7 +33,7 @@ class Scan(Job):
     """A grid of points, by a recipe of the configuration's.
 
     Tensors: directions, origin, anchors and axes of the grid, the exact columns in its shape, and of a plane through
-    a path where that lies.
+    a path where that lies. Notes: of a plane whose statistics are held, the curvature at its centre along its axes.
     """
 
     kind, stage = "scans", "scan"
@@ -104,9 +104,15 @@ class Scan(Job):
         if plane.begins == "trajectory":
             epochs, _ = trajectory(bench, self.minima[0])
             told, notes["variance"], tables["trajectory.csv"] = losses_of(
-                bench, grid, epochs, minima_KP, self.node.get("centred", False), statistics, work
+                bench, grid, self.minima[0], epochs, minima_KP, self.node.get("centred", False), statistics, work
             )
             tensors |= told
+        if not grid.is_lines and plane.statistics == "held":
+            notes["centre"] = self._centre(grid, statistics, work)
+        if "normalization" in self.node and not grid.is_lines and "files" not in bench.config["minima"]:
+            first_P = bench.landscape.initial(derive(bench.config["seed"], "initial", self.minima[0]))
+            at = bench.everywhere(tabulate, first_P[None], folder=folder_in(work, "initial"), title="initial point")
+            notes["initial_train_loss"] = float(at["train_loss"])
         notes |= {
             "scan": self.scan,
             "lines": grid.is_lines,
@@ -125,6 +131,17 @@ class Scan(Job):
             return torch.cat([trajectory(self.bench, self.minima[0])[1], minima_KP])
         theta_P = self.bench.landscape.initial(derive(self.bench.config["seed"], "initial", self.minima[0]))
         return torch.cat([theta_P[None].to(minima_KP), minima_KP])
+
+    def _centre(self, grid: Grid, statistics: Statistics | None, work: Path) -> Config:
+        """What a plane shows of the curvature at its centre along each axis, at its own spacing, and the Hessian's."""
+        from lowloss.measure import Directional
+        from lowloss.training.tabulate import tabulate
+
+        spacings = [float(axis[1] - axis[0]) for axis in grid.axes]
+        measures: list[Measure] = [Directional(grid.directions_DP, spacings, statistics)]
+        folder, title = folder_in(work, "centre"), "curvature at the centre"
+        found = self.bench.everywhere(tabulate, grid.origin_P[None], None, measures, folder=folder, title=title)
+        return {"spacing": spacings, **{name: column[0].tolist() for name, column in found.items()}}
 
     def _statistics(self, grid: Grid) -> Statistics | None:
         """BatchNorm's statistics on the grid, unless each point has its own."""

@@ -42,6 +42,7 @@ def trajectory(bench: Bench, k: int) -> tuple[list[float], Tensor]:
 def losses_of(
     bench: Bench,
     grid: Grid,
+    k: int,
     epochs: list[float],
     points_EP: Tensor,
     centred: bool,
@@ -51,13 +52,15 @@ def losses_of(
     """What a trajectory's points lose, with BatchNorm's statistics recomputed at each, beside their projections.
 
     Args:
-        points_EP: the trajectory; the minimum comes last, and is one more than the epochs.
+        k: the minimum.
+        points_EP: its trajectory; the minimum comes last, and is one more than the epochs.
         centred: whether the rows' mean is taken off before their components are told.
         statistics: BatchNorm's on the plane, for the projections.
 
     Returns:
-        Tensors: coordinates of the projections, distances to the plane, metrics of both; the share of variance of each
-        principal component of the rows theta_i - theta_n; and all of it as a table.
+        Tensors: the rate at which training went on from each point, from the last that of the last step; coordinates of
+        the projections, distances to the plane, metrics of both; the share of variance of each principal component of
+        the rows theta_i - theta_n; and all of it as a table.
     """
     import pandas as pd
     import torch
@@ -75,12 +78,19 @@ def losses_of(
     distance_E = torch.linalg.vector_norm((points_EP - projected_EP).double(), dim=1)
     tensors = {
         "trajectory_epochs": torch.tensor(epochs, dtype=torch.float64),
+        "trajectory_lr": _rates(bench, k, epochs),
         "trajectory_projected": coordinates_ED,
         "trajectory_distance": distance_E,
     }
-    columns = {"epoch": epochs, "x": coordinates_ED[:, 0], "y": coordinates_ED[:, 1], "distance": distance_E}
+    columns = {
+        "epoch": epochs,
+        "lr": tensors["trajectory_lr"],
+        "x": coordinates_ED[:, 0],
+        "y": coordinates_ED[:, 1],
+        "distance": distance_E,
+    }
     real, plane = (
-        bench.everywhere(tabulate, at_EP, None, [measure], folder=_folder(work, name), title=f"{name} by epochs")
+        bench.everywhere(tabulate, at_EP, None, [measure], folder=folder_in(work, name), title=f"{name} by epochs")
         for name, at_EP, measure in (
             ("trajectory", points_EP, Exact()),
             ("projection", projected_EP, Exact(statistics=statistics)),
@@ -93,6 +103,17 @@ def losses_of(
     return tensors, share_E.tolist(), pd.DataFrame(columns)
 
 
-def _folder(work: Path, name: str) -> Path:
+def _rates(bench: Bench, k: int, epochs: list[float]) -> Tensor:
+    """The rates (E,) at which training went on from these epochs, as its learning curve has them."""
+    import torch
+
+    history = minimum(bench, k).artifact.table("metrics.csv", ["step", "lr"])
+    steps = torch.tensor(epochs, dtype=torch.float64) * history["step"].iloc[0]  # a row an epoch
+    row_E = torch.searchsorted(torch.tensor(history["step"].to_numpy(), dtype=torch.float64), steps, right=True)
+    return torch.tensor(history["lr"].to_numpy())[row_E.clamp_max(len(history) - 1)]
+
+
+def folder_in(work: Path, name: str) -> Path:
+    """A folder for a piece of a job's work."""
     (work / name).mkdir(exist_ok=True)
     return work / name

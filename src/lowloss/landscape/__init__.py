@@ -1,6 +1,6 @@
 """What is measured: the loss at K points at once."""
 
-from lowloss.data.base import Batch
+from lowloss.data.base import AUGMENTED, Batch
 from lowloss.landscape.analytic import LEPS, AnalyticSurface, GaussianMixture, MullerBrown, Quadratic, Rosenbrock, Wedge
 from lowloss.landscape.base import BatchSource, Columns, Landscape
 from lowloss.landscape.chart import Chart, Equal, NeuronDistance, Normal, Span
@@ -11,6 +11,7 @@ from lowloss.landscape.wedges import Wedges
 from lowloss.landscape.wrappers import Charted, RandomSpan, Regularised
 
 __all__ = [
+    "AUGMENTED",
     "LEPS",
     "AnalyticSurface",
     "Batch",

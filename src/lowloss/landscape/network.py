@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lowloss.data.base import Batch, Data
+from lowloss.data.base import AUGMENTED, Batch, Data
 from lowloss.data.task import Sums, Task
 from lowloss.errors import LowlossError, check_number, reason
 from lowloss.landscape.base import BatchSource, Columns, Final, Held
@@ -171,6 +171,9 @@ class NetworkLandscape:
         self, theta_KP: Tensor, split: str = "train", details: bool = False, statistics: Sequence[Buffers] | None = None
     ) -> Columns:
         """The task's metrics of K points over the whole un-augmented split, as float64 columns (K,) on the CPU.
+
+        The split AUGMENTED has the training images after one augmentation, the same for all points; BatchNorm's
+        statistics are those of the un-augmented ones.
 
         Args:
             details: whether what the task keeps of each sample comes too; see `Task.summarise`.
@@ -356,7 +359,9 @@ class NetworkLandscape:
         return self
 
     def _no_trust(self) -> dict[str, Trust]:
-        return {split: Trust(len(self.data.split(split)[1]), self.task.units) for split in self.splits}
+        sizes = {split: len(self.data.split(split)[1]) for split in self.splits}
+        sizes[AUGMENTED] = sizes["train"]
+        return {split: Trust(size, self.task.units) for split, size in sizes.items()}
 
     @property
     def engine(self) -> Loop | Graph:

@@ -1,7 +1,8 @@
 """What is tabulated at points of a landscape."""
 
 from lowloss.measure.curvature import Density, Extremes, Hessian, Trace
-from lowloss.measure.exact import Exact
+from lowloss.measure.directional import Directional
+from lowloss.measure.exact import Exact, augmented
 from lowloss.measure.width import Width
 
-__all__ = ["Density", "Exact", "Extremes", "Hessian", "Trace", "Width"]
+__all__ = ["Density", "Directional", "Exact", "Extremes", "Hessian", "Trace", "Width", "augmented"]

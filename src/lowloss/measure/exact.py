@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lowloss.landscape import AUGMENTED
 from lowloss.landscape.base import Columns, Landscape
 
 Statistics = Callable[[Tensor], Sequence[dict[str, Tensor]]]
@@ -38,6 +39,11 @@ class Exact:
             for split in self.splits or landscape.splits
             for name, column in landscape.evaluate(theta_KP, split, split in self.details, **given).items()
         }
+
+
+def augmented(landscape: Landscape, theta_KP: Tensor) -> Columns:
+    """The measure `train_loss_augmented`, over the training images of a network's data after one augmentation."""
+    return {"train_loss_augmented": landscape.evaluate(theta_KP, AUGMENTED)["loss"]}
 
 
 def interpolated(

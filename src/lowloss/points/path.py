@@ -189,3 +189,12 @@ def path_from_tensors(kind: str, tensors: dict[str, Tensor]) -> Path:
     if kind == ThroughOrigin.kind:
         return ThroughOrigin(tensors["bends"])
     raise ValueError(f"unknown kind of path {kind!r}: polyline, bezier or through-origin")
+
+
+def random_segment(a_P: Tensor, b_P: Tensor, seed: int) -> Polyline:
+    """The segment from a in a random direction, drawn from a normal distribution, as long as that from a to b (Garipov
+    et al. 2018, fig. 4)."""
+    drawn_P = torch.randn(len(a_P), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    length = torch.linalg.vector_norm((b_P - a_P).double().cpu())
+    step_P = drawn_P * (length / torch.linalg.vector_norm(drawn_P))
+    return Polyline(torch.stack([a_P, a_P + step_P.to(a_P)]))

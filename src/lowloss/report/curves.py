@@ -15,7 +15,8 @@ def curves(study: Study) -> pd.DataFrame:
     """A row a path, and before it a row `single` of its two ends: length ratio, and of each metric min, int, max, mean.
 
     int: the mean over the path's length, by the trapezoidal rule over the sampled points; of the train loss with the L2
-    term (train_loss_l2) it is loss (1) of the paper.  mean: that over t, loss (3).  Fractions are in per cent.
+    term (train_loss_l2) it is loss (1) of the paper; over augmented images (train_loss_augmented_l2) the loss is what
+    the authors' code reports.  mean: that over t, loss (3).  Fractions are in per cent.
     """
     units = tables.units(study)
     rows, singles = list[dict[str, Any]](), set[tuple[int, int]]()
@@ -24,6 +25,8 @@ def curves(study: Study) -> pd.DataFrame:
         if "l2" not in tensors:
             continue
         columns = {"train_loss_l2": tensors["train_loss"] + tensors["l2"]}
+        if "train_loss_augmented" in tensors:
+            columns["train_loss_augmented_l2"] = tensors["train_loss_augmented"] + tensors["l2"]
         splits = [name.removesuffix("_loss") for name in tensors if name.endswith("_loss") and name != "train_loss"]
         for split in ("train", *splits):
             columns |= {f"{split}_{m}": tables.scale(unit) * tensors[f"{split}_{m}"] for m, unit in units.items()}

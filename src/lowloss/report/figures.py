@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from lowloss.report import tables
 from lowloss.report.curvature import draw_map
-from lowloss.report.lines import draw_lines, draw_trajectory
+from lowloss.report.lines import draw_lines, draw_trajectory, falls
 from lowloss.report.pictures import COLOURS, LENGTH, OTHER, Picture, panels, save
 from lowloss.study import Artifact, Study
 
@@ -117,6 +117,17 @@ def _slice(study: Study, name: str, grid: dict[str, Any], notes: dict[str, Any],
 def _caption(grid: dict[str, Any], notes: dict[str, Any]) -> str:
     settings = notes["settings"]
     statistics = f" BatchNorm's statistics: {settings['statistics']}."
+    if "centre" in notes:
+        shown, hessian = (" and ".join(f"{c:.3g}" for c in notes["centre"][of]) for of in ("shown", "hessian"))
+        statistics += (
+            f" At the centre its train loss has the curvatures {shown} along the axes, by second differences of the "
+            f"grid's spacing; the Hessian's are {hessian}."
+        )
+    if "initial_train_loss" in notes:
+        statistics += (
+            f" The train loss rises to {grid['train_loss'].max():.3g} on it; the minimum's initial point had "
+            f"{notes['initial_train_loss']:.3g}."
+        )
     if "bends_distance" in grid:
         farthest = grid["bends_distance"].max()
         return (
@@ -128,7 +139,8 @@ def _caption(grid: dict[str, Any], notes: dict[str, Any]) -> str:
         return (
             f"The trajectory of {notes['anchor_names'][0]}, projected onto the plane (directions: "
             f"{settings['directions']}); the first two of its principal components have the shares {shares} of its "
-            f"variance. It lies up to {grid['trajectory_distance'].max():.2g} off the plane.{statistics}"
+            f"variance. It lies up to {grid['trajectory_distance'].max():.2g} off the plane. Diamonds: the learning "
+            f"rate fell by half or more.{statistics}"
         )
     if "normalization" not in settings:
         return f"The plane through {', '.join(notes['anchor_names'])}. Axes are distances in weight space.{statistics}"
@@ -168,6 +180,8 @@ def _mark(axis: Axes, grid: dict[str, Any], notes: dict[str, Any]) -> None:
         axis.plot(*grid["anchors"][:2].T, "--", color="white", linewidth=1, label="straight line")
     if "trajectory_projected" in grid:
         axis.plot(*grid["trajectory_projected"].T, ".-", color="white", markeredgecolor="#d1495b", linewidth=1.2)
+        fell = falls(grid["trajectory_lr"])
+        axis.plot(*grid["trajectory_projected"][fell].T, "D", color="#f2c14e", markeredgecolor="black", markersize=6)
     for name, (x, y) in zip(notes["anchor_names"], grid["anchors"], strict=True):
         if name.startswith("minimum"):
             axis.plot(x, y, "o", color="white", markeredgecolor="black", markersize=7)

@@ -56,6 +56,11 @@ def _caption(notes: dict[str, Any]) -> str:
     return f"The straight line through {' (0) and '.join(notes['anchor_names'])} (1). {statistics}"
 
 
+def falls(rate_E: Any) -> list[int]:
+    """The points of a trajectory at which the learning rate fell by half or more, as a schedule of steps has it."""
+    return [e for e in range(1, len(rate_E)) if rate_E[e] <= rate_E[e - 1] / 2]
+
+
 def draw_trajectory(name: str, grid: dict[str, Any], notes: dict[str, Any], folder: Path) -> Picture:
     """The real losses of a trajectory, and those of its projection onto the plane, by epochs."""
     figure, ((axis,),) = panels(6, 3.8)
@@ -64,11 +69,14 @@ def draw_trajectory(name: str, grid: dict[str, Any], notes: dict[str, Any], fold
             for what, style in (("trajectory", "-"), ("projection", ":")):
                 values = grid[f"{what}_{split}_loss"]
                 axis.plot(grid["trajectory_epochs"], values, f".{style}", color=colour, label=f"{split}, {what}")
+    for epoch in grid["trajectory_epochs"][falls(grid["trajectory_lr"])]:
+        axis.axvline(epoch, color="#8a8f98", linewidth=0.8, linestyle=":")
     label = tables.label("", "loss", notes["units"]["loss"]).strip()
     axis.set(xlabel="epoch", ylabel=label, title="The trajectory and its projection")
     axis.legend()
     caption = (
         "The plane shows the losses of the projections, not those that training had: both, exact over whole splits. "
+        "Dotted: the learning rate fell by half or more. "
         "BatchNorm's statistics are recomputed on the trajectory, and on the plane as its caption says."
     )
     return save(figure, folder, f"losses-{name}", f"Trajectory and plane {name}", caption)

@@ -47,6 +47,7 @@ CURVES_NOTE = (
     "with the finder's L2 term. Errors are in per cent."
 )
 BUDGETS_NOTE = "A budget is a run; fractions are in per cent but for ece, the calibration error, and disagreement."
+MINIMA_NOTE = "Means over the minima, and their standard deviations over the seeds; fractions are in per cent."
 OVERLAP_NOTE = "Test samples that two minima misclassify, and those that both do, over the mean of the two numbers."
 
 
@@ -71,6 +72,7 @@ def build_report(
                folder / "overlap.csv": shared, folder / "classes.csv": tables.classes(study)}  # fmt: skip
     written[folder / "budgets.csv"] = bought = budgets(study)
     written[folder / "curves.csv"] = along = curves(study)
+    written[folder / "minima.csv"] = typical = tables.mean_minimum(points, tables.units(study))
     own = {name: table for name, table in (own or {}).items() if len(table)}
     written |= {folder / f"{name}.csv": table for name, table in own.items()}
     for file, table in written.items():
@@ -101,6 +103,7 @@ def build_report(
         _table_section("Along every path", along, CURVES_NOTE),
         _table_section("Ensembles on the test split", ensembles),
         _table_section("Ensembles by budget", bought, BUDGETS_NOTE),
+        _table_section("Minima on average", typical, MINIMA_NOTE),
         _table_section("Every minimum", points),
         _table_section("Overlap of the misclassified", shared, OVERLAP_NOTE),
         _section("Configuration", f"<pre>{html.escape(text)}</pre>"),

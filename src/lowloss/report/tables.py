@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from math import isnan, nan
 from typing import Any
 
@@ -15,6 +15,9 @@ from lowloss.study import Artifact, Study
 
 Units = Mapping[str, str]
 """Of a task's metrics, by their names, the loss first."""
+
+AUGMENTED = ("min_train_loss_augmented", "saddle_train_loss_augmented")
+"""Columns of summary.csv where paths were measured on augmented images too."""
 
 CLASSIFICATION: Units = {"loss": "nats", "error": "fraction"}
 """What a study without results is taken to be about."""
@@ -59,6 +62,7 @@ def summary(study: Study) -> pd.DataFrame:
     The columns are those of `training.along.levels`, and of bands those of `NEB.quality`.
     """
     rows, columns = [artifact.notes() for artifact in study.complete("paths")], summary_columns(units(study))
+    columns += [name for name in AUGMENTED if any(name in row for row in rows)]
     return pd.DataFrame([{name: row.get(name, nan) for name in columns} for row in rows], columns=columns)
 
 
@@ -67,6 +71,16 @@ def minima(study: Study) -> pd.DataFrame:
     rows = [minimum_row(artifact, artifact.notes()) for artifact in study.complete("minima")]
     names = [f"{split}_{metric}" for split in ("train", "test") for metric in units(study)]
     return pd.DataFrame(rows, columns=None if rows else ["minimum", *names])
+
+
+def mean_minimum(points: pd.DataFrame, of: Units) -> pd.DataFrame:
+    """One row of the rows of `minima`: how many, the mean of each metric, and the standard deviation over the seeds,
+    NaN for one minimum. Fractions are in per cent."""
+    row: dict[str, Any] = {"method": "single", "minima": len(points)}
+    for split, (metric, unit) in product(("train", "test"), of.items()):
+        values = scale(unit) * points[f"{split}_{metric}"].astype(float)
+        row |= {f"{split}_{metric}": values.mean(), f"{split}_{metric}_std": values.std()}
+    return pd.DataFrame([row] if len(points) else [], columns=[*row])
 
 
 def minimum_row(artifact: Artifact, notes: Mapping[str, Any]) -> dict[str, Any]:
