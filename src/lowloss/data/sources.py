@@ -79,48 +79,40 @@ def _enlarged(x: Tensor, factor: int, channels: int) -> Tensor:
     return x.repeat_interleave(factor, 2).repeat_interleave(factor, 3).repeat(1, channels, 1, 1)
 
 
-def mnist(
-    root: str = "data",
-    download: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augment: Augmentation | None = None,
-) -> Data:
-    """MNIST: 60,000 and 10,000 images, 28 × 28 pixels, one channel."""
-    return _torchvision("MNIST", root, download, mean, std, augment)
+def _torchvision(name: str, what: str) -> Callable[..., Data]:
+    """The function that makes the data of a class of torchvision.datasets."""
+
+    def load(
+        root: str = "data",
+        download: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        augment: Augmentation | None = None,
+    ) -> Data:
+        import torchvision
+
+        source: Callable[..., Any] = getattr(torchvision.datasets, name)
+        try:
+            train, test = (source(root, train=is_train, download=download) for is_train in (True, False))
+        except RuntimeError as error:
+            raise LowlossError(
+                f"{name} is not in {Path(root).resolve()}: set data.root to where it lies, or data.download=true"
+            ) from error
+        except OSError as error:
+            told = f"{name} could not be fetched into {root} ({error}): try again, or set data.root"
+            raise LowlossError(told) from error
+        x_train, x_test = (_images(split.data) for split in (train, test))
+        y_train, y_test = (torch.as_tensor(split.targets) for split in (train, test))
+        return _normalised(x_train, y_train, x_test, y_test, len(train.classes), mean, std, augment)
+
+    load.__doc__ = what
+    return load
 
 
-def fashion_mnist(
-    root: str = "data",
-    download: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augment: Augmentation | None = None,
-) -> Data:
-    """Fashion-MNIST: 60,000 and 10,000 images, 28 × 28 pixels, one channel."""
-    return _torchvision("FashionMNIST", root, download, mean, std, augment)
-
-
-def cifar10(
-    root: str = "data",
-    download: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augment: Augmentation | None = None,
-) -> Data:
-    """CIFAR-10: 50,000 and 10,000 images, 32 × 32 pixels, three channels."""
-    return _torchvision("CIFAR10", root, download, mean, std, augment)
-
-
-def cifar100(
-    root: str = "data",
-    download: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augment: Augmentation | None = None,
-) -> Data:
-    """CIFAR-100: 50,000 and 10,000 images, 32 × 32 pixels, three channels."""
-    return _torchvision("CIFAR100", root, download, mean, std, augment)
+mnist = _torchvision("MNIST", "MNIST: 60,000 and 10,000 images, 28 × 28 pixels, one channel.")
+fashion_mnist = _torchvision("FashionMNIST", "Fashion-MNIST: 60,000 and 10,000 images, 28 × 28 pixels, one channel.")
+cifar10 = _torchvision("CIFAR10", "CIFAR-10: 50,000 and 10,000 images, 32 × 32 pixels, three channels.")
+cifar100 = _torchvision("CIFAR100", "CIFAR-100: 50,000 and 10,000 images, 32 × 32 pixels, three channels.")
 
 
 def arrays(
@@ -176,30 +168,6 @@ def _in_proportion(counts_C: IntArray, total: int, random: np.random.RandomState
         tied = np.flatnonzero(exact_C - np.floor(exact_C) == remainder)
         whole_C[random.choice(tied, size=min(len(tied), short), replace=False)] += 1
     return whole_C.astype(int)
-
-
-def _torchvision(
-    name: str,
-    root: str,
-    download: bool,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    augment: Augmentation | None,
-) -> Data:
-    import torchvision
-
-    source: Callable[..., Any] = getattr(torchvision.datasets, name)
-    try:
-        train, test = (source(root, train=is_train, download=download) for is_train in (True, False))
-    except RuntimeError as error:
-        raise LowlossError(
-            f"{name} is not in {Path(root).resolve()}: set data.root to where it lies, or data.download=true"
-        ) from error
-    except OSError as error:
-        raise LowlossError(f"{name} could not be fetched into {root} ({error}): try again, or set data.root") from error
-    x_train, x_test = (_images(split.data) for split in (train, test))
-    y_train, y_test = (torch.as_tensor(split.targets) for split in (train, test))
-    return _normalised(x_train, y_train, x_test, y_test, len(train.classes), mean, std, augment)
 
 
 def _images(pixels: Any) -> Tensor:

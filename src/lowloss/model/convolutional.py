@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from lowloss.checking import Positive
+from lowloss.model.simple import Classifier, init_he
 
 
-class ConvFC(nn.Module):
+class ConvFC(Classifier):
     """3conv3fc of Garipov et al. 2018, sec. 4.2: 5 × 5 convolutions with max-pooling, and layers of 1000 K units.
 
     The convolutions, of 32, 64 and 128 channels, are those of the code published with the paper. The paper's text
@@ -40,11 +41,4 @@ class ConvFC(nn.Module):
             nn.Linear(channels * sides[0] * sides[1], hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
             nn.Linear(hidden, num_classes),
         )  # fmt: skip
-        for module in self.features:
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
+        init_he(self)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from lowloss.checking import Few, Fraction, Width
+from lowloss.model.simple import init_he
 
 
 class _Residual(nn.Module):
@@ -34,7 +35,7 @@ class _Residual(nn.Module):
                 self.blocks.append(block(channels, outputs, stride if i == 0 else 1))
                 channels = outputs
         self.classifier = nn.Linear(channels, classes)
-        _init_he(self)
+        init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
@@ -208,17 +209,10 @@ class DenseNet(nn.Module):
                 channels = outputs
         self.features = nn.Sequential(*parts, nn.BatchNorm2d(channels), nn.ReLU())
         self.classifier = nn.Linear(channels, num_classes)
-        _init_he(self)
+        init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
-
-
-def _init_he(module: nn.Module) -> None:
-    """Initialise convolutions as in He et al. 2015."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Module:

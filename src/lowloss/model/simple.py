@@ -16,6 +16,25 @@ from lowloss.checking import Few, Fraction, Positive, Width
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
+class Classifier(nn.Module):
+    """Features, and a classifier of them."""
+
+    features: nn.Module
+    classifier: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+def init_he(module: nn.Module) -> None:
+    """Initialise convolutions as in He et al. 2015, their biases with zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
 class MLP(nn.Module):
     """A multi-layer perceptron.
 
@@ -52,7 +71,7 @@ class MLP(nn.Module):
         return self.layers(x)
 
 
-class CNN(nn.Module):
+class CNN(Classifier):
     """CNN-W×D of Draxler et al. 2018, sec. 4.2: D times 5 × 5 convolution and max-pooling, one hidden layer.
 
     Each layer but the last is followed by BatchNorm and ReLU.
@@ -83,9 +102,6 @@ class CNN(nn.Module):
         self.classifier = nn.Sequential(
             nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
 
 
 class SimpleCNN(nn.Module):
@@ -129,7 +145,7 @@ class SimpleCNN(nn.Module):
         return self.layers(x)
 
 
-class VGG16(nn.Module):
+class VGG16(Classifier):
     """VGG-16 for small images, as in Garipov et al. 2018: 13 convolutions, two hidden layers with dropout.
 
     Args:
@@ -171,17 +187,10 @@ class VGG16(nn.Module):
         hidden = [nn.Dropout(dropout), nn.Linear(features, channels), nn.ReLU()]
         hidden += [nn.Dropout(dropout), nn.Linear(channels, channels), nn.ReLU()]
         self.classifier = nn.Sequential(*hidden, nn.Linear(channels, num_classes))
-        for module in self.features:
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
+        init_he(self)
 
 
-class VGG9(nn.Module):
+class VGG9(Classifier):
     """VGG-9 for small images (Li et al. 2018, sec. 5), which has BatchNorm after every layer but the last.
 
     The paper names nine layers and no more. These are chosen: seven 3 × 3 convolutions, max-pooling after the 1st, 3rd
@@ -212,6 +221,3 @@ class VGG9(nn.Module):
         self.classifier = nn.Sequential(
             nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
