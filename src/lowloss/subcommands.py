@@ -18,8 +18,7 @@ from lowloss.errors import LowlossError, did_you_mean
 def run_other(arguments: Sequence[str]) -> bool:
     """Run a subcommand, or tell the version; returns whether the command line asks for one.
 
-    Raises:
-        LowlossError: there is no such subcommand, or it cannot do its work.
+    Raises LowlossError: there is no such subcommand, or it cannot do its work.
     """
     first, *rest = arguments or [""]
     if first == "--version":

@@ -141,8 +141,7 @@ class Data:
         streams: how many parallel streams the rows of each split are, for recurrent networks, which then carry their
             state in evaluation: row i + streams continues row i. See `lowloss.data.text`.
 
-    Raises:
-        LowlossError: the tensors do not fit together.
+    Raises LowlossError: the tensors do not fit together.
     """
 
     def __init__(
@@ -209,8 +208,7 @@ class Data:
         Args:
             workers: threads that read samples, for which a Dataset must be thread-safe; 0 reads in the caller's.
 
-        Raises:
-            LowlossError: a sample cannot be read, or is of another shape than the first.
+        Raises LowlossError: a sample cannot be read, or is of another shape than the first.
         """
         from lowloss.data.images import read_dataset
 

@@ -23,9 +23,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def digits(
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augment: Augmentation | None = None,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, augment: Augmentation | None = None
 ) -> Data:
     """scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, with a fixed stratified split: 1,437 and 360."""
     # Read without scikit-learn, whose import takes seconds: its file, and the split of its train_test_split.

@@ -26,13 +26,10 @@ class Line(Finder):
     """The straight line between the two points; there is nothing to search."""
 
     def start(self, a_P: Tensor, b_P: Tensor) -> Polyline:
-        return Polyline(torch.stack([a_P, b_P]))
+        return Polyline.straight(a_P, b_P)
 
     def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a line has no phases")
-
-    def evaluations_per_step(self, path: Path) -> int:
-        return 0
 
     def status(self, path: Path, profile: object) -> str:
         return "exact"
@@ -73,7 +70,7 @@ class TrainedCurve(Finder):
 
     def start(self, a_P: Tensor, b_P: Tensor) -> Path:
         t_B = torch.linspace(0, 1, self.bends + 2, dtype=torch.float64)
-        return type(self).family(Polyline(torch.stack([a_P, b_P])).points(t_B))
+        return type(self).family(Polyline.straight(a_P, b_P).points(t_B))
 
     def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         t_K = torch.rand(self.samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -72,8 +72,7 @@ class NetworkLandscape:
             at most so many samples at once; the graph engine more, where they fit.
         engine: how K points run on the device.
 
-    Raises:
-        LowlossError: the outputs do not fit the data's task, or the module rejects the data.
+    Raises LowlossError: the outputs do not fit the data's task, or the module rejects the data.
     """
 
     def __init__(
@@ -133,8 +132,7 @@ class NetworkLandscape:
         Hessian of what `evaluate` reports, or with statistics="batch" of its mean over the chunks of the statistics,
         each normalised by its own.
 
-        Raises:
-            LowlossError: `statistics` is neither "held" nor "batch".
+        Raises LowlossError: `statistics` is neither "held" nor "batch".
         """
         if isinstance(statistics, str) and statistics not in STATISTICS:
             raise LowlossError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")

@@ -71,8 +71,7 @@ class Regularised(Wrapper):
 
     `evaluate` has the sum as `loss`, and the base's loss as `loss_without_l2`.
 
-    Raises:
-        LowlossError: weight_decay is negative or infinite, or the base is in other coordinates.
+    Raises LowlossError: weight_decay is negative or infinite, or the base is in other coordinates.
     """
 
     def __init__(self, base: Landscape, weight_decay: float) -> None:
@@ -125,8 +124,7 @@ class Charted(Wrapper):
     def product(self, z_KQ: Tensor, v_KQ: Tensor, data: Batch | str | None, statistics: Held = "held") -> Tensor:
         """J^T H J v (K, Q), where J is the chart's Jacobian.
 
-        Raises:
-            LowlossError: the chart is not affine, so the Hessian has a term with its second derivative too.
+        Raises LowlossError: the chart is not affine, so the Hessian has a term with its second derivative too.
         """
         if not self.chart.affine:
             name = type(self.chart).__name__

@@ -46,8 +46,7 @@ class Hessian:
     statistics: BatchNorm's, "held" at the point's own as in evaluation, "batch" of the samples, through which it
     differentiates too, or what gives those of points, as a scan with one centre's has them.
 
-    Raises:
-        LowlossError: the statistics are none of these.
+    Raises LowlossError: the statistics are none of these.
     """
 
     split: str = "train"

@@ -22,8 +22,7 @@ class ConvFC(Classifier):
     Args:
         scale: K, 0.3 to 1 in the paper.
 
-    Raises:
-        ValueError: the image is too small for three poolings of 3 × 3 pixels.
+    Raises ValueError: the image is too small for three poolings of 3 × 3 pixels.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, scale: Positive = 1.0) -> None:

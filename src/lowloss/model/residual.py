@@ -53,8 +53,7 @@ class ResNet(_Residual):
         shortcuts: "identity", parameter-free (their option A); "projection", a 1 × 1 convolution and BatchNorm where
             the shape changes (option B); or "none", the "VGG-like" networks of Li et al. 2018.
 
-    Raises:
-        ValueError: the depth is not 6n + 2, or there are no such shortcuts.
+    Raises ValueError: the depth is not 6n + 2, or there are no such shortcuts.
     """
 
     def __init__(
@@ -103,8 +102,7 @@ class WideResNet(_Residual):
         depth: 6n + 4, as 28.
         widen: widening factor k, as 10.
 
-    Raises:
-        ValueError: the depth is not 6n + 4.
+    Raises ValueError: the depth is not 6n + 4.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, depth: Few = 28, widen: Few = 10) -> None:
@@ -137,8 +135,7 @@ class PreResNet(_Residual):
         bottleneck: blocks of 1 × 1, 3 × 3 and 1 × 1 convolutions, the last of four times as many channels.
         width: channels of the 3 × 3 convolutions of the first of three stages.
 
-    Raises:
-        ValueError: the depth is no such number.
+    Raises ValueError: the depth is no such number.
     """
 
     def __init__(
@@ -177,8 +174,7 @@ class DenseNet(nn.Module):
         layers: dense layers of each block, in place of what follows from the depth: 6, 12, 24 and 16 for DenseNet-121.
         dropout: probability after every convolution but the first; 0.2 in the paper for data without augmentation.
 
-    Raises:
-        ValueError: the depth does not divide into three blocks.
+    Raises ValueError: the depth does not divide into three blocks.
     """
 
     def __init__(

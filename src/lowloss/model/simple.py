@@ -43,8 +43,7 @@ class MLP(nn.Module):
         batch_norm: whether to normalise each hidden layer.
         activation: a class of torch.nn, as ReLU, Tanh, Sigmoid or Softplus.
 
-    Raises:
-        ValueError: torch.nn has no such activation.
+    Raises ValueError: torch.nn has no such activation.
     """
 
     def __init__(
@@ -81,8 +80,7 @@ class CNN(Classifier):
         depth: D, convolutions.
         hidden: units of the fully connected hidden layer.
 
-    Raises:
-        ValueError: the image is too small for that many poolings.
+    Raises ValueError: the image is too small for that many poolings.
     """
 
     def __init__(
@@ -115,8 +113,7 @@ class SimpleCNN(nn.Module):
         activation: "tanh" or "relu", before each pooling.
         dropout: probability.
 
-    Raises:
-        ValueError: the image is too small for that many poolings, or an unknown activation.
+    Raises ValueError: the image is too small for that many poolings, or an unknown activation.
     """
 
     def __init__(
@@ -153,8 +150,7 @@ class VGG16(Classifier):
         dropout: probability in the hidden layers.
         width: factor on the channels and units of every layer.
 
-    Raises:
-        ValueError: the image is smaller than 32 × 32.
+    Raises ValueError: the image is smaller than 32 × 32.
     """
 
     plan = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
@@ -200,8 +196,7 @@ class VGG9(Classifier):
         width: channels of the first convolution; the others have 2, 4 and 8 times as many.
         hidden: units of the hidden fully connected layer.
 
-    Raises:
-        ValueError: the image is smaller than 8 × 8.
+    Raises ValueError: the image is smaller than 8 × 8.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, width: Width = 64, hidden: Width = 512) -> None:

@@ -347,8 +347,7 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
         module: which is left as it is. Its BatchNorm statistics are taken as recomputed at every point.
         x: at least two samples of its inputs.
 
-    Raises:
-        LowlossError: the module does not run on x in float64.
+    Raises LowlossError: the module does not run on x in float64.
     """
     try:
         module = copy.deepcopy(module).cpu().double().eval().requires_grad_(True)
