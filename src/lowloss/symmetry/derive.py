@@ -370,13 +370,13 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
         if units is not None:
             run.unite(units, torch.tensor(FIXED))
     layout = Layout.of(module)
-    groups = _groups(run, layout)
+    groups = _groups(run)
     kept, wrong = _checked(Symmetries(layout, groups), module, x)
     told = [f"{name}: its units cannot be permuted by themselves" for name in wrong]
     return Symmetries(layout, kept, tuple(dict.fromkeys([*run.lost, *told])))
 
 
-def _groups(run: _Run, layout: Layout) -> tuple[Group, ...]:
+def _groups(run: _Run) -> tuple[Group, ...]:
     """The units that lie in the same places, as groups in the order in which the network makes them."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
