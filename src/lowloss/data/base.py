@@ -64,14 +64,7 @@ class Pixels:
 
     def __init__(self, pixels: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.pixels, self.mean, self.std, self.dtype = pixels, mean, std, dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixels.device
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.pixels.shape)
+        self.shape, self.device = tuple(pixels.shape), pixels.device
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -188,7 +181,8 @@ class Data:
             task = task or Classification(self.num_classes)
         assert task is not None
         self.task: Task = task
-        self.augment, self.streams = augment, streams
+        self.augment, self.streams, self.splits = augment, streams, tuple(self._splits)
+        self.input_shape = tuple(x_train.shape[1:])
 
     @classmethod
     def from_datasets(
@@ -215,14 +209,6 @@ class Data:
         splits = (read_dataset(dataset, name, workers) for dataset, name in ((train, "train"), (test, "test")))
         (x_train, y_train), (x_test, y_test) = splits
         return cls(x_train, y_train, x_test, y_test, num_classes, augment, task)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self._splits)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return tuple(self._splits["train"][0].shape[1:])
 
     @property
     def device(self) -> torch.device:
