@@ -67,14 +67,10 @@ def tiny(
         return Text(dict(zip(SPLITS, parts, strict=True)), "abcdefg", steps, streams, carry)
     data = digits()
     (x_train, y_train), (x_test, y_test) = (
-        (_enlarged(x[:count], size // 8, channels), y[:count])
+        (x[:count].repeat_interleave(size // 8, 2).repeat_interleave(size // 8, 3).repeat(1, channels, 1, 1), y[:count])
         for count, (x, y) in ((samples, data.split("train")), (samples // 2, data.split("test")))
     )
     return Data(x_train, y_train, x_test, y_test, 10)
-
-
-def _enlarged(x: Tensor, factor: int, channels: int) -> Tensor:
-    return x.repeat_interleave(factor, 2).repeat_interleave(factor, 3).repeat(1, channels, 1, 1)
 
 
 def _torchvision(name: str, what: str) -> Callable[..., Data]:

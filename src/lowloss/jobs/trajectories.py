@@ -80,7 +80,7 @@ def losses_of(
     }
     columns = {"epoch": epochs, "x": coordinates_ED[:, 0], "y": coordinates_ED[:, 1], "distance": distance_E}
     real, plane = (
-        bench.everywhere(tabulate, at_EP, None, [measure], folder=_folder(work, name), title=f"{name} by epochs")
+        bench.everywhere(tabulate, at_EP, None, [measure], folder=work / name, title=f"{name} by epochs")
         for name, at_EP, measure in (
             ("trajectory", points_EP, Exact()),
             ("projection", projected_EP, Exact(statistics=statistics)),
@@ -91,8 +91,3 @@ def losses_of(
         columns |= {name: real[name], f"{name}_projected": plane[name]}
     _, share_E = principal_components(points_EP - points_EP[-1], 2, centred)
     return tensors, share_E.tolist(), pd.DataFrame(columns)
-
-
-def _folder(work: Path, name: str) -> Path:
-    (work / name).mkdir(exist_ok=True)
-    return work / name
