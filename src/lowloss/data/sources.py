@@ -73,8 +73,8 @@ def tiny(
     return Data(x_train, y_train, x_test, y_test, 10)
 
 
-def _torchvision(name: str, what: str) -> Callable[..., Data]:
-    """The function that makes the data of a class of torchvision.datasets."""
+def _torchvision(own: str, name: str, what: str) -> Callable[..., Data]:
+    """The function of this name that makes the data of a class of torchvision.datasets."""
 
     def load(
         root: str = "data",
@@ -99,14 +99,18 @@ def _torchvision(name: str, what: str) -> Callable[..., Data]:
         y_train, y_test = (torch.as_tensor(split.targets) for split in (train, test))
         return _normalised(x_train, y_train, x_test, y_test, len(train.classes), mean, std, augment)
 
-    load.__doc__ = what
+    load.__name__ = load.__qualname__ = own
+    load.__doc__ = f"{what}."
     return load
 
 
-mnist = _torchvision("MNIST", "MNIST: 60,000 and 10,000 images, 28 × 28 pixels, one channel.")
-fashion_mnist = _torchvision("FashionMNIST", "Fashion-MNIST: 60,000 and 10,000 images, 28 × 28 pixels, one channel.")
-cifar10 = _torchvision("CIFAR10", "CIFAR-10: 50,000 and 10,000 images, 32 × 32 pixels, three channels.")
-cifar100 = _torchvision("CIFAR100", "CIFAR-100: 50,000 and 10,000 images, 32 × 32 pixels, three channels.")
+GREY = "60,000 and 10,000 images, 28 × 28 pixels, one channel"
+COLOUR = "50,000 and 10,000 images, 32 × 32 pixels, three channels"
+
+mnist = _torchvision("mnist", "MNIST", f"MNIST: {GREY}")
+fashion_mnist = _torchvision("fashion_mnist", "FashionMNIST", f"Fashion-MNIST: {GREY}")
+cifar10 = _torchvision("cifar10", "CIFAR10", f"CIFAR-10: {COLOUR}")
+cifar100 = _torchvision("cifar100", "CIFAR100", f"CIFAR-100: {COLOUR}")
 
 
 def arrays(

@@ -31,9 +31,9 @@ class Walk(EnsembleRecipe, ABC):
     batch_size: int
 
     @property
-    @abstractmethod
     def lr(self) -> float:
         """The highest rate."""
+        return float(getattr(self, self.highest))
 
     @abstractmethod
     def cycle(self, steps_per_epoch: int) -> int:
