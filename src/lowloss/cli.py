@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,13 @@ def _run_job(config: Any, overrides: Any) -> float | None:
             f"trainer.devices={count}, but there are {place[1]} processes: set trainer=ddp trainer.devices={place[1]}"
         )
     progress.shown = place is None or place[0] == 0
-    if DRY in os.environ:
-        progress.shown = True
-        dry_run(Bench(Study(root), plain, _Builder(plain), "lowloss", stages()))
-        return None
     kept = [o for o in overrides.task if not o.startswith(("stages=", "study="))]
     command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
-    bench = Bench(Study(root), plain, _Builder(plain), command, stages())
+    bench = Bench(Study(root), plain, partial(_build, plain), command, stages())
+    if DRY in os.environ:
+        progress.shown = True
+        dry_run(bench)
+        return None
     value = run_stages(bench) if count == 1 else run_grouped(bench, first=place == (0, count))
     if not progress.shown:
         return None
@@ -190,30 +191,25 @@ failed: list[tuple[str, str]] = []
 """Study and reason of the jobs that failed in this process."""
 
 
-class _Builder:
-    """Builds the object of a configuration node, named by its key so that messages can name it too."""
+def _build(config: Config, key: str, partial: bool = False) -> Any:
+    """The object of a configuration node, named by its key so that messages can name it too."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import get_object, instantiate
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    from lowloss.study import lookup
 
-    def __call__(self, key: str, partial: bool = False) -> Any:
-        from hydra.errors import InstantiationException
-        from hydra.utils import get_object, instantiate
-
-        from lowloss.study import lookup
-
-        node = lookup(self.config, key)
-        _check_node(key, node)
-        try:
-            made = instantiate(node, _partial_=partial, _convert_="all")
-        except InstantiationException as error:
-            causes = list(_causes(error))
-            ours = [cause for cause in causes if isinstance(cause, LowlossError)]
-            raise LowlossError(f"{key}: {(ours or causes[-1:])[0]}") from error
-        wanted = MADE.get(key.split(".")[0])
-        if wanted is not None and not partial and not isinstance(made, get_object(wanted)):
-            raise LowlossError(f"{key} must make {wanted}, got {type(made).__name__}: set {key}._target_")
-        return made
+    node = lookup(config, key)
+    _check_node(key, node)
+    try:
+        made = instantiate(node, _partial_=partial, _convert_="all")
+    except InstantiationException as error:
+        causes = list(_causes(error))
+        ours = [cause for cause in causes if isinstance(cause, LowlossError)]
+        raise LowlossError(f"{key}: {(ours or causes[-1:])[0]}") from error
+    wanted = MADE.get(key.split(".")[0])
+    if wanted is not None and not partial and not isinstance(made, get_object(wanted)):
+        raise LowlossError(f"{key} must make {wanted}, got {type(made).__name__}: set {key}._target_")
+    return made
 
 
 def _check_node(key: str, node: Any) -> None:

@@ -19,8 +19,7 @@ def config_folder() -> Path:
 def read_table(file: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV table as texts, by its columns; lines that begin with # are comments.
 
-    Raises:
-        LowlossError: the file cannot be read, lacks a needed column or value, or a row is not as long as the head.
+    Raises LowlossError: the file cannot be read, lacks a needed column or value, or a row is not as long as the head.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -43,8 +42,7 @@ def read_families(folder: Path) -> dict[str, list[dict[str, str]]]:
     A row is an experiment: its name, the `base` from which it differs, and under each other column, which is a group or
     a dotted key, what it takes there; an empty cell leaves that as it is in the base.
 
-    Raises:
-        LowlossError: a table is damaged, or names an experiment twice.
+    Raises LowlossError: a table is damaged, or names an experiment twice.
     """
     families = {}
     for file in sorted((folder / "family").glob("*.csv")):

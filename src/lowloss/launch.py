@@ -157,8 +157,7 @@ def submit(jobs: Sequence[Job], folder: Path, requeues: int, after: str | None, 
         after: id of an array whose corresponding tasks must have succeeded before.
         parameters: of submitit's SlurmExecutor.
 
-    Raises:
-        LowlossError: submitit or SLURM is not there, or SLURM rejects the jobs.
+    Raises LowlossError: submitit or SLURM is not there, or SLURM rejects the jobs.
     """
     from lowloss.errors import LowlossError
 

@@ -57,8 +57,7 @@ def published(paper: str) -> pd.DataFrame:
     """The numbers of a paper, a row each: paper, result (a table or figure), experiment, column (the report's), unit,
     value and source. A further column `row` may say which rows of the report's table are meant, as `KEY=VALUE ...`.
 
-    Raises:
-        LowlossError: there is no such paper, or its table is damaged.
+    Raises LowlossError: there is no such paper, or its table is damaged.
     """
     import pandas as pd
 
@@ -81,8 +80,7 @@ def compare(study: Path, published: pd.DataFrame, line: bool = False) -> pd.Data
         published: rows of `published` or `published_of`.
         line: whether the straight line is compared too.
 
-    Raises:
-        LowlossError: a table of the report is damaged.
+    Raises LowlossError: a table of the report is damaged.
     """
     import pandas as pd
 

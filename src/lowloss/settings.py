@@ -168,6 +168,10 @@ class Curvature:
     pivots: Annotated[int, Ge(0), Le(10_000)] | None
 
 
+SECTIONS = {"path": Paths, "curvature": Curvature, "connector": Connectors, "width": Widths,
+            "permutation": Permutations, "dimension": Dimensions, "merge": Merges}  # fmt: skip
+"""What the sections hold, but for minima, of which there are two kinds."""
+
 MADE = {
     "data": "lowloss.data.Data",
     "landscape": "lowloss.landscape.AnalyticSurface",
@@ -202,15 +206,10 @@ def check_settings(config: Config, finders: Iterable[str]) -> None:
     """
     check_arguments("", Settings, config, whole=True, more=True)
     check_arguments("minima", Files if "files" in config["minima"] else Training, config["minima"], whole=True)
-    check_arguments("path", Paths, config["path"], whole=True)
-    check_arguments("merge", Merges, config["merge"], whole=True)
-    check_arguments("curvature", Curvature, config["curvature"], whole=True)
+    for key, section in SECTIONS.items():
+        check_arguments(key, section, config[key], whole=True)
     if config["curvature"]["density"] is not None:
         check_arguments("curvature.density", Quadrature, config["curvature"]["density"], whole=True)
-    check_arguments("connector", Connectors, config["connector"], whole=True)
-    check_arguments("width", Widths, config["width"], whole=True)
-    check_arguments("permutation", Permutations, config["permutation"], whole=True)
-    check_arguments("dimension", Dimensions, config["dimension"], whole=True)
     for group in ("model", "data", "optimizer", "schedule", "trainer", "engine", *MAY_BE_NONE):
         target = config[group].get("_target_")
         if not isinstance(target, str) and not (target is None and group in MAY_BE_NONE):

@@ -21,8 +21,7 @@ def run_other(arguments: Sequence[str]) -> bool:
 
     One that is a study by another name puts that study's command line in place of its own.
 
-    Raises:
-        LowlossError: there is no such subcommand, or it cannot do its work.
+    Raises LowlossError: there is no such subcommand, or it cannot do its work.
     """
     first, *rest = arguments or [""]
     if first == "--version":

@@ -64,14 +64,7 @@ class Pixels:
 
     def __init__(self, pixels: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.pixels, self.mean, self.std, self.dtype = pixels, mean, std, dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixels.device
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.pixels.shape)
+        self.shape, self.device = tuple(pixels.shape), pixels.device
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -148,8 +141,7 @@ class Data:
         streams: how many parallel streams the rows of each split are, for recurrent networks, which then carry their
             state in evaluation: row i + streams continues row i. See `lowloss.data.text`.
 
-    Raises:
-        LowlossError: the tensors do not fit together.
+    Raises LowlossError: the tensors do not fit together.
     """
 
     def __init__(
@@ -196,8 +188,9 @@ class Data:
             task = task or Classification(self.num_classes)
         assert task is not None
         self.task: Task = task
-        self.augment, self.streams = augment, streams
         self._augmented: Tensor | None = None
+        self.augment, self.streams, self.splits = augment, streams, tuple(self._splits)
+        self.input_shape = tuple(x_train.shape[1:])
 
     @classmethod
     def from_datasets(
@@ -217,22 +210,13 @@ class Data:
         Args:
             workers: threads that read samples, for which a Dataset must be thread-safe; 0 reads in the caller's.
 
-        Raises:
-            LowlossError: a sample cannot be read, or is of another shape than the first.
+        Raises LowlossError: a sample cannot be read, or is of another shape than the first.
         """
         from lowloss.data.images import read_dataset
 
         splits = (read_dataset(dataset, name, workers) for dataset, name in ((train, "train"), (test, "test")))
         (x_train, y_train), (x_test, y_test) = splits
         return cls(x_train, y_train, x_test, y_test, num_classes, augment, task)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self._splits)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return tuple(self._splits["train"][0].shape[1:])
 
     @property
     def device(self) -> torch.device:

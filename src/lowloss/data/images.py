@@ -119,13 +119,7 @@ class ImageFiles(Samples):
     """
 
     def __init__(
-        self,
-        files: Sequence[str],
-        size: int,
-        workers: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        augment: bool,
+        self, files: Sequence[str], size: int, workers: int, mean: Sequence[float], std: Sequence[float], augment: bool
     ) -> None:
         super().__init__(len(files), torch.empty((3, size, size), dtype=torch.uint8), workers)
         self.files, self.size, self.augment, self.dtype = files, size, augment, torch.float32
@@ -205,8 +199,7 @@ def image_folder(
         mean, std: of each channel; by default ImageNet's.
         augment: whether training minibatches are random crops and mirrored at random.
 
-    Raises:
-        LowlossError: a folder is missing or empty, or the splits' classes differ; when it is read, a broken image.
+    Raises LowlossError: a folder is missing or empty, or the splits' classes differ; when it is read, a broken image.
     """
     check_number("data.size", size, int, 8)
     if len(mean) != 3 or len(std) != 3 or not min(std) > 0:

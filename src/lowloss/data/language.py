@@ -164,8 +164,7 @@ def text(
         carry: whether a recurrent network's state is handed from one minibatch of training to the next.
         limit: only the first so many tokens of each split are used; the vocabulary stays that of the whole.
 
-    Raises:
-        LowlossError: a file is missing or too short, or has a token that the training split lacks.
+    Raises LowlossError: a file is missing or too short, or has a token that the training split lacks.
     """
     for key, value in (("steps", steps), ("streams", streams), ("limit", 2 if limit is None else limit)):
         check_number(f"data.{key}", value, int, 2 if key == "limit" else 1)

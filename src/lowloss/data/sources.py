@@ -23,9 +23,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def digits(
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augment: Augmentation | None = None,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, augment: Augmentation | None = None
 ) -> Data:
     """scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, with a fixed stratified split: 1,437 and 360."""
     # Read without scikit-learn, whose import takes seconds: its file, and the split of its train_test_split.
@@ -69,58 +67,50 @@ def tiny(
         return Text(dict(zip(SPLITS, parts, strict=True)), "abcdefg", steps, streams, carry)
     data = digits()
     (x_train, y_train), (x_test, y_test) = (
-        (_enlarged(x[:count], size // 8, channels), y[:count])
+        (x[:count].repeat_interleave(size // 8, 2).repeat_interleave(size // 8, 3).repeat(1, channels, 1, 1), y[:count])
         for count, (x, y) in ((samples, data.split("train")), (samples // 2, data.split("test")))
     )
     return Data(x_train, y_train, x_test, y_test, 10)
 
 
-def _enlarged(x: Tensor, factor: int, channels: int) -> Tensor:
-    return x.repeat_interleave(factor, 2).repeat_interleave(factor, 3).repeat(1, channels, 1, 1)
+def _torchvision(own: str, name: str, what: str) -> Callable[..., Data]:
+    """The function of this name that makes the data of a class of torchvision.datasets."""
+
+    def load(
+        root: str = "data",
+        download: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        augment: Augmentation | None = None,
+    ) -> Data:
+        import torchvision
+
+        source: Callable[..., Any] = getattr(torchvision.datasets, name)
+        try:
+            train, test = (source(root, train=is_train, download=download) for is_train in (True, False))
+        except RuntimeError as error:
+            raise LowlossError(
+                f"{name} is not in {Path(root).resolve()}: set data.root to where it lies, or data.download=true"
+            ) from error
+        except OSError as error:
+            told = f"{name} could not be fetched into {root} ({error}): try again, or set data.root"
+            raise LowlossError(told) from error
+        x_train, x_test = (_images(split.data) for split in (train, test))
+        y_train, y_test = (torch.as_tensor(split.targets) for split in (train, test))
+        return _normalised(x_train, y_train, x_test, y_test, len(train.classes), mean, std, augment)
+
+    load.__name__ = load.__qualname__ = own
+    load.__doc__ = f"{what}."
+    return load
 
 
-def mnist(
-    root: str = "data",
-    download: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augment: Augmentation | None = None,
-) -> Data:
-    """MNIST: 60,000 and 10,000 images, 28 × 28 pixels, one channel."""
-    return _torchvision("MNIST", root, download, mean, std, augment)
+GREY = "60,000 and 10,000 images, 28 × 28 pixels, one channel"
+COLOUR = "50,000 and 10,000 images, 32 × 32 pixels, three channels"
 
-
-def fashion_mnist(
-    root: str = "data",
-    download: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augment: Augmentation | None = None,
-) -> Data:
-    """Fashion-MNIST: 60,000 and 10,000 images, 28 × 28 pixels, one channel."""
-    return _torchvision("FashionMNIST", root, download, mean, std, augment)
-
-
-def cifar10(
-    root: str = "data",
-    download: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augment: Augmentation | None = None,
-) -> Data:
-    """CIFAR-10: 50,000 and 10,000 images, 32 × 32 pixels, three channels."""
-    return _torchvision("CIFAR10", root, download, mean, std, augment)
-
-
-def cifar100(
-    root: str = "data",
-    download: bool = False,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    augment: Augmentation | None = None,
-) -> Data:
-    """CIFAR-100: 50,000 and 10,000 images, 32 × 32 pixels, three channels."""
-    return _torchvision("CIFAR100", root, download, mean, std, augment)
+mnist = _torchvision("mnist", "MNIST", f"MNIST: {GREY}")
+fashion_mnist = _torchvision("fashion_mnist", "FashionMNIST", f"Fashion-MNIST: {GREY}")
+cifar10 = _torchvision("cifar10", "CIFAR10", f"CIFAR-10: {COLOUR}")
+cifar100 = _torchvision("cifar100", "CIFAR100", f"CIFAR-100: {COLOUR}")
 
 
 def arrays(
@@ -176,30 +166,6 @@ def _in_proportion(counts_C: IntArray, total: int, random: np.random.RandomState
         tied = np.flatnonzero(exact_C - np.floor(exact_C) == remainder)
         whole_C[random.choice(tied, size=min(len(tied), short), replace=False)] += 1
     return whole_C.astype(int)
-
-
-def _torchvision(
-    name: str,
-    root: str,
-    download: bool,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    augment: Augmentation | None,
-) -> Data:
-    import torchvision
-
-    source: Callable[..., Any] = getattr(torchvision.datasets, name)
-    try:
-        train, test = (source(root, train=is_train, download=download) for is_train in (True, False))
-    except RuntimeError as error:
-        raise LowlossError(
-            f"{name} is not in {Path(root).resolve()}: set data.root to where it lies, or data.download=true"
-        ) from error
-    except OSError as error:
-        raise LowlossError(f"{name} could not be fetched into {root} ({error}): try again, or set data.root") from error
-    x_train, x_test = (_images(split.data) for split in (train, test))
-    y_train, y_test = (torch.as_tensor(split.targets) for split in (train, test))
-    return _normalised(x_train, y_train, x_test, y_test, len(train.classes), mean, std, augment)
 
 
 def _images(pixels: Any) -> Tensor:

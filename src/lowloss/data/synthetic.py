@@ -19,8 +19,7 @@ def teacher(
     The teacher has one hidden layer; its weights and biases are standard normal. The loss is the squared error, summed
     over the outputs, over the mean square of the targets. As many samples are drawn for the test split.
 
-    Raises:
-        LowlossError: torch.nn has no such activation, or all targets are zero.
+    Raises LowlossError: torch.nn has no such activation, or all targets are zero.
     """
     if not hasattr(nn.modules.activation, activation):
         raise LowlossError(f"data.activation={activation}: take ReLU, Tanh, Sigmoid, Softplus or another of torch.nn")

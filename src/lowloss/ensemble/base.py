@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 
 class EnsembleRecipe:
     """Base of all kinds of ensembles; a recipe is configuration alone."""
+
+
+@dataclass(frozen=True)
+class Independent(EnsembleRecipe):
+    """All minima of a study together, networks trained independently, one a run."""
 
 
 class Walk(EnsembleRecipe, ABC):
@@ -25,9 +31,9 @@ class Walk(EnsembleRecipe, ABC):
     batch_size: int
 
     @property
-    @abstractmethod
     def lr(self) -> float:
         """The highest rate."""
+        return float(getattr(self, self.highest))
 
     @abstractmethod
     def cycle(self, steps_per_epoch: int) -> int:

@@ -66,10 +66,6 @@ class FGE(Walk):
             raise LowlossError("starts must name an epoch to walk from, or be null, got []")
         check_sgd(self.momentum, self.weight_decay, self.batch_size)
 
-    @property
-    def lr(self) -> float:
-        return self.lr_max
-
     def cycle(self, steps_per_epoch: int) -> int:
         """Iterations c of a cycle: even, and at least two."""
         return max(2, 2 * round(self.cycle_epochs * steps_per_epoch / 2))

@@ -50,10 +50,6 @@ class SWA(Walk):
             raise LowlossError(f"cycle_epochs must be more than 0 and finite, got {self.cycle_epochs}")
         check_sgd(self.momentum, self.weight_decay, self.batch_size)
 
-    @property
-    def lr(self) -> float:
-        return self.lr_max
-
     def cycle(self, steps_per_epoch: int) -> int:
         return max(1, round(self.cycle_epochs * steps_per_epoch))
 

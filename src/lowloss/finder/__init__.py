@@ -1,9 +1,8 @@
 """Finders of paths between points; pure tensor code."""
 
-from lowloss.finder.arclength import ArcLengthChain
 from lowloss.finder.autoneb import AutoNEB
 from lowloss.finder.base import Finder, Phase
-from lowloss.finder.curve import BezierCurve, Line, PolygonalChain
+from lowloss.finder.curve import ArcLengthChain, BezierCurve, Line, PolygonalChain
 from lowloss.finder.neb import NEB
 from lowloss.finder.trivial import Trivial
 from lowloss.finder.tunnel import Tunnel

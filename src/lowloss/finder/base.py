@@ -78,9 +78,9 @@ class Finder(ABC):
     def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         """A scalar to differentiate in the free bends, and the losses (K,) it is made of. `seed`: this step's."""
 
-    @abstractmethod
     def evaluations_per_step(self, path: Path) -> int:
-        """Gradients of single points in one step."""
+        """Gradients of single points in one step: by default one of each free bend."""
+        return len(path.bends_BP) - 2
 
     def nudge(self, path: Path, gradient_MP: Tensor, losses_K: Tensor) -> Tensor:
         """The gradient that SGD follows, from the objective's."""

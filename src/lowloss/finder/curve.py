@@ -2,7 +2,7 @@
 
 Reference: Garipov et al. 2018, sec. 3 and appendix A.1.
 
-Shapes: B bends (ends included), K sampled points, P parameters.
+Shapes: B bends (ends included), K sampled points, S = B - 1 segments, P parameters.
 """
 
 from __future__ import annotations
@@ -26,13 +26,10 @@ class Line(Finder):
     """The straight line between the two points; there is nothing to search."""
 
     def start(self, a_P: Tensor, b_P: Tensor) -> Polyline:
-        return Polyline(torch.stack([a_P, b_P]))
+        return Polyline.straight(a_P, b_P)
 
     def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a line has no phases")
-
-    def evaluations_per_step(self, path: Path) -> int:
-        return 0
 
     def status(self, path: Path, profile: object) -> str:
         return "exact"
@@ -73,7 +70,7 @@ class TrainedCurve(Finder):
 
     def start(self, a_P: Tensor, b_P: Tensor) -> Path:
         t_B = torch.linspace(0, 1, self.bends + 2, dtype=torch.float64)
-        return type(self).family(Polyline(torch.stack([a_P, b_P])).points(t_B))
+        return type(self).family(Polyline.straight(a_P, b_P).points(t_B))
 
     def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         t_K = torch.rand(self.samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -105,3 +102,17 @@ class PolygonalChain(TrainedCurve):
     """
 
     family = Polyline
+
+
+class ArcLengthChain(PolygonalChain):
+    """Minimises the expected loss over a point uniform on the chain, loss (1), in place of t uniform in [0, 1].
+
+    Each sample is weighted by the density q(t) = S l_s / sum l of its segment s, of length l_s. q is differentiated
+    too, so that the gradient is that of loss (1): a segment on which the loss is high is shortened as well. Arguments
+    as in TrainedCurve.
+    """
+
+    def expectation(self, path: Path, t_K: Tensor, values_K: Tensor) -> Tensor:
+        length_S = torch.linalg.vector_norm(path.bends_BP.diff(dim=0), dim=1)
+        segment_K = (t_K * len(length_S)).long().clamp_max(len(length_S) - 1).to(length_S.device)
+        return (values_K * length_S[segment_K]).mean() * len(length_S) / length_S.sum()

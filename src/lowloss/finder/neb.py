@@ -93,7 +93,7 @@ class NEB(Finder):
         if self.spacing is not None:
             arc_N = torch.tensor([0.0, *self.spacing], dtype=torch.float64).cumsum(0)
             knots_N = arc_N / arc_N[-1]
-        return Polyline(Polyline(torch.stack([a_P, b_P])).points(knots_N), knots_N)
+        return Polyline.straight(a_P, b_P, knots_N)
 
     def prepare(self, path: Path) -> Path:
         assert isinstance(path, Polyline)
@@ -107,9 +107,6 @@ class NEB(Finder):
             first, last = landscape.losses(ends_2P, batch)
         losses_N = torch.cat([first[None], losses_M.detach(), last[None]])
         return (losses_M + l2(self.weight_decay, inner_MP)).sum(), losses_N
-
-    def evaluations_per_step(self, path: Path) -> int:
-        return len(path.bends_BP) - 2
 
     def nudge(self, path: Path, gradient_MP: Tensor, losses_K: Tensor) -> Tensor:
         assert isinstance(path, Polyline)

@@ -52,7 +52,7 @@ class Tunnel(Finder):
 
     def start(self, a_P: Tensor, b_P: Tensor) -> Polyline:
         knots_B = torch.linspace(0, 1, self.pivots + 2, dtype=torch.float64)
-        return Polyline(Polyline(torch.stack([a_P, b_P])).points(knots_B), knots_B)
+        return Polyline.straight(a_P, b_P, knots_B)
 
     def prepare(self, path: Path) -> Path:
         """Put what rounding has moved along the line back into the hyperplanes."""
@@ -64,9 +64,6 @@ class Tunnel(Finder):
         inner_MP = path.bends_BP[1:-1]
         losses_M = landscape.losses(inner_MP, batch)
         return (losses_M + l2(self.weight_decay, inner_MP)).sum(), losses_M.detach()
-
-    def evaluations_per_step(self, path: Path) -> int:
-        return len(path.bends_BP) - 2
 
     def nudge(self, path: Path, gradient_MP: Tensor, losses_K: Tensor) -> Tensor:
         return across(gradient_MP, path)

@@ -49,11 +49,8 @@ class Bench:
         self, study: Study, config: Config, build: Callable[..., Any], command: str, stages: Mapping[str, Stage]
     ) -> None:
         self.study, self.config, self.build, self.command, self.stages = study, {**config}, build, command, stages
-        for group in (
-            "finder",
-            "scan",
-            "ensemble",
-        ):  # an experiment may hold settings of some that the command did not choose
+        # An experiment may hold settings of some that the command did not choose.
+        for group in ("finder", "scan", "ensemble"):
             self.config[group] = {name: node for name, node in config[group].items() if "_target_" in node}
         self.stage: Stage | None = None
         self._sources: list[str] | None = None

@@ -86,27 +86,22 @@ class PermutationJob(Job):
         flat_KP = bends_RBP.flatten(0, 1).to(theta_P.dtype)
         table = bench.table(flat_KP, f"{title}, along", work / "along")
         own = {name: column.view(t_RB.shape) for name, column in table.items() if column.dim() == 1}
-        along, rows = [], []
+        loss_RB, along = found["loss"], []
         for r, (first, second) in enumerate(pairs):
-            loss_B, t_B = found["loss"][r], t_RB[r]
-            head = {"l": first, "m": second}
-            columns = {"distance": found["distance"][r], "loss": loss_B, **{n: c[r] for n, c in own.items()}}
+            columns = {"distance": found["distance"][r], "loss": loss_RB[r], **{n: c[r] for n, c in own.items()}}
             whole = {name: torch.cat([column, column.flip(0)[1:]]).numpy() for name, column in columns.items()}
-            t_T = torch.cat([t_B, 1 - t_B.flip(0)[1:]])
-            along.append(pd.DataFrame({**head, "t": t_T.numpy(), **whole}))
-            # Without the straight line, which ends where outgoing weights are equal.
-            steps_S = torch.cat([loss_B[:-LAST], loss_B[-1:]])
-            norms_S = found["gradient_norm"][r]
-            row = {**head, "class": shape(steps_S.tolist()), "loss": float(loss_B[-1])}
-            row |= {"highest": float(loss_B.max()), "highest_t": float(t_B[loss_B.argmax()])}
-            row |= {"barrier": float(loss_B.max() - loss_B[0]), "gradient": float(found["gradient"][r])}
-            row["converged"] = float((norms_S <= contraction.gradient_norm).double().mean())
-            names = ("flatness", "plateau_change", "gradient_in_proportion", "gradient_otherwise")
-            row |= {name: float(found[name][r]) for name in names}
-            if "eigenvalues" in found:
-                row |= {name: int(found[name][r]) for name in ("negative", "vanishing")}
-            rows.append(row)
-        table_R = pd.DataFrame(rows)
+            t_T = torch.cat([t_RB[r], 1 - t_RB[r].flip(0)[1:]])
+            along.append(pd.DataFrame({"l": first, "m": second, "t": t_T.numpy(), **whole}))
+        # Without the straight line, which ends where outgoing weights are equal.
+        steps_RS = torch.cat([loss_RB[:, :-LAST], loss_RB[:, -1:]], dim=1)
+        highest_R, top_R = loss_RB.max(1)
+        rows: dict[str, Any] = {"l": [pair[0] for pair in pairs], "m": [pair[1] for pair in pairs]}
+        rows |= {"class": [shape(losses) for losses in steps_RS.tolist()], "loss": loss_RB[:, -1], "highest": highest_R}
+        rows |= {"highest_t": t_RB.gather(1, top_R[:, None])[:, 0], "barrier": highest_R - loss_RB[:, 0]}
+        rows["gradient"] = found["gradient"]
+        rows["converged"] = (found["gradient_norm"] <= contraction.gradient_norm).double().mean(1)
+        names = ("flatness", "plateau_change", "gradient_in_proportion", "gradient_otherwise", "negative", "vanishing")
+        table_R = pd.DataFrame(rows | {name: found[name] for name in names if name in found})
         shares = table_R["class"].value_counts(normalize=True).to_dict()
         notes = {"minimum": self.k, "layer": self.neurons.layer, "pairs": pairs, "teacher": settings["teacher"]}
         notes |= {"shares": shares, "next_layer": self.neurons.next_layer, "highest": float(table_R["highest"].max())}

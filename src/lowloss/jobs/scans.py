@@ -15,7 +15,7 @@ from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.spectra import ENDS, extremes
 from lowloss.jobs.stage import Stage
-from lowloss.jobs.trajectories import collected, folder_in, losses_of, trajectory
+from lowloss.jobs.trajectories import collected, losses_of, trajectory
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
@@ -111,7 +111,7 @@ class Scan(Job):
             notes["centre"] = self._centre(grid, statistics, work)
         if "normalization" in self.node and not grid.is_lines and "files" not in bench.config["minima"]:
             first_P = bench.landscape.initial(derive(bench.config["seed"], "initial", self.minima[0]))
-            at = bench.everywhere(tabulate, first_P[None], folder=folder_in(work, "initial"), title="initial point")
+            at = bench.everywhere(tabulate, first_P[None], folder=work / "initial", title="initial point")
             notes["initial_train_loss"] = float(at["train_loss"])
         notes |= {
             "scan": self.scan,
@@ -139,7 +139,7 @@ class Scan(Job):
 
         spacings = [float(axis[1] - axis[0]) for axis in grid.axes]
         measures: list[Measure] = [Directional(grid.directions_DP, spacings, statistics)]
-        folder, title = folder_in(work, "centre"), "curvature at the centre"
+        folder, title = work / "centre", "curvature at the centre"
         found = self.bench.everywhere(tabulate, grid.origin_P[None], None, measures, folder=folder, title=title)
         return {"spacing": spacings, **{name: column[0].tolist() for name, column in found.items()}}
 

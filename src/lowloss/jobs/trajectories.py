@@ -90,7 +90,7 @@ def losses_of(
         "distance": distance_E,
     }
     real, plane = (
-        bench.everywhere(tabulate, at_EP, None, [measure], folder=folder_in(work, name), title=f"{name} by epochs")
+        bench.everywhere(tabulate, at_EP, None, [measure], folder=work / name, title=f"{name} by epochs")
         for name, at_EP, measure in (
             ("trajectory", points_EP, Exact()),
             ("projection", projected_EP, Exact(statistics=statistics)),
@@ -111,9 +111,3 @@ def _rates(bench: Bench, k: int, epochs: list[float]) -> Tensor:
     steps = torch.tensor(epochs, dtype=torch.float64) * history["step"].iloc[0]  # a row an epoch
     row_E = torch.searchsorted(torch.tensor(history["step"].to_numpy(), dtype=torch.float64), steps, right=True)
     return torch.tensor(history["lr"].to_numpy())[row_E.clamp_max(len(history) - 1)]
-
-
-def folder_in(work: Path, name: str) -> Path:
-    """A folder for a piece of a job's work."""
-    (work / name).mkdir(exist_ok=True)
-    return work / name

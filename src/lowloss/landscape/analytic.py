@@ -129,6 +129,12 @@ class MullerBrown(AnalyticSurface):
         return total_K
 
 
+def root(squared_K: Tensor) -> Tensor:
+    """The norms of vectors from their squares; at zero, where a norm has no gradient, a point feels none."""
+    positive_K = squared_K > 0
+    return torch.where(positive_K, torch.where(positive_K, squared_K, 1.0).sqrt(), 0.0)
+
+
 class Wedge(AnalyticSurface):
     """The n-wedge toy landscape: a union of n-dimensional axis-aligned wedges of zero loss in D dimensions.
 
@@ -143,9 +149,7 @@ class Wedge(AnalyticSurface):
 
     def energy(self, theta_KP: Tensor) -> Tensor:
         total_K = theta_KP.square().topk(self.dim - self.n, dim=1, largest=False).values.sum(1)
-        # The norm has no gradient at zero: a point on a wedge feels none.
-        positive_K = total_K > 0
-        return torch.where(positive_K, torch.where(positive_K, total_K, 1.0).sqrt(), 0.0)
+        return root(total_K)
 
 
 class GaussianMixture(AnalyticSurface):

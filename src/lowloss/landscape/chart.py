@@ -27,6 +27,7 @@ COLUMNS = 1 << 16
 """Parameters of a basis that are in float64 at once."""
 
 Self = TypeVar("Self", bound="Chart")
+Held = TypeVar("Held", bound="_Held")
 
 
 class Chart(Protocol):
@@ -53,7 +54,17 @@ class Chart(Protocol):
         """Move what the chart holds to the device, in place."""
 
 
-class Span:
+class _Held:
+    """A chart that holds tensors."""
+
+    def to(self: Held, device: torch.device) -> Held:
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        return self
+
+
+class Span(_Held):
     """The affine space origin + z @ basis: a random hyperplane, a plane of principal components, the grid of a scan.
 
     Args:
@@ -62,8 +73,7 @@ class Span:
         dims: row k has the first dims[k] coordinates alone; the rest are padding, which moves nothing and feels no
             gradient. None: every row has all.
 
-    Raises:
-        LowlossError: the directions are dependent, or dims are not in 1 … Q.
+    Raises LowlossError: the directions are dependent, or dims are not in 1 … Q.
     """
 
     affine = True
@@ -110,13 +120,8 @@ class Span:
             z_Q[:d] = torch.cholesky_solve(dots_Q[:d, None], factor_QQ[:d, :d])[:, 0]
         return z_KQ.to(theta_KP)
 
-    def to(self, device: torch.device) -> Span:
-        self.origin_P, self.basis_QP = self.origin_P.to(device), self.basis_QP.to(device)
-        self._factor_QQ = self._factor_QQ.to(device)
-        return self
 
-
-class Normal:
+class Normal(_Held):
     """The space through a point normal to a segment, or to the span of a simplex.
 
     theta = origin + (z - N^T (N N^T)^-1 N z): Q = P redundant coordinates, so no basis of P - M directions is needed.
@@ -125,8 +130,7 @@ class Normal:
         origin: one point (P,) for all rows, or one a row (K, P), as points of a tunnel have it.
         normals_MP: M independent directions, say the segment or the simplex's edges at one corner.
 
-    Raises:
-        LowlossError: the normals are dependent, as where two corners are the same point.
+    Raises LowlossError: the normals are dependent, as where two corners are the same point.
     """
 
     affine = True
@@ -143,16 +147,12 @@ class Normal:
     def coordinates(self, theta_KP: Tensor) -> Tensor:
         return self._across(theta_KP - _origin(self.origin, theta_KP))
 
-    def to(self, device: torch.device) -> Normal:
-        self.origin, self._units_MP = self.origin.to(device), self._units_MP.to(device)
-        return self
-
     def _across(self, z_KP: Tensor) -> Tensor:
         units_MP = self._units_MP.to(z_KP)
         return z_KP - (z_KP @ units_MP.T) @ units_MP
 
 
-class NeuronDistance:
+class NeuronDistance(_Held):
     """Two neurons l and m of a layer at a fixed Euclidean distance of their parameter vectors (Brea et al. 2019).
 
     A neuron's vector is its incoming weights (a filter of a convolution) and its bias, where the layer has one. The
@@ -166,8 +166,7 @@ class NeuronDistance:
         l, m: the neurons, or a sequence of them, one a row.
         delta: the distance, positive, or a sequence of them, one a row.
 
-    Raises:
-        LowlossError: the network has no such layer or neuron, or the settings do not fit together.
+    Raises LowlossError: the network has no such layer or neuron, or the settings do not fit together.
     """
 
     affine = False
@@ -217,12 +216,8 @@ class NeuronDistance:
         """The point itself where it is on the chart, to rounding; else the nearest point on it."""
         return self.points(theta_KP)
 
-    def to(self, device: torch.device) -> NeuronDistance:
-        self._pair_2KS, self._delta_K1 = self._pair_2KS.to(device), self._delta_K1.to(device)
-        return self
 
-
-class Equal:
+class Equal(_Held):
     """Two sets of parameters that are equal: a permutation point, as the network with one neuron fewer.
 
     The coordinates are Q = P redundant ones; both sets take the mean of the two. By symmetry the gradient of a loss
@@ -245,10 +240,6 @@ class Equal:
 
     def coordinates(self, theta_KP: Tensor) -> Tensor:
         return self.points(theta_KP)
-
-    def to(self, device: torch.device) -> Equal:
-        self._pair_2KS = self._pair_2KS.to(device)
-        return self
 
 
 def _dots(a_KP: Tensor, b_QP: Tensor) -> Tensor:

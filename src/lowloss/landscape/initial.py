@@ -22,8 +22,7 @@ def built(factory: Callable[..., nn.Module], data: Data, seed: int) -> nn.Module
 
     The factory is given `input_shape` and `num_classes` where it takes them and they are not set.
 
-    Raises:
-        LowlossError: the factory rejects its arguments.
+    Raises LowlossError: the factory rejects its arguments.
     """
     known: dict[str, object] = {"input_shape": data.input_shape, "num_classes": data.num_classes}
     given = factory.keywords if isinstance(factory, partial) else {}
@@ -58,8 +57,7 @@ def copied(model: nn.Module, data: Data) -> nn.Module:
 def reset(model: nn.Module, data: Data, seed: int) -> nn.Module:
     """A copy of a module, on the CPU, redrawn by `reset_parameters` of its layers, of parts before the whole.
 
-    Raises:
-        LowlossError: a layer has parameters that it does not redraw.
+    Raises LowlossError: a layer has parameters that it does not redraw.
     """
     module = copied(model, data).cpu()
     with _seeded(seed):

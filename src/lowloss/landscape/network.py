@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lowloss.data.base import AUGMENTED, Batch, Data
-from lowloss.data.task import Sums, Task
+from lowloss.data.task import Sums
 from lowloss.errors import LowlossError, check_number, reason
 from lowloss.landscape.base import BatchSource, Columns, Final, Held
 from lowloss.landscape.engine.checked import Trust
@@ -72,8 +72,7 @@ class NetworkLandscape:
             at most so many samples at once; the graph engine more, where they fit.
         engine: how K points run on the device.
 
-    Raises:
-        LowlossError: the outputs do not fit the data's task, or the module rejects the data.
+    Raises LowlossError: the outputs do not fit the data's task, or the module rejects the data.
     """
 
     def __init__(
@@ -88,6 +87,7 @@ class NetworkLandscape:
         self.settings = engine or Engine()
         module = copied(model, data) if isinstance(model, nn.Module) else built(model, data, seed=0)
         self.layout = Layout.of(module)
+        self.dim, self.splits, self.task = self.layout.dim, data.splits, data.task
         self.loop = Loop(module, self.layout, data.task)
         self._normalises = any(isinstance(part, _BatchNorm) for part in module.modules())
         self.couples_samples = self._normalises or any(isinstance(part, _DropoutNd) for part in module.modules())
@@ -102,18 +102,6 @@ class NetworkLandscape:
         # The last points' statistics: evaluating them on a second split needs no second pass.
         self._statistics: tuple[Loop | Graph, Tensor, list[tuple[Buffers, Tensor | None]]] | None = None
         self._check_fit()
-
-    @property
-    def dim(self) -> int:
-        return self.layout.dim
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return self.data.splits
-
-    @property
-    def task(self) -> Task:
-        return self.data.task
 
     def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
         """The K mean losses on a minibatch, in training mode; differentiable once (see `product` for twice)."""
@@ -133,8 +121,7 @@ class NetworkLandscape:
         Hessian of what `evaluate` reports, or with statistics="batch" of its mean over the chunks of the statistics,
         each normalised by its own.
 
-        Raises:
-            LowlossError: `statistics` is neither "held" nor "batch".
+        Raises LowlossError: `statistics` is neither "held" nor "batch".
         """
         if isinstance(statistics, str) and statistics not in STATISTICS:
             raise LowlossError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")

@@ -27,8 +27,7 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch) -> None:
 
     theta_P, other_P: A and B.  batch: a few samples.
 
-    Raises:
-        LowlossError: a buffer or an attribute that the module changes matters.
+    Raises LowlossError: a buffer or an attribute that the module changes matters.
     """
     name, before = type(loop.module).__name__, _foreign_states()
     attributes, fresh = _attributes(loop.module), loop.fresh_buffers()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from lowloss.checking import Few, Index
 from lowloss.data.base import Data
 from lowloss.data.task import Task
 from lowloss.errors import LowlossError
-from lowloss.landscape.analytic import AnalyticSurface
+from lowloss.landscape.analytic import AnalyticSurface, root
 from lowloss.seeding import derive
 
 SAMPLES = 100
@@ -47,16 +46,11 @@ class Wedges(AnalyticSurface):
 
     def energy(self, theta_KP: Tensor) -> Tensor:
         across_WKS = theta_KP @ self.short_WPS.to(theta_KP)
-        nearest_K = across_WKS.square().sum(2).min(0).values
-        # The norm has no gradient at zero: a point on a wedge feels none.
-        positive_K = nearest_K > 0
-        return torch.where(positive_K, torch.where(positive_K, nearest_K, 1.0).sqrt(), 0.0)
+        return root(across_WKS.square().sum(2).min(0).values)
 
 
 class Outputs(Task):
     """The loss of a sample is the network's only output."""
-
-    units: ClassVar[dict[str, str]] = {"loss": ""}
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         return outputs[:, 0]

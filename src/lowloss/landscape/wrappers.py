@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lowloss.checking import Count, Index
 from lowloss.data.base import Batch
-from lowloss.data.task import Task
 from lowloss.errors import LowlossError, is_number
 from lowloss.landscape.base import BatchSource, Columns, Held, Landscape
 from lowloss.landscape.chart import Chart, Span
@@ -31,23 +30,8 @@ class Wrapper:
     """The traits of another landscape, its base; a subclass changes what differs."""
 
     def __init__(self, base: Landscape) -> None:
-        self.base = base
-
-    @property
-    def dim(self) -> int:
-        return self.base.dim
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return self.base.splits
-
-    @property
-    def task(self) -> Task:
-        return self.base.task
-
-    @property
-    def couples_samples(self) -> bool:
-        return self.base.couples_samples
+        self.base, self.dim, self.splits, self.task = base, base.dim, base.splits, base.task
+        self.couples_samples = base.couples_samples
 
     def outputs(self, theta_P: Tensor, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         return self.base.outputs(theta_P, split)
@@ -71,8 +55,7 @@ class Regularised(Wrapper):
 
     `evaluate` has the sum as `loss`, and the base's loss as `loss_without_l2`.
 
-    Raises:
-        LowlossError: weight_decay is negative or infinite, or the base is in other coordinates.
+    Raises LowlossError: weight_decay is negative or infinite, or the base is in other coordinates.
     """
 
     def __init__(self, base: Landscape, weight_decay: float) -> None:
@@ -81,15 +64,8 @@ class Regularised(Wrapper):
         if isinstance(base, Charted):
             raise LowlossError("weight_decay would act on coordinates: wrap as Charted(Regularised(base), chart)")
         super().__init__(base)
-        self.weight_decay = weight_decay
-
-    @property
-    def task(self) -> Task:
-        """The base's task, with the unit of `loss_without_l2` after that of `loss`."""
-        task = copy.copy(self.base.task)
-        unit = task.units["loss"]
-        vars(task)["units"] = {"loss": unit, "loss_without_l2": unit} | dict(task.units)
-        return task
+        self.weight_decay, self.task, units = weight_decay, copy.copy(base.task), base.task.units
+        vars(self.task)["units"] = dict.fromkeys(("loss", "loss_without_l2"), units["loss"]) | dict(units)
 
     def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
         return self.base.losses(theta_KP, batch) + self._l2(theta_KP)
@@ -113,11 +89,7 @@ class Charted(Wrapper):
 
     def __init__(self, base: Landscape, chart: Chart) -> None:
         super().__init__(base)
-        self.chart = chart
-
-    @property
-    def dim(self) -> int:
-        return self.chart.dim
+        self.chart, self.dim = chart, chart.dim
 
     def losses(self, z_KQ: Tensor, batch: Batch | None) -> Tensor:
         return self.base.losses(self.chart.points(z_KQ), batch)
@@ -125,8 +97,7 @@ class Charted(Wrapper):
     def product(self, z_KQ: Tensor, v_KQ: Tensor, data: Batch | str | None, statistics: Held = "held") -> Tensor:
         """J^T H J v (K, Q), where J is the chart's Jacobian.
 
-        Raises:
-            LowlossError: the chart is not affine, so the Hessian has a term with its second derivative too.
+        Raises LowlossError: the chart is not affine, so the Hessian has a term with its second derivative too.
         """
         if not self.chart.affine:
             name = type(self.chart).__name__

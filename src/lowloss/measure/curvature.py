@@ -46,8 +46,7 @@ class Hessian:
     statistics: BatchNorm's, "held" at the point's own as in evaluation, "batch" of the samples, through which it
     differentiates too, or what gives those of points, as a scan with one centre's has them.
 
-    Raises:
-        LowlossError: the statistics are none of these.
+    Raises LowlossError: the statistics are none of these.
     """
 
     split: str = "train"
@@ -165,7 +164,7 @@ class Extremes:
     vectors: bool = False
 
     def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
-        return _in_parts(self._part, landscape, theta_KP, BASIS + BASIS // 2, self.hessian.product(landscape))
+        return _in_parts(self._part, theta_KP, BASIS + BASIS // 2, self.hessian.product(landscape))
 
     def _part(self, theta_KP: Tensor, product: Product) -> Columns:
         count, left_K = min(self.count, theta_KP.shape[1]), torch.arange(len(theta_KP))
@@ -235,7 +234,7 @@ class Trace:
             raise LowlossError(f"products must be at least 6 for a trace and its error, got {self.products}")
 
     def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
-        return _in_parts(self._part, landscape, theta_KP, self.products, self.hessian.product(landscape))
+        return _in_parts(self._part, theta_KP, self.products, self.hessian.product(landscape))
 
     def _part(self, theta_KP: Tensor, product: Product) -> Columns:
         third, seed = self.products // 3, self.hessian.seed
@@ -272,7 +271,7 @@ class Density:
     steps: Count = 40
 
     def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
-        return _in_parts(self._part, landscape, theta_KP, self.steps, self.hessian.product(landscape))
+        return _in_parts(self._part, theta_KP, self.steps, self.hessian.product(landscape))
 
     def _part(self, theta_KP: Tensor, product: Product) -> Columns:
         nodes, weights = [], []
@@ -298,9 +297,7 @@ def _random(theta_KP: Tensor, seed: int, name: str, count: int) -> Iterator[Tens
         yield torch.randn(theta_KP.shape[1], generator=generator, dtype=torch.float64).to(theta_KP)
 
 
-def _in_parts(
-    part: Callable[[Tensor, Product], Columns], landscape: Landscape, theta_KP: Tensor, vectors: int, product: Product
-) -> Columns:
+def _in_parts(part: Callable[[Tensor, Product], Columns], theta_KP: Tensor, vectors: int, product: Product) -> Columns:
     """The columns of all points, of which so many are taken at once as their vectors have room."""
     at_once = max(1, NUMBERS // (vectors * theta_KP.shape[1]))
     with torch.no_grad():

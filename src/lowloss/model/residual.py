@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from lowloss.checking import Few, Fraction, Width
+from lowloss.model.simple import init_he
 
 
 class _Residual(nn.Module):
@@ -34,7 +35,7 @@ class _Residual(nn.Module):
                 self.blocks.append(block(channels, outputs, stride if i == 0 else 1))
                 channels = outputs
         self.classifier = nn.Linear(channels, classes)
-        _init_he(self)
+        init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
@@ -52,8 +53,7 @@ class ResNet(_Residual):
         shortcuts: "identity", parameter-free (their option A); "projection", a 1 × 1 convolution and BatchNorm where
             the shape changes (option B); or "none", the "VGG-like" networks of Li et al. 2018.
 
-    Raises:
-        ValueError: the depth is not 6n + 2, or there are no such shortcuts.
+    Raises ValueError: the depth is not 6n + 2, or there are no such shortcuts.
     """
 
     def __init__(
@@ -102,8 +102,7 @@ class WideResNet(_Residual):
         depth: 6n + 4, as 28.
         widen: widening factor k, as 10.
 
-    Raises:
-        ValueError: the depth is not 6n + 4.
+    Raises ValueError: the depth is not 6n + 4.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, depth: Few = 28, widen: Few = 10) -> None:
@@ -136,8 +135,7 @@ class PreResNet(_Residual):
         bottleneck: blocks of 1 × 1, 3 × 3 and 1 × 1 convolutions, the last of four times as many channels.
         width: channels of the 3 × 3 convolutions of the first of three stages.
 
-    Raises:
-        ValueError: the depth is no such number.
+    Raises ValueError: the depth is no such number.
     """
 
     def __init__(
@@ -176,8 +174,7 @@ class DenseNet(nn.Module):
         layers: dense layers of each block, in place of what follows from the depth: 6, 12, 24 and 16 for DenseNet-121.
         dropout: probability after every convolution but the first; 0.2 in the paper for data without augmentation.
 
-    Raises:
-        ValueError: the depth does not divide into three blocks.
+    Raises ValueError: the depth does not divide into three blocks.
     """
 
     def __init__(
@@ -208,17 +205,10 @@ class DenseNet(nn.Module):
                 channels = outputs
         self.features = nn.Sequential(*parts, nn.BatchNorm2d(channels), nn.ReLU())
         self.classifier = nn.Linear(channels, num_classes)
-        _init_he(self)
+        init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3)))
-
-
-def _init_he(module: nn.Module) -> None:
-    """Initialise convolutions as in He et al. 2015."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Module:

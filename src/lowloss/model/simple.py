@@ -16,6 +16,25 @@ from lowloss.checking import Few, Fraction, Positive, Width
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
+class Classifier(nn.Module):
+    """Features, and a classifier of them."""
+
+    features: nn.Module
+    classifier: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+def init_he(module: nn.Module) -> None:
+    """Initialise convolutions as in He et al. 2015, their biases with zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
 class MLP(nn.Module):
     """A multi-layer perceptron.
 
@@ -24,8 +43,7 @@ class MLP(nn.Module):
         batch_norm: whether to normalise each hidden layer.
         activation: a class of torch.nn, as ReLU, Tanh, Sigmoid or Softplus.
 
-    Raises:
-        ValueError: torch.nn has no such activation.
+    Raises ValueError: torch.nn has no such activation.
     """
 
     def __init__(
@@ -52,7 +70,7 @@ class MLP(nn.Module):
         return self.layers(x)
 
 
-class CNN(nn.Module):
+class CNN(Classifier):
     """CNN-W×D of Draxler et al. 2018, sec. 4.2: D times 5 × 5 convolution and max-pooling, one hidden layer.
 
     Each layer but the last is followed by BatchNorm and ReLU.
@@ -62,8 +80,7 @@ class CNN(nn.Module):
         depth: D, convolutions.
         hidden: units of the fully connected hidden layer.
 
-    Raises:
-        ValueError: the image is too small for that many poolings.
+    Raises ValueError: the image is too small for that many poolings.
     """
 
     def __init__(
@@ -84,9 +101,6 @@ class CNN(nn.Module):
             nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
-
 
 class SimpleCNN(nn.Module):
     """SimpleCNN of Fort & Jastrzebski 2019, sec. 4.1: 3 × 3 convolutions, each with 2 × 2 pooling, and a linear layer.
@@ -99,8 +113,7 @@ class SimpleCNN(nn.Module):
         activation: "tanh" or "relu", before each pooling.
         dropout: probability.
 
-    Raises:
-        ValueError: the image is too small for that many poolings, or an unknown activation.
+    Raises ValueError: the image is too small for that many poolings, or an unknown activation.
     """
 
     def __init__(
@@ -129,7 +142,7 @@ class SimpleCNN(nn.Module):
         return self.layers(x)
 
 
-class VGG16(nn.Module):
+class VGG16(Classifier):
     """VGG-16 for small images, as in Garipov et al. 2018: 13 convolutions, two hidden layers with dropout.
 
     Args:
@@ -137,8 +150,7 @@ class VGG16(nn.Module):
         dropout: probability in the hidden layers.
         width: factor on the channels and units of every layer.
 
-    Raises:
-        ValueError: the image is smaller than 32 × 32.
+    Raises ValueError: the image is smaller than 32 × 32.
     """
 
     plan = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
@@ -171,17 +183,10 @@ class VGG16(nn.Module):
         hidden = [nn.Dropout(dropout), nn.Linear(features, channels), nn.ReLU()]
         hidden += [nn.Dropout(dropout), nn.Linear(channels, channels), nn.ReLU()]
         self.classifier = nn.Sequential(*hidden, nn.Linear(channels, num_classes))
-        for module in self.features:
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
+        init_he(self)
 
 
-class VGG9(nn.Module):
+class VGG9(Classifier):
     """VGG-9 for small images (Li et al. 2018, sec. 5), which has BatchNorm after every layer but the last.
 
     The paper names nine layers and no more. These are chosen: seven 3 × 3 convolutions, max-pooling after the 1st, 3rd
@@ -191,8 +196,7 @@ class VGG9(nn.Module):
         width: channels of the first convolution; the others have 2, 4 and 8 times as many.
         hidden: units of the hidden fully connected layer.
 
-    Raises:
-        ValueError: the image is smaller than 8 × 8.
+    Raises ValueError: the image is smaller than 8 × 8.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, width: Width = 64, hidden: Width = 512) -> None:
@@ -213,5 +217,32 @@ class VGG9(nn.Module):
             nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
+
+class ConvFC(Classifier):
+    """3conv3fc of Garipov et al. 2018, sec. 4.2: 5 × 5 convolutions with max-pooling, and layers of 1000 K units.
+
+    The convolutions, of 32, 64 and 128 channels, are those of the code published with the paper. The paper's text
+    scales every layer by K, its figure 3 the fully connected ones, as is done here.
+
+    Args:
+        scale: K, 0.3 to 1 in the paper.
+
+    Raises ValueError: the image is too small for three poolings of 3 × 3 pixels.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, scale: Positive = 1.0) -> None:
+        super().__init__()
+        channels, *sides = input_shape
+        layers: list[nn.Module] = []
+        for width in (32, 64, 128):
+            layers += [nn.Conv2d(channels, width, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)]
+            channels, sides = width, [(side - 3) // 2 + 1 for side in sides]
+        if min(sides) < 1:
+            raise ValueError(f"three poolings leave nothing of an image of {input_shape[1]} × {input_shape[2]}")
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        hidden = round(1000 * scale)
+        self.classifier = nn.Sequential(
+            nn.Linear(channels * sides[0] * sides[1], hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Linear(hidden, num_classes),
+        )  # fmt: skip
+        init_he(self)

@@ -102,13 +102,14 @@ def plane(
         raise ValueError("the three points lie on one line and span no plane")
     directions_2P = torch.stack([u_P, across_P / across_P.norm()])
     anchors_32 = ((corners_3P - origin_P) @ directions_2P.T).double()
-    covered = anchors_32
-    if cover_KP is not None:
-        covered = torch.cat([anchors_32, ((cover_KP - origin_P) @ directions_2P.T).double()])
-    low, high = covered.min(0).values, covered.max(0).values
-    extent = margin * (high - low)
-    axes = tuple(
-        torch.linspace(float(low[d] - extent[d]), float(high[d] + extent[d]), resolution[d], dtype=torch.float64)
-        for d in range(2)
-    )
-    return Grid(origin_P, directions_2P, axes, anchors_32, tuple(names))
+    cover_KP = corners_3P[:0] if cover_KP is None else cover_KP
+    covered_K2 = torch.cat([anchors_32, ((cover_KP - origin_P) @ directions_2P.T).double()])
+    return Grid(origin_P, directions_2P, axes_over(covered_K2, resolution, margin), anchors_32, tuple(names))
+
+
+def axes_over(covered_KD: Tensor, resolution: Sequence[int], margin: float) -> tuple[Tensor, ...]:
+    """Axes of so many points each that reach over some coordinates (K, D), and `margin` times their extent beyond."""
+    low_D, high_D = covered_KD.min(0).values, covered_KD.max(0).values
+    extent_D = margin * (high_D - low_D)
+    ends = zip((low_D - extent_D).tolist(), (high_D + extent_D).tolist(), resolution, strict=True)
+    return tuple(torch.linspace(low, high, points, dtype=torch.float64) for low, high, points in ends)

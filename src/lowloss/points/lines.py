@@ -47,8 +47,7 @@ class MinimaLine(Plane):
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         names = tuple(f"minimum {k}" for k in self.minima)
-        first_P, last_P = minima_KP
-        return line(first_P, last_P, self.resolution[0], self.margin, names)
+        return line(minima_KP[0], minima_KP[1], self.resolution[0], self.margin, names)
 
 
 class InitialLine(Plane):
@@ -76,8 +75,7 @@ class InitialLine(Plane):
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         names = "initial point", f"minimum {self.minima[0]}"
-        first_P, last_P = minima_KP
-        return line(first_P, last_P, self.resolution[0], self.margin, names)
+        return line(minima_KP[0], minima_KP[1], self.resolution[0], self.margin, names)
 
 
 class RandomLine(Plane):

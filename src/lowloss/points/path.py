@@ -83,6 +83,12 @@ class Polyline(Path):
         if len(self.knots_B) != len(bends_BP) or not ends_exact or not (self.knots_B.diff() > 0).all():
             raise ValueError("knots must rise from 0 to 1, one for each bend")
 
+    @classmethod
+    def straight(cls, a_P: Tensor, b_P: Tensor, knots_B: Tensor | None = None) -> Polyline:
+        """The straight line from a to b, with bends at the knots, of which there are by default the ends alone."""
+        line = cls(torch.stack([a_P, b_P]))
+        return line if knots_B is None else cls(line.points(knots_B), knots_B)
+
     def coefficients(self, t_K: Tensor) -> Tensor:
         # Garipov et al. 2018, appendix A.1, with knots in place of i / (n + 1).
         t_K = t_K.cpu().double()
@@ -184,10 +190,9 @@ def path_from_tensors(kind: str, tensors: dict[str, Tensor]) -> Path:
     """The path that `tensors()` of a path of this kind described."""
     if kind == Polyline.kind:
         return Polyline(tensors["bends"], tensors["knots"], int(tensors["climber"]) if "climber" in tensors else None)
-    if kind == Bezier.kind:
-        return Bezier(tensors["bends"])
-    if kind == ThroughOrigin.kind:
-        return ThroughOrigin(tensors["bends"])
+    for family in (Bezier, ThroughOrigin):
+        if kind == family.kind:
+            return family(tensors["bends"])
     raise ValueError(f"unknown kind of path {kind!r}: polyline, bezier or through-origin")
 
 

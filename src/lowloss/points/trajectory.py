@@ -15,7 +15,7 @@ from torch import Tensor
 from lowloss.checking import Index
 from lowloss.errors import LowlossError
 from lowloss.landscape.layout import Layout
-from lowloss.points.grid import Grid
+from lowloss.points.grid import Grid, axes_over
 from lowloss.points.path import Path
 from lowloss.points.planes import Plane, two_axes
 from lowloss.seeding import derive
@@ -87,11 +87,6 @@ class TrajectoryPlane(Plane):
             drawn_P2 = torch.randn(len(theta_P), 2, generator=generator, dtype=torch.float64)
             directions_2P = torch.linalg.qr(drawn_P2).Q.T.to(theta_P)
         covered_E2 = torch.cat([rows_EP.double() @ directions_2P.double().T, torch.zeros(1, 2, dtype=torch.float64)])
-        low_2, high_2 = covered_E2.min(0).values, covered_E2.max(0).values
-        extent_2 = self.margin * (high_2 - low_2)
-        axes = tuple(
-            torch.linspace(float(low_2[d] - extent_2[d]), float(high_2[d] + extent_2[d]), points, dtype=torch.float64)
-            for d, points in enumerate(self.resolution)
-        )
+        axes = axes_over(covered_E2, self.resolution, self.margin)
         anchors_12 = torch.zeros(1, 2, dtype=torch.float64)
         return Grid(theta_P, directions_2P, axes, anchors_12, (f"minimum {self.minima[0]}",))

@@ -43,8 +43,7 @@ def draw_architectures(table: pd.DataFrame, finder: str, folder: Path) -> Pictur
         table: an `overview`.
         finder: whose saddles.
 
-    Raises:
-        LowlossError: no study has paths by this finder.
+    Raises LowlossError: no study has paths by this finder.
     """
     chosen = table[table["finder"] == finder]
     if chosen.empty:

@@ -31,8 +31,7 @@ def compare(folders: Sequence[Path], options: Options, to: Path | None = None) -
     Returns:
         The page.
 
-    Raises:
-        LowlossError: a folder holds no study, or `to` is no folder.
+    Raises LowlossError: a folder holds no study, or `to` is no folder.
     """
     if to is not None and to.exists() and not to.is_dir():
         raise LowlossError(f"--to {to} is a file: name a folder, which is made if it is not there")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
+from scipy.integrate import trapezoid
 
 from lowloss.report import tables
 from lowloss.study import Study
@@ -36,8 +36,8 @@ def curves(study: Study) -> pd.DataFrame:
         row: dict[str, Any] = {"finder": notes["finder"], **pair, "length_ratio": notes["length_ratio"]}
         for name, column in columns.items():
             values_T = column.double().numpy()
-            row |= {f"{name}_min": values_T.min(), f"{name}_int": _mean(values_T, arc_T)}
-            row |= {f"{name}_max": values_T.max(), f"{name}_mean": _mean(values_T, t_T)}
+            row |= {f"{name}_min": values_T.min(), f"{name}_int": float(trapezoid(values_T, arc_T))}
+            row |= {f"{name}_max": values_T.max(), f"{name}_mean": float(trapezoid(values_T, t_T))}
             single |= {f"{name}_min": values_T[[0, -1]].min(), f"{name}_max": values_T[[0, -1]].max()}
         if (notes["start"], notes["end"]) not in singles:
             singles.add((notes["start"], notes["end"]))
@@ -45,8 +45,3 @@ def curves(study: Study) -> pd.DataFrame:
         rows.append(row)
     head = ["finder", "start", "end", "length_ratio"]
     return pd.DataFrame(rows, columns=None if rows else head)
-
-
-def _mean(values_T: Any, x_T: Any) -> float:
-    """By the trapezoidal rule over x from 0 to 1."""
-    return float(((values_T[1:] + values_T[:-1]) / 2 * np.diff(x_T)).sum())

@@ -66,8 +66,7 @@ class Record:
 def find_studies(folders: Iterable[Path]) -> list[Path]:
     """The study folders at or under these folders, links followed, each once; what has no results yet is told.
 
-    Raises:
-        LowlossError: a folder has none.
+    Raises LowlossError: a folder has none.
     """
     found: dict[str, Path] = {}
     for folder in folders:
@@ -279,8 +278,7 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
         The records, and a table with a row a path: the study, its model, data and whatever else the studies differ
         in, then the columns of summary.csv and of its ensembles. A study without paths has one row.
 
-    Raises:
-        LowlossError: a folder holds no study.
+    Raises LowlossError: a folder holds no study.
     """
     roots, records, lost = find_studies(folders), list[Record](), list[str]()
     with progress.bar(f"{len(roots)} studies", len(roots)) as advance:
@@ -335,8 +333,7 @@ def check_objective(name: Any) -> None:
 def objective(root: Path, name: str) -> float:
     """The value of a study that a sweep minimises: a column, averaged over its paths or its minima, or an ensemble's.
 
-    Raises:
-        LowlossError: the study has no such value.
+    Raises LowlossError: the study has no such value.
     """
     record = read_study(root)
     for rows in (record.paths, record.points):

@@ -95,6 +95,14 @@ class _Run(TorchFunctionMode):
             return self._known[id(tensor)][1]
         return self.along(tensor, None).view(tensor.shape) if id(tensor) in self.names else None
 
+    def resolved(self, tensor: Tensor) -> Tensor:
+        """The units of a tensor in its shape; of a constant those that stay, or none where it is one number."""
+        units = self.units(tensor)
+        if units is None:
+            constant = tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
+            units = torch.full(tensor.shape, NEUTRAL if constant else FIXED)
+        return units
+
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
         """Make units one, as they lie beside each other; returns them."""
         a, b = torch.broadcast_tensors(a, b)
@@ -144,8 +152,7 @@ class _Run(TorchFunctionMode):
             return
         found = torch.tensor(NEUTRAL).expand(shape)
         for one in inputs:
-            units = self.units(one)
-            if units is not None:
+            if (units := self.units(one)) is not None:
                 found = self.unite(found, units)
         for one in inputs:
             if self.units(one) is None:
@@ -156,8 +163,7 @@ class _Run(TorchFunctionMode):
     def _lose(self, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         self.lost.append(f"{self.layer or 'the network'}: what goes through {name} keeps its order")
         for one in inputs:
-            units = self.units(one)
-            if units is not None:
+            if (units := self.units(one)) is not None:
                 self.unite(units, torch.tensor(FIXED))
         for one in outputs:
             self.set(one, torch.full(one.shape, FIXED))
@@ -177,30 +183,21 @@ def _shape(run: _Run, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     def moved(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return None if isinstance(leaf, (torch.dtype, torch.device)) else leaf
-        units = run.units(leaf)
-        return leaf if units is None and leaf.dtype in (torch.long, torch.bool) else _or_fixed(leaf, units)
+        indices = leaf.dtype in (torch.long, torch.bool) and run.units(leaf) is None
+        return leaf if indices else run.resolved(leaf)
 
-    if func.__name__ in ("to", "clone", "contiguous", "detach"):
-        run.set(out, _or_fixed(args[0], run.units(args[0])))
-        return
-    if func.__name__ in ("view", "view_as"):  # of units that may lie otherwise in memory
-        run.set(out, _or_fixed(args[0], run.units(args[0])).reshape(out.shape))
+    # A view of units that may lie otherwise in memory; the others keep the shape.
+    if func.__name__ in ("view", "view_as", "to", "clone", "contiguous", "detach"):
+        run.set(out, run.resolved(args[0]).reshape(out.shape))
         return
     units = func(*tree_map(moved, args), **tree_map(moved, kwargs))
     for one, of in zip(tree_leaves(out), tree_leaves(units), strict=True):
         run.set(one, of)
 
 
-def _or_fixed(tensor: Tensor, units: Tensor | None) -> Tensor:
-    if units is not None:
-        return units
-    constant = tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
-    return torch.full(tensor.shape, NEUTRAL if constant else FIXED)
-
-
 def _pad(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     (x, pads), mode = args[:2], args[2] if len(args) > 2 else kwargs.get("mode", "constant")
-    units = _or_fixed(x, run.units(x))
+    units = run.resolved(x)
     extra = {"value": NEUTRAL} if mode == "constant" else {}
     # torch pads no integers by reflection.
     run.set(out, torch.nn.functional.pad(units.double(), pads, mode, **extra).long())
@@ -208,9 +205,7 @@ def _pad(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
 
 def _reduction(run: _Run, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """What is the same along the reduced axes stays; a symmetric function of several units belongs to none."""
-    units = run.units(args[0])
-    assert units is not None
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    units, dim = run.resolved(args[0]), kwargs.get("dim", args[1] if len(args) > 1 else None)
     dims = list(range(units.dim())) if dim is None else [dim] if isinstance(dim, int) else list(dim)
     low, high = units.amin(dims, keepdim=True), units.amax(dims, keepdim=True)
     found = low.where(low == high, NEUTRAL)
@@ -220,9 +215,7 @@ def _reduction(run: _Run, func: Any, args: Any, kwargs: Any, out: Any) -> None:
 
 def _pool(run: _Run, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """What works on each channel by itself; statistics of its own are recomputed."""
-    units = run.units(args[0])
-    assert units is not None
-    _spread(run, run.collapse(units, 1), 1, out)
+    _spread(run, run.collapse(run.resolved(args[0]), 1), 1, out)
 
 
 def _spread(run: _Run, units_N: Tensor, axis: int, out: Any) -> None:
@@ -236,7 +229,7 @@ def _spread(run: _Run, units_N: Tensor, axis: int, out: Any) -> None:
 def _linear(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     x, weight = args[0], args[1] if len(args) > 1 else kwargs["weight"]
     bias = args[2] if len(args) > 2 else kwargs.get("bias")
-    run.unite(run.collapse(_or_fixed(x, run.units(x)), -1), run.along(weight, 1))
+    run.unite(run.collapse(run.resolved(x), -1), run.along(weight, 1))
     outputs_N = run.along(weight, 0)
     if bias is not None:
         run.unite(run.along(bias, None), outputs_N)
@@ -247,7 +240,7 @@ def _convolution(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
     x, weight = args[0], args[1] if len(args) > 1 else kwargs["weight"]
     bias = args[2] if len(args) > 2 else kwargs.get("bias")
     groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-    inputs_N, outputs_N = run.collapse(_or_fixed(x, run.units(x)), 1), run.along(weight, 0)
+    inputs_N, outputs_N = run.collapse(run.resolved(x), 1), run.along(weight, 0)
     each = len(outputs_N) // groups
     if groups > 1 and weight.shape[1] == 1:  # depthwise: a channel goes with its own outputs
         run.unite(inputs_N.repeat_interleave(each), outputs_N)
@@ -265,7 +258,7 @@ def _batch_norm(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> No
     """Statistics are no parameters: they are recomputed at every point."""
     given = dict(zip(("input", "running_mean", "running_var", "weight", "bias"), args, strict=False)) | kwargs
     x = given["input"]
-    units_N = run.collapse(_or_fixed(x, run.units(x)), 1)
+    units_N = run.collapse(run.resolved(x), 1)
     for name in ("weight", "bias"):
         if given.get(name) is not None:
             run.unite(units_N, run.along(given[name], None))
@@ -275,11 +268,11 @@ def _batch_norm(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> No
 def _group_norm(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     given = dict(zip(("input", "num_groups", "weight", "bias"), args, strict=False)) | kwargs
     _batch_norm(run, func, (), {name: given.get(name) for name in ("input", "weight", "bias")}, out)
-    units = run.units(out)
-    assert units is not None
     channels, groups = out.shape[1], given["num_groups"]
     if 1 < groups < channels:
-        run.tags.append((run.collapse(units, 1), torch.arange(groups).repeat_interleave(channels // groups)))
+        run.tags.append(
+            (run.collapse(run.resolved(out), 1), torch.arange(groups).repeat_interleave(channels // groups))
+        )
 
 
 def _embedding(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
@@ -290,10 +283,10 @@ def _matmul(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> bool |
     """What is summed over becomes one unit, as the numbers of an attention head do."""
     a, b = args[:2]
     if id(b) in run.names and b.dim() == 2 and id(b) not in run._known:
-        run.unite(run.collapse(_or_fixed(a, run.units(a)), -1), run.along(b, 0))
+        run.unite(run.collapse(run.resolved(a), -1), run.along(b, 0))
         _spread(run, run.along(b, 1), -1, out)
         return None
-    run.set(out, _product(run, _or_fixed(a, run.units(a)), _or_fixed(b, run.units(b))))
+    run.set(out, _product(run, run.resolved(a), run.resolved(b)))
     return None
 
 
@@ -302,7 +295,7 @@ def _product(run: _Run, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _attention(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    q, k, v = (_or_fixed(one, run.units(one)) for one in args[:3])
+    q, k, v = (run.resolved(one) for one in args[:3])
     run.set(out, _product(run, _product(run, q, k.transpose(-1, -2)), v))
 
 
@@ -311,7 +304,7 @@ def _multi_head(run: _Run, func: Any, args: Any, kwargs: Any, out: Any) -> bool 
     if kwargs.get("use_separate_proj_weight") or bias_k is not None or weight is None:
         return False
     for x in (query, key, value):
-        run.unite(run.collapse(_or_fixed(x, run.units(x)), -1), run.along(weight, 1))
+        run.unite(run.collapse(run.resolved(x), -1), run.along(weight, 1))
     units_N = run.fresh(heads).repeat_interleave(query.shape[-1] // heads)
     run.unite(run.along(weight, 0), units_N.repeat(3))
     if bias is not None:
@@ -347,8 +340,7 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
         module: which is left as it is. Its BatchNorm statistics are taken as recomputed at every point.
         x: at least two samples of its inputs.
 
-    Raises:
-        LowlossError: the module does not run on x in float64.
+    Raises LowlossError: the module does not run on x in float64.
     """
     try:
         module = copy.deepcopy(module).cpu().double().eval().requires_grad_(True)
@@ -371,13 +363,13 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
         if units is not None:
             run.unite(units, torch.tensor(FIXED))
     layout = Layout.of(module)
-    groups = _groups(run, layout)
+    groups = _groups(run)
     kept, wrong = _checked(Symmetries(layout, groups), module, x)
     told = [f"{name}: its units cannot be permuted by themselves" for name in wrong]
     return Symmetries(layout, kept, tuple(dict.fromkeys([*run.lost, *told])))
 
 
-def _groups(run: _Run, layout: Layout) -> tuple[Group, ...]:
+def _groups(run: _Run) -> tuple[Group, ...]:
     """The units that lie in the same places, as groups in the order in which the network makes them."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

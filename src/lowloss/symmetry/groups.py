@@ -71,8 +71,7 @@ class Symmetries:
     def permuted(self, theta_P: Tensor, permutations: Mapping[str, Tensor]) -> Tensor:
         """The point (P,) with the units of these groups in another order; the others stay.
 
-        Raises:
-            LowlossError: there is no such group, or what is given for one is no permutation of its units.
+        Raises LowlossError: there is no such group, or what is given for one is no permutation of its units.
         """
         result_P = theta_P.clone()
         named = self.layout.views(result_P)

@@ -29,6 +29,15 @@ VANISHING = 1e-6
 CLASSES = ("rising", "saddle before the point", "minimum at the point")
 
 
+def gradients(landscape: Landscape, theta_RP: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
+    """The losses (R,) and gradients (R, P) of points on some samples."""
+    with torch.enable_grad():
+        theta_RP = theta_RP.detach().requires_grad_()
+        losses_R = landscape.losses(theta_RP, batch)
+        (gradient_RP,) = torch.autograd.grad(losses_R.sum(), theta_RP)
+    return losses_R.detach(), gradient_RP
+
+
 def descend(
     landscape: Landscape, z_RP: Tensor, batch: Batch | None, iterations: int, gradient_norm: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,16 +46,8 @@ def descend(
     Returns:
         The rows, their losses (R,) and the norms of their gradients (R,).
     """
-
-    def looked(at_RP: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            at_RP = at_RP.detach().requires_grad_()
-            losses_R = landscape.losses(at_RP, batch)
-            (gradient_RP,) = torch.autograd.grad(losses_R.sum(), at_RP)
-        return losses_R.detach(), gradient_RP
-
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
-    losses_R, gradient_RP = looked(z_RP)
+    losses_R, gradient_RP = gradients(landscape, z_RP, batch)
     moving_R = torch.ones_like(losses_R, dtype=torch.bool)
     for _ in range(iterations):
         moving_R &= gradient_RP.norm(dim=1) > gradient_norm
@@ -62,7 +63,7 @@ def descend(
             length_R = length_R / gradient_RP.norm(dim=1).clamp_min(1)
         for _ in range(HALVINGS):
             tried_RP = z_RP + length_R[:, None] * direction_RP
-            tried_R, tried_gradient_RP = looked(tried_RP)
+            tried_R, tried_gradient_RP = gradients(landscape, tried_RP, batch)
             falls_R = (tried_R <= losses_R + 1e-4 * length_R * slope_R) & tried_R.isfinite() | (length_R == 0)
             if falls_R.all():
                 break

@@ -42,8 +42,6 @@ def along(
     t_T, new_T, table = torch.empty(0, dtype=torch.float64), path.grid(points, between), Columns()
     while len(new_T):
         kept = folder / f"from-{len(t_T):06d}" if folder else None
-        if kept:
-            kept.mkdir(parents=True, exist_ok=True)
         found = tabulate(landscape, partial(_points, path, new_T), len(new_T), measures, trainer, kept, title)
         t_T, order_T = torch.cat([t_T, new_T]).sort()
         table = {name: torch.cat([table[name], column])[order_T] if table else column for name, column in found.items()}

@@ -19,10 +19,11 @@ from lowloss.data.task import Regression
 from lowloss.files import load_tensors, save_tensors
 from lowloss.landscape.base import Columns, Landscape
 from lowloss.landscape.engine import Engine
+from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
 from lowloss.progress import bar
 from lowloss.symmetry.neurons import Neurons
-from lowloss.symmetry.permutation import at_distance, descend, hessian, merged, plateau, signs
+from lowloss.symmetry.permutation import at_distance, descend, gradients, hessian, merged, plateau, signs
 from lowloss.training.descent import default_trainer
 from lowloss.training.devices import TrainerFactory
 from lowloss.training.tabulate import tabulate
@@ -96,29 +97,24 @@ def contract(
         where outgoing weights are split in proportion and otherwise; and up to DENSE parameters eigenvalues (R, P),
         negative and vanishing (R,).
 
-    Raises:
-        LowlossError: two neurons are equal already.
+    Raises LowlossError: two neurons are equal already.
     """
     wide = taught(landscape, theta_P) if teacher else _wide(landscape, landscape.data)
-    measure = _Contracted(wide, neurons, pairs, contraction, folder, title)
+    measure = _Contracted(wide.layout, neurons, pairs, contraction, folder, title)
     points = theta_P.double().expand(len(pairs), -1)
     return tabulate(wide, points, measures=[measure], trainer=trainer, title=f"{title}, points", chunk=len(pairs))
 
 
+@dataclass(frozen=True)
 class _Contracted:
     """The measure: what each pair of neurons comes to, a row a pair."""
 
-    def __init__(
-        self,
-        landscape: NetworkLandscape,
-        neurons: Neurons,
-        pairs: Sequence[Sequence[int]],
-        contraction: Contraction,
-        folder: Path | None,
-        title: str,
-    ) -> None:
-        self.layout, self.neurons, self.pairs = landscape.layout, neurons, pairs
-        self.contraction, self.folder, self.title = contraction, folder, title
+    layout: Layout
+    neurons: Neurons
+    pairs: Sequence[Sequence[int]]
+    contraction: Contraction
+    folder: Path | None
+    title: str
 
     def __call__(self, landscape: Landscape, theta_RP: Tensor) -> Columns:
         settings, steps, theta_RP = self.contraction, self.contraction.steps, theta_RP.cpu()
@@ -163,11 +159,8 @@ class _Contracted:
 
     def _distance(self, theta_RP: Tensor) -> Tensor:
         """The distance of each row's pair (R,)."""
-        found = []
-        for theta_P, pair in zip(theta_RP, self.pairs, strict=True):
-            l_S, m_S = theta_P[self.neurons.incoming_NS[pair]]
-            found.append((l_S - m_S).norm())
-        return torch.stack(found)
+        rows = zip(theta_RP, self.pairs, strict=True)
+        return torch.stack([theta_P[self.neurons.incoming_NS[pair]].diff(dim=0).norm() for theta_P, pair in rows])
 
     def _point(self, landscape: Landscape, theta_P: Tensor, l: int, m: int) -> Columns:  # noqa: E741
         """What is said of a permutation point: see `contract`."""
@@ -175,7 +168,8 @@ class _Contracted:
         others = [i for i in range(len(neurons)) if i not in (l, m)]
         way = torch.cat([_along(neurons.exchange(theta_P, l, m, i)) for i in others or [l]])
         split = plateau(theta_P, neurons, l, m, SPLITS, seed=0)
-        slopes = self._gradients(landscape, torch.cat([theta_P[None], split]))
+        batch = landscape.batches(None, [0], shared=True)[0]
+        slopes = gradients(landscape, torch.cat([theta_P[None], split]), batch)[1].norm(dim=1).cpu()
         point = {
             "gradient": slopes[0],
             "flatness": (landscape.evaluate(way)["loss"] - loss).abs().max(),
@@ -187,14 +181,6 @@ class _Contracted:
             point["eigenvalues"] = torch.linalg.eigvalsh(hessian(landscape, theta_P).cpu())
             point["negative"], point["vanishing"] = signs(point["eigenvalues"])
         return point
-
-    def _gradients(self, landscape: Landscape, theta_KP: Tensor) -> Tensor:
-        """The norms of the gradients at points (K,)."""
-        with torch.enable_grad():
-            theta_KP = theta_KP.detach().requires_grad_()
-            losses_K = landscape.losses(theta_KP, landscape.batches(None, [0], shared=True)[0])
-            (gradient_KP,) = torch.autograd.grad(losses_K.sum(), theta_KP)
-        return gradient_KP.norm(dim=1).cpu()
 
 
 def _along(way_KP: Tensor, between: int = 4) -> Tensor:

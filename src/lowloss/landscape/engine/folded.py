@@ -23,8 +23,7 @@ from lowloss.landscape.engine.convolution import convolution, convolution_normal
 def fold(module: nn.Module) -> nn.Module:
     """A copy of the module that takes x (K·B, ...) and, by functional_call, parameters with a first axis K.
 
-    Raises:
-        LowlossError: a layer has parameters and no class here.
+    Raises LowlossError: a layer has parameters and no class here.
     """
     folded = copy.deepcopy(module)
     for name, part in folded.named_modules():

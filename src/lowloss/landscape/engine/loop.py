@@ -52,8 +52,7 @@ class Engine:
             it (AMX or AVX512-BF16) where a sample costs a million multiply-adds or more, float32 elsewhere.
             Evaluation on the graph engine is in float16, or in float32 if this says so; on the loop in float32.
 
-    Raises:
-        LowlossError: an unknown kind or precision.
+    Raises LowlossError: an unknown kind or precision.
     """
 
     kind: str = "auto"
