@@ -88,7 +88,7 @@ def test_settings_are_the_papers(compose, base, name):
 def test_the_base_is_the_papers(base):
     assert base["path"] == {
         "pairs": "explore", "budget": {"pairs": 18, "steps": None, "hours": None}, "only": {"line": [[0, 1]]},
-        "points": 61, "between": 9, "bracket": 0.001, "align": None,
+        "points": 61, "between": 9, "bracket": 0.001, "align": None, "augmented": False,
     }  # fmt: skip
     assert base["stages"] == ["minima", "path", "scan", "report"]
     assert base["evaluation_batch"] == 2500
