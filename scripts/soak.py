@@ -3,10 +3,12 @@
     python scripts/soak.py --seconds 300 --seed 0
 
 Eight processes run one command on one study folder. Meanwhile, at random: a process is killed, the disk is full, the
-newest checkpoint is cut in half, nothing can be written. Whenever the study is complete, it is compared with one
-made undisturbed, and begun anew. At the end the faults cease, and the same command has to complete what is there;
-where it names a damaged folder to delete, that is done, and counted. The undisturbed study and the faults together take
---seconds; to complete what is there then may take five times as long as the undisturbed study did, and a minute.
+newest checkpoint is cut in half, nothing can be written, or one of the damages of damages.py is done: flipped bits,
+zeros, cut and odd files, another minimum's copy, claims of nobody. Whenever the study is complete, `verify` has to tell
+what is damaged in it; once it tells nothing, the study is compared with one made undisturbed, and begun anew. At the
+end the faults cease, and the same command has to complete what is there; where a message names something to delete,
+that is done, and counted. The undisturbed study and the faults together take --seconds; to complete what is there then
+may take five times as long as the undisturbed study did, and a minute.
 
 As root the study lies on a small disk in memory of its own; otherwise the disk is never full.
 """
@@ -24,9 +26,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+
+from damages import FINISHED, UNFINISHED, odd_claim
 
 COMMAND = [
     *("study=soak", "trainer=cpu", "model=mlp", "model.hidden=[16]", "model.batch_norm=true", "minima.count=4"),
@@ -38,6 +44,8 @@ COMMAND = [
 DISK = 48  # megabytes
 PAUSE = 2.0
 """Seconds that a fault lasts."""
+STALE = 5.0
+"""Seconds after which nobody's claim is given up here."""
 
 
 def start(outputs: Path, log: Path, running: dict[int, Path]) -> int:
@@ -88,6 +96,8 @@ class Soak:
         self.counts: Counter[str] = Counter()
         self.unclear: list[str] = []
         self.complete = False
+        self.titles: list[str] = []
+        """Of all results, once the undisturbed study is made."""
 
     @property
     def root(self) -> Path:
@@ -117,11 +127,29 @@ class Soak:
                 self.unclear.append(f"{log}: status {status}, {text.strip().splitlines()[-1:]}")
 
     def mend(self, message: str) -> None:
-        """Delete the damaged folder that a message names, if no process is at work there."""
-        found = re.search(r"delete (\S+?)(?::| and run| to start)", message)
-        if found and found[1].startswith(str(self.root)):
-            shutil.rmtree(found[1], ignore_errors=True)
+        """Delete the damaged folder or file that a message names."""
+        found = re.search(r"delete (\S+?)(?:[:,]| and run| to start)", message)
+        place = Path(found[1] if found else "")
+        if found and found[1] == "it":
+            place = Path(message.split()[0])
+        if str(place).startswith(f"{self.root}/"):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
             self.counts["damaged work deleted as told"] += 1
+
+    def verified(self) -> bool:
+        """Whether `verify` finds nothing in the complete study; what it finds is mended as it says."""
+        from lowloss.verify import verify
+
+        try:
+            _, found = verify(self.root)
+        except Exception:
+            self.unclear.append(f"verify: {traceback.format_exc().splitlines()[-1]}")
+            return False
+        for line in found:
+            self.counts["told by verify"] += 1
+            self.mend(line)
+        return not found
 
     def kill(self) -> bool:
         if not self.running:
@@ -172,9 +200,14 @@ class Soak:
             time.sleep(0.1)
 
     def disturb(self) -> None:
-        name = self.random.choice(["kill", "kill", "truncate", "fill", "forbid"])
-        if getattr(self, name)():
-            self.faults[name] += 1
+        damages = {**FINISHED, **UNFINISHED, "odd claim": partial(odd_claim, titles=self.titles)}
+        own = ["kill", "truncate", "fill", "forbid"]
+        name = self.random.choice([*3 * own, *damages])
+        with contextlib.suppress(OSError):  # what it hits is replaced meanwhile, or the disk is full
+            done = getattr(self, name)() if name in own else damages[name](self.root, self.random)
+            self.faults[name] += bool(done)
+            if done and name in UNFINISHED and name != "odd claim":
+                self.kill()  # it is found when the work is continued
 
     def stop(self) -> None:
         for child in self.running:
@@ -224,6 +257,11 @@ def run_until_complete(outputs: Path, soak: Soak, tries: int, seconds: float) ->
     return False
 
 
+def finish(soak: Soak, seconds: float) -> bool:
+    """Complete the study, until `verify` finds nothing any more; whether that succeeded."""
+    return any(run_until_complete(soak.outputs, soak, 60, seconds) and soak.verified() for _ in range(10))
+
+
 def say(line: str) -> None:
     print(line, flush=True)
 
@@ -248,9 +286,11 @@ def main() -> int:
     import lowloss.report.page
     import lowloss.training.methods
     import lowloss.training.tabulate
+    from lowloss import claims
     from lowloss.jobs.pipeline import stages
 
     stages()
+    claims.STALE, claims.BEAT = STALE, STALE / 4
 
     # By an exception, so that the disk is unmounted.
     signal.signal(signal.SIGTERM, interrupt)
@@ -283,13 +323,15 @@ def torment(soak: Soak, end: float) -> bool:
     took = time.monotonic() - began
     expected = results(soak.folder / "undisturbed" / "soak")
     soak.complete = False
+    undisturbed = soak.folder / "undisturbed" / "soak"
+    soak.titles = sorted({str(file.parent.relative_to(undisturbed)) for file in undisturbed.glob("*/*/digests.json")})
     say(f"took {took:.0f} s; faults for {max(0.0, end - time.monotonic()):.0f} s")
     patience = 60 + 5 * took
     while time.monotonic() < end:
         soak.let(min(soak.random.uniform(0.5, 3.0), end - time.monotonic()))
         if soak.complete:
             soak.stop()
-            finished = run_until_complete(soak.outputs, soak, tries=20, seconds=patience)
+            finished = finish(soak, patience)
             soak.compare(expected)
             say(f"completed and compared: {soak.counts['studies completed']}, after {sum(soak.faults.values())} faults")
             if not finished:
@@ -300,12 +342,12 @@ def torment(soak: Soak, end: float) -> bool:
             soak.disturb()
     soak.stop()
     say("the faults have ceased; completing what is there")
-    finished = run_until_complete(soak.outputs, soak, tries=20, seconds=patience)
+    finished = finish(soak, patience)
     soak.compare(expected)
     say(f"{soak.workers} processes at a time, {soak.started} started")
     say(f"faults injected: {sum(soak.faults.values())} ({', '.join(f'{k} {n}' for k, n in soak.faults.items())})")
     for name in ("studies completed", "results compared", "results lost", "results differing", "told in one line",
-                 "damaged work deleted as told"):  # fmt: skip
+                 "told by verify", "damaged work deleted as told"):  # fmt: skip
         say(f"{name}: {soak.counts[name]}")
     say(f"failures not told in one line: {len(soak.unclear)}")
     for line in soak.unclear[:10]:

@@ -181,6 +181,11 @@ class Artifact:
             raise files.unreadable(file, error) from error
         return held, inputs
 
+    def check_file(self, name: str) -> None:
+        """Raise LowlossError if a file is another than when it was written, as far as there is a record of it."""
+        if (self.folder / DIGESTS).is_file() and identity(self.folder / name) != self.record()[0].get(name):
+            raise files.unreadable(self.folder / name, ValueError("its digest is another than when it was written"))
+
     def check_inputs(self) -> None:
         """Raise LowlossError if a result that it was made from has been replaced by another since."""
         for title, digest in self.record()[1].items():

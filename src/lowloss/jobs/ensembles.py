@@ -127,7 +127,9 @@ class Walked(EnsembleJob):
         recipe: Any = self.bench.ensembles[self.key]
         per_epoch = self.bench.landscape.batches(recipe.batch_size, [0], shared=False).steps_per_epoch
         steps = recipe.steps(cycle := recipe.cycle(per_epoch))
-        members = walks * sum(recipe.collects(i, cycle) for i in range(steps + 1))
+        # Collected is at the ends of cycles, or in their middles.
+        places = {*range(0, steps + 1, cycle), *range(cycle // 2, steps + 1, cycle)}
+        members = walks * sum(recipe.collects(i, cycle) for i in places)
         return Cost(walks * steps, members, members)
 
     def given(self, k: int, epoch: float | None) -> Tensor:

@@ -61,7 +61,7 @@ class PermutationJob(Job):
         from lowloss.training.permutation import LAST
 
         settings, wanted = self.bench.config["permutation"], self.bench.config["permutation"]["pairs"]
-        pairs = {"similar": 1, "all": comb(len(self.neurons), 2)}[wanted] if isinstance(wanted, str) else len(wanted)
+        pairs = comb(len(self.neurons), 2) if wanted == "all" else 1 if wanted == "similar" else len(wanted)
         steps, bends = settings["steps"] + 1, settings["steps"] + 1 + LAST
         return Cost(pairs * steps * settings["iterations"], pairs * bends, 2 * pairs * bends, "at most")
 

@@ -23,7 +23,7 @@ import yaml
 from lowloss import files, progress
 from lowloss.errors import LowlossError
 from lowloss.report import tables
-from lowloss.study import MACHINE, RESULT, Artifact, Config, Study, flat, merge
+from lowloss.study import DIGESTS, MACHINE, RESULT, Artifact, Config, Study, flat, merge
 
 Options = Mapping[str, Mapping[str, Config]]
 """For `model` and `data`: the options of the configuration group by name, to call a node by its option's name."""
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-MOST = {"config.yaml": 1 << 18, "along.csv": 1 << 24, RESULT: 1 << 24}
+MOST = {"config.yaml": 1 << 18, "along.csv": 1 << 24, DIGESTS: 1 << 24, RESULT: 1 << 24}
 """Bytes that are read of a file; of results, those of the notes."""
 
 MOST_LINKED = 10_000
@@ -197,6 +197,9 @@ def _path(artifact: Artifact, notes: dict[str, Any]) -> dict[str, Any]:
         row[name] = str(value) if name in ("finder", "status") else None if value is None else _number(value)
     file = artifact.folder / "along.csv"
     _check(file)
+    if (artifact.folder / DIGESTS).exists():
+        _check(artifact.folder / DIGESTS)
+        artifact.check_file(file.name)
     try:
         return row | {"folder": f"paths/{artifact.name}", "along": _columns(file, ["arc", *names])}
     except (OSError, ValueError, KeyError, csv.Error) as error:
