@@ -64,10 +64,8 @@ class MergeJob(Job):
         bench, landscape = self.bench, self.bench.landscape
         a_P, b_P = points(bench, [0, self.end])
         symmetries = derive_symmetries(landscape.loop.module, landscape.data.x_train[:2])
-        sampling, seed = (
-            {key: bench.config["path"][key] for key in SAMPLING},
-            derive(bench.config["seed"], "align", 0, self.end),
-        )
+        sampling = {key: bench.config["path"][key] for key in SAMPLING}
+        seed = derive(bench.config["seed"], "align", 0, self.end)
         why = irreparable(landscape, symmetries)
         found, rows, tensors = dict[str, torch.Tensor](), dict[str, Config](), dict[str, torch.Tensor]()
         for way in ("mean", *bench.config["merge"]["align"]):
@@ -91,8 +89,10 @@ class MergeJob(Job):
             files.save_tensors(kept[f"{way}.safetensors"], landscape.module(theta_P).state_dict(), {"way": way})
         ends = [one.artifact.notes() for one in self.needs()]
         notes: Config = {"start": 0, "end": self.end, "ways": [rows[way] for way in found], "without_repair": why}
-        notes["ends"] = [{"way": end.get("file", f"minimum {k}"), **{name: end[name] for name in names}}
-                         for k, end in zip((0, self.end), ends, strict=True)]  # fmt: skip
+        called = [end.get("file", f"minimum {k}") for k, end in zip((0, self.end), ends, strict=True)]
+        notes["ends"] = [
+            {"way": way} | {name: end[name] for name in names} for way, end in zip(called, ends, strict=True)
+        ]
         notes["left_out"] = list(symmetries.notes)
         if "test" in landscape.splits:
             together, _ = ensemble_metrics(landscape, torch.stack([a_P, b_P]))
