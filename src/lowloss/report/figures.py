@@ -181,7 +181,9 @@ def _mark(axis: Axes, grid: dict[str, Any], notes: dict[str, Any]) -> None:
     if "trajectory_projected" in grid:
         axis.plot(*grid["trajectory_projected"].T, ".-", color="white", markeredgecolor="#d1495b", linewidth=1.2)
         fell = falls(grid["trajectory_lr"])
-        axis.plot(*grid["trajectory_projected"][fell].T, "D", color="#f2c14e", markeredgecolor="black", markersize=6)
+        axis.plot(
+            *grid["trajectory_projected"][fell].T, "D", color="#f2c14e", markeredgecolor="black", markersize=5, zorder=5
+        )
     for name, (x, y) in zip(notes["anchor_names"], grid["anchors"], strict=True):
         if name.startswith("minimum"):
             axis.plot(x, y, "o", color="white", markeredgecolor="black", markersize=7)
