@@ -45,6 +45,12 @@ def test_it_tells_what_a_run_takes(lowloss, tmp_path):
     assert [after[stage][0] for stage in ("minima", "path", "scan")] == [0, 0, 0]
 
 
+def test_it_tells_where_there_is_no_gpu(lowloss, tmp_path):
+    asked = lowloss.plain(tmp_path, *COMMAND, "trainer=gpu", "--dry-run")
+    assert asked.status == 0, asked.err
+    assert told(asked.err)["minima"][0] == 3
+
+
 def test_it_refuses_what_a_run_would_refuse(lowloss, tmp_path):
     for argument in ("optimizer.lr=-1", "path.pairs=[[0,9]]", "hydra/launcher=local"):
         done = lowloss.plain(tmp_path, *COMMAND, argument, "--dry-run")

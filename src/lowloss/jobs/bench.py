@@ -56,6 +56,8 @@ class Bench:
         self._sources: list[str] | None = None
         """The stages whose artifacts the present one starts from, once a logger was told."""
         self._digests: dict[Path, str] = {}
+        self.dry = False
+        """Whether nothing is made here, so that the machine need not have what the trainer wants."""
         self.several = False
         """Whether other processes, one a device, wait in `serve` for what is to be done everywhere."""
 
@@ -93,7 +95,8 @@ class Bench:
 
         # Whoever needs the landscape is about to work long: find a wrong value of any stage first.
         self.check_settings()
-        check_trainer(self.trainer)
+        if not self.dry:
+            check_trainer(self.trainer)
         if self.ground == ("landscape",):
             from lowloss.landscape.wedges import as_network
 

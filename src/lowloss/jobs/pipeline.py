@@ -80,8 +80,9 @@ def run_stages(bench: Bench) -> float | None:
 def dry_run(bench: Bench) -> None:
     """Tell what the configured stages would make, and at which cost, and make nothing.
 
-    Raises LowlossError for what a run would refuse before it starts.
+    Raises LowlossError for what a run would refuse before it starts, but for a trainer that this machine lacks.
     """
+    bench.dry = True
     bench.check()
     parameters = bench.landscape.dim
     progress.say(f"study: {bench.study.root}, {parameters:,} parameters, nothing is made")
