@@ -17,6 +17,17 @@ NETWORKS = {
     "cnn with BatchNorm": lambda: CNN(SHAPE, 10, width=7, depth=2, hidden=16),
     "resnet": lambda: ResNet(SHAPE, 10, depth=14, width=4),
     "densenet": lambda: DenseNet(SHAPE, 10, depth=10, growth=5),
+    # The weights of transposed convolutions have their inputs first.
+    "decoder": lambda: nn.Sequential(
+        nn.Conv2d(1, 6, 3, 2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 9, 2, 2),
+        nn.Tanh(),
+        nn.ConvTranspose2d(9, 5, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * 8 * 8, 10),
+    ),
     "transformer": lambda: nn.Sequential(
         nn.Flatten(2),
         nn.Unflatten(1, (1, 1)),

@@ -240,13 +240,16 @@ def _convolution(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
     x, weight = args[0], args[1] if len(args) > 1 else kwargs["weight"]
     bias = args[2] if len(args) > 2 else kwargs.get("bias")
     groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-    inputs_N, outputs_N = run.collapse(run.resolved(x), 1), run.along(weight, 0)
+    transposed = "transpose" in func.__name__  # its weight has the inputs first
+    if transposed and groups > 1:
+        raise ValueError("the outputs of a group are no axis of the weight")
+    inputs_N, outputs_N = run.collapse(run.resolved(x), 1), run.along(weight, int(transposed))
     each = len(outputs_N) // groups
     if groups > 1 and weight.shape[1] == 1:  # depthwise: a channel goes with its own outputs
         run.unite(inputs_N.repeat_interleave(each), outputs_N)
     else:
         # One order for the inputs of every group of channels; outputs stay within theirs.
-        run.unite(inputs_N.view(groups, -1), run.along(weight, 1))
+        run.unite(inputs_N.view(groups, -1), run.along(weight, 1 - transposed))
         if groups > 1:
             run.tags.append((outputs_N, torch.arange(groups).repeat_interleave(each)))
     if bias is not None:
@@ -321,6 +324,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "conv1d": _convolution,
     "conv2d": _convolution,
     "conv3d": _convolution,
+    **{f"conv_transpose{dimensions}d": _convolution for dimensions in (1, 2, 3)},
     "batch_norm": _batch_norm,
     "group_norm": _group_norm,
     "embedding": _embedding,

@@ -63,7 +63,7 @@ def match_activations(symmetries: Symmetries, a: nn.Module, b: nn.Module, x: Ten
     of_a, of_b = _activations(symmetries, a, x), _activations(symmetries, b, x)
     found = {}
     for group in symmetries.groups:
-        made = [(name, index_N) for name, index_N in _makers(group) if name in of_a]
+        made = [(name, index_N) for name, index_N in _makers(group, a) if name in of_a]
         products = [of_a[name][:, index_N].T @ of_b[name][:, index_N] for name, index_N in made]
         if products:
             found[group.name] = _assigned(torch.stack(products).sum(0))
@@ -88,13 +88,16 @@ def _assigned(products_NN: Tensor) -> Tensor:
     return torch.from_numpy(linear_sum_assignment(products_NN.numpy(), maximize=True)[1])
 
 
-def _makers(group: Group) -> list[tuple[str, Tensor]]:
+def _makers(group: Group, module: nn.Module) -> list[tuple[str, Tensor]]:
     """The layers whose outputs are units of a group, and their indices (N,) among these."""
-    return [
-        (place.parameter.removesuffix(".weight"), place.index_NR[:, 0])
-        for place in group.places
-        if place.axis == 0 and place.parameter.endswith(".weight") and place.index_NR.shape[1] == 1
-    ]
+    layers, made = dict(module.named_modules()), []
+    for place in group.places:
+        name, _, kind = place.parameter.rpartition(".")
+        # A transposed convolution's weight has its inputs first.
+        axis = int(getattr(layers.get(name), "transposed", False))
+        if kind == "weight" and place.axis == axis and place.index_NR.shape[1] == 1:
+            made.append((name, place.index_NR[:, 0]))
+    return made
 
 
 @torch.no_grad()
@@ -112,7 +115,7 @@ def _activations(symmetries: Symmetries, module: nn.Module, x: Tensor) -> dict[s
         convolution = isinstance(part, nn.modules.conv._ConvNd)
         return part.register_forward_hook(lambda part, inputs, output: keep(name, output, convolution))
 
-    wanted = {name for group in symmetries.groups for name, _ in _makers(group)}
+    wanted = {name for group in symmetries.groups for name, _ in _makers(group, module)}
     hooks = [hook(name, part) for name, part in module.named_modules() if name in wanted]
     module(x)
     for one in hooks:
