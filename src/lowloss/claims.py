@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lowloss import files, progress
+from lowloss.errors import LowlossError
 
 BEAT = 20.0
 """Seconds between two touches."""
@@ -69,6 +70,8 @@ class Claim:
 def take(file: Path) -> Claim | None:
     """Claim a file; None if a living process holds it."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir():
+        raise LowlossError(f"{file} is a folder, in the place where a process claims its work: delete it")
     content = json.dumps({**_identity(os.getpid()), "token": uuid.uuid4().hex})
     with _written(file, content) as mine:
         if _link(mine, file):

@@ -321,6 +321,8 @@ def _explain_group() -> str:
             return f"{argument} names no key: settings are KEY=VALUE"
         if options := group_options(key):
             return f"{argument}, but {key} takes the name of an option, of {', '.join(options)}; ~{key} leaves it out"
+        if (config_folder() / key).is_dir():
+            return f"{argument}, but {key} has nothing to choose: leave it out"
     return ""
 
 

@@ -29,7 +29,7 @@ _PLACE = re.compile(rb'"notes":"\{\\"' + KEY.encode() + rb'\\": \\"([0-9a-f]{%d}
 
 def digest(file: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
+    with _opened(file) as stream:
         return _sum(stream, file.stat().st_size).hexdigest()
 
 
@@ -62,7 +62,7 @@ def check_tensors(file: Path, whole: bool) -> str:
 
     Raises ValueError if a digest is missing or wrong.
     """
-    with file.open("rb") as stream:
+    with _opened(file) as stream:
         size, header, place = _header(file, stream)
         data, told = (header[i : i + LENGTH].decode() for i in (place, place + LENGTH))
         header[place + LENGTH : place + 2 * LENGTH] = b"0" * LENGTH
@@ -98,10 +98,17 @@ def seal_archive(file: Path) -> None:
 
 def check_archive(file: Path) -> None:
     """Raise ValueError unless a zip archive ends in the digest of all before."""
-    with file.open("rb") as stream:
+    with _opened(file) as stream:
         state = _sum(stream, file.stat().st_size - LENGTH - 2)
         if stream.read() != LENGTH.to_bytes(2, "little") + state.hexdigest().encode():
             raise ValueError("its digest is missing, or another than when it was written")
+
+
+def _opened(file: Path) -> BinaryIO:
+    """A file to read. Raises ValueError for what might never end, as a pipe, or a device."""
+    if file.exists() and not file.is_file():
+        raise ValueError("it is no regular file")
+    return file.open("rb")
 
 
 def _sum(stream: BinaryIO, count: int) -> hashlib._Hash:

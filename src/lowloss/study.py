@@ -171,6 +171,8 @@ class Artifact:
         titles. Raises LowlossError if they cannot be read, or are another artifact's."""
         file = self.folder / DIGESTS
         try:
+            if file.exists() and not file.is_file():
+                raise ValueError("it is no regular file")
             record = json.loads(file.read_text(encoding="utf-8"))
             held, inputs = record["files"], record["inputs"]
             if not all(isinstance(digest, str) for digest in (*held.values(), *inputs.values())):

@@ -69,6 +69,8 @@ def _bounds(study: Study, file: Path) -> Iterator[str]:
     """A table of bounds has to follow from its own saddles, and these have to be the paths'."""
     finder = file.stem.removeprefix("bounds-")
     try:
+        if not file.is_file():
+            raise ValueError("it is no regular file")
         rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
         bounds = {(int(row["start"]), int(row["end"])): float(row["bound"]) for row in rows}
         saddles = {(int(row["start"]), int(row["end"])): float(row["saddle"]) for row in rows if row["saddle"]}
@@ -103,6 +105,8 @@ def _report(root: Path, artifacts: list[Artifact]) -> Iterator[str]:
     if not record.parent.is_dir():
         return
     try:
+        if record.exists() and not record.is_file():
+            raise ValueError("it is no regular file")
         told = json.loads(record.read_text(encoding="utf-8"))
         written, inputs = dict(told["written"]), dict(told["made_from"]["inputs"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -112,7 +116,7 @@ def _report(root: Path, artifacts: list[Artifact]) -> Iterator[str]:
         try:
             if digest(root / name) != known:
                 yield f"{root / name} is another than when it was written: {remedy}"
-        except OSError as error:
+        except (OSError, ValueError) as error:
             yield f"{root / name} is damaged ({_reason(error)}): {remedy}"
     try:
         if {artifact.title: artifact.digest for artifact in artifacts} != inputs:

@@ -36,6 +36,7 @@ CRASHED = {
     "outputs=''": "outputs must be a text that is not empty",
     "stages=[[minima]]": r"stages has \['minima'\], but the stages are minima",
     "published=5": "published must be null or str, got 5",
+    "paper=5": "paper=5, but paper has nothing to choose: leave it out",
     "path.only=5": r"path\.only must be a group, got 5",
     "minima.epochs=inf": r"minima\.epochs must be a finite number, got inf",
     "minima.epochs=1e300": r"minima\.epochs must be at most 10000000, got 1e\+300",

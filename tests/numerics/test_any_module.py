@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from lowloss import Data, LowlossError, NetworkLandscape, train_minima
+from lowloss.model import CNN
 
 
 def data() -> Data:
@@ -81,6 +82,24 @@ class Counting(nn.Module):
         return self.linear(x) * (1 + self.calls)
 
 
+class Remembering(nn.Module):
+    """Subtracts what was the mean of the first minibatch that it saw; `places` does no harm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 2)
+        self.centre: Tensor | None = None
+        self.places: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.places is None:
+            self.places = torch.arange(16.0)
+        if self.centre is None:
+            self.centre = h.detach().mean(0)
+        return self.b((h + self.places - self.centre).relu())
+
+
 @pytest.mark.parametrize(
     ("build", "told"),
     [
@@ -88,8 +107,9 @@ class Counting(nn.Module):
         (lambda: nn.Sequential(nn.Linear(8, 16), OwnNorm(16, True), nn.ReLU(), nn.Linear(16, 2)), r"buffer 1\.m"),
         (lambda: nn.Sequential(spectral_norm(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, 2)), r"buffer 0\..*_u"),
         (Counting, "calls"),
+        (Remembering, "keeps centre, places of its first call"),
     ],
-    ids=["attributes", "buffers", "spectral-norm", "counter"],
+    ids=["attributes", "buffers", "spectral-norm", "counter", "first-call"],
 )
 def test_state_that_the_loss_depends_on_is_refused_by_its_name(build: Callable[[], nn.Module], told: str) -> None:
     with pytest.raises(LowlossError, match=told):
@@ -230,6 +250,33 @@ def test_an_instance_that_is_not_redrawn_is_refused() -> None:
         NetworkLandscape(pruned(False), data())
     with pytest.raises(LowlossError, match=r"0\.weight_orig is the same for every seed.*pass a function that builds"):
         NetworkLandscape(pruned(True), data()).initial(0)
+
+
+def test_a_function_that_seeds_itself_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(3)
+        return nn.Linear(8, 2)
+
+    with caplog.at_level("WARNING", "lowloss"):
+        NetworkLandscape(build, data()).initial(0)
+    assert "begins at one point whatever the seed" in caplog.text
+
+
+def test_a_counter_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "lowloss"):
+        NetworkLandscape(Harmless, data())
+    assert "Harmless changes calls when it runs" in caplog.text
+
+
+def test_a_lazy_module_that_does_not_fit_is_told_in_a_line() -> None:
+    with pytest.raises(LowlossError, match=r"^Sequential rejects inputs of shape \(8,\): "):
+        NetworkLandscape(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(2)), data())
+
+
+def test_images_without_channels_are_told_the_remedy() -> None:
+    x, y = torch.randn(20, 12, 10), torch.arange(20) % 2
+    with pytest.raises(LowlossError, match=r"images need an axis of channels, x\[:, None\]"):
+        NetworkLandscape(CNN, Data(x, y, x, y))
 
 
 def test_lazy_layers_are_made_by_a_pass() -> None:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lowloss import claims
+from lowloss import LowlossError, claims
 
 TAKE = "import sys, os, pathlib; from lowloss import claims; claim = claims.take(pathlib.Path(sys.argv[1])); {}"
 
@@ -24,6 +24,12 @@ def file(tmp_path):
 def left_by_another_host(file, **owner):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"host": "elsewhere", "pid": os.getpid(), "started": "1", "token": "x", **owner}))
+
+
+def test_a_folder_in_the_place_of_a_claim_is_told(file):
+    file.mkdir(parents=True)
+    with pytest.raises(LowlossError, match="is a folder, in the place where a process claims its work: delete it"):
+        claims.take(file)
 
 
 def test_a_claim_is_held_by_one(file):

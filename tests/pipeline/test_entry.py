@@ -55,7 +55,7 @@ def test_help_lists_groups_stages_and_examples(tmp_path):
     assert help_.returncode == 0, help_.stderr
     for part in (
         "experiment=quickstart",
-        "minima, connector, path, curvature, dimension, ensemble, permutation, scan, width, report",
+        "minima, connector, path, curvature, dimension, ensemble, merge, permutation, scan, width, report",
         "lowloss -m seed=0,1,2",
     ):
         assert part in help_.stdout

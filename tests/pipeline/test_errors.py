@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 MODELS = ["cnn_12x1", "mlp", "resnet20", "wrn28_10"]
-STAGES = "minima, connector, path, curvature, dimension, ensemble, permutation, scan, width, report"
+STAGES = "minima, connector, path, curvature, dimension, ensemble, merge, permutation, scan, width, report"
 # A short study, should something wrong be accepted after all.
 SHORT = """
     model=mlp minima.count=2 minima.epochs=1 finder.autoneb.cycles=[{steps:2,lr:0.1,repeat:2}] path.points=5

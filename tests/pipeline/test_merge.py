@@ -150,7 +150,10 @@ def test_a_permuted_copy_merges_into_the_network_itself(lowloss, tmp_path):
         state = load_file(folder / f"{way}.safetensors")
         fresh.load_state_dict(state)  # strict: BatchNorm's statistics are there
         for name, tensor in state.items():
-            assert torch.equal(tensor, wanted[name]), name
+            if "running" in name:  # with another number of threads
+                torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
+            else:
+                assert torch.equal(tensor, wanted[name]), name
     assert "advice: merge them, " in made.err
 
 

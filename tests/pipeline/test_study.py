@@ -237,7 +237,7 @@ def test_page_is_self_contained_and_shows_the_figures(whole):
     names += [f"disconnectivity-{finder}" for finder in ("autoneb", "bezier", "line")]
     searches = ("classes", "coordinates")
     names += [f"{figure}-0000-0001-{finder}" for figure in searches for finder in ("autoneb", "bezier")]
-    names += ["snapshots-0000-0001-autoneb", "cosines", "labels"]
+    names += ["snapshots-0000-0001-autoneb", "cosines", "labels", "walk-fge-0000"]
     assert figures == sorted(f"{name}.png" for name in [*names, "surface-plane-0000-0001", "surface-random_plane-0000"])
     for name in figures:
         assert (whole.root / "report" / "figures" / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

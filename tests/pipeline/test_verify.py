@@ -1,6 +1,7 @@
 """What is damaged or replaced in a study is told, when it is used and by `lowloss verify`."""
 
 import json
+import os
 import re
 import shutil
 
@@ -76,6 +77,16 @@ def test_verify_names_each_damaged_file_in_a_line_with_its_remedy(lowloss, whole
     for place in damages:
         (line,) = [line for line in found if line.startswith(f"{root / place} ")]
         assert "delete " in line or "run the same command" in line
+
+
+@pytest.mark.parametrize(
+    "name", ["paths/0000-0001-line/result.safetensors", "minima/0000/digests.json", "report/inputs.json", "summary.csv"]
+)
+def test_a_pipe_in_the_place_of_a_file_holds_up_nothing(lowloss, whole, tmp_path, name):
+    root = whole.copy(tmp_path)
+    (root / name).unlink()
+    os.mkfifo(root / name)
+    assert any(name in line and "it is no regular file" in line for line in verified(lowloss, root))
 
 
 def test_damage_is_told_by_whoever_uses_it_and_its_remedy_works(lowloss, whole, tmp_path):

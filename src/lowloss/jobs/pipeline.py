@@ -97,7 +97,9 @@ def dry_run(bench: Bench) -> None:
             bound = max(cost.bound for cost in known)
             taken = f"{gradients:,} gradient evaluations, " if gradients else ""
             told += [f"{bound} {taken}{evaluations:,} points exactly evaluated".strip()]
-            told += [f"{files.size(4 * parameters * vectors)} kept"]
+            # Of a grid's points their columns are what counts.
+            kept = 4 * parameters * vectors + (40 * evaluations if name == "scan" else 0)
+            told += [f"{files.size(kept)} kept"]
         if len(known) < len(costs):
             told += [f"{len(costs) - len(known)} of unknown cost"]
         progress.say(f"{name}: {'; '.join(part for part in told if part)}")

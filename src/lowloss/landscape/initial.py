@@ -34,7 +34,11 @@ def built(factory: Callable[..., nn.Module], data: Data, seed: int) -> nn.Module
         try:
             module = factory(**filled)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise LowlossError(f"model: {error}") from error
+            shape = data.input_shape
+            # What unpacks the shape of an image into channels, height and width.
+            images = "to unpack" in str(error) and len(shape) < 3 and "input_shape" in filled
+            remedy = f", of inputs of shape {shape}: images need an axis of channels, x[:, None]" if images else ""
+            raise LowlossError(f"model: {error}{remedy}") from error
         if not isinstance(module, nn.Module):
             raise LowlossError(f"model must make a torch.nn.Module, got {type(module).__name__}: set model._target_")
         _materialise(module, data)
@@ -96,8 +100,13 @@ def _redraw(module: nn.Module, path: str) -> None:
 
 def _materialise(module: nn.Module, data: Data) -> None:
     if any(is_lazy(p) for p in (*module.parameters(), *module.buffers())):
-        with torch.no_grad():
-            module.eval()(data.x_train[:2].cpu())
+        x = data.x_train[:2].cpu()
+        try:
+            with torch.no_grad():
+                module.eval()(x if x.dtype != torch.uint8 else x.float())
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            told = f"{type(module).__name__} rejects inputs of shape {tuple(x.shape[1:])}"
+            raise LowlossError(f"{told}: {reason(error)}") from error
         module.train()
 
 

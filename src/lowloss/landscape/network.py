@@ -26,7 +26,7 @@ from lowloss.landscape.engine.graph import Graph
 from lowloss.landscape.engine.loop import Buffers, Engine, Loop, near_equal
 from lowloss.landscape.initial import built, check_redrawn, copied, reset
 from lowloss.landscape.layout import Layout
-from lowloss.landscape.probe import probe
+from lowloss.landscape.probe import check_first_call, probe
 from lowloss.seeding import derive
 
 SAMPLE = 8
@@ -318,7 +318,11 @@ class NetworkLandscape:
 
     def initial(self, seed: int) -> Tensor:
         if not isinstance(self.model, nn.Module):
-            return self.point(built(self.model, self.data, seed))
+            theta_P = self.point(built(self.model, self.data, seed))
+            if not self._redrawn and torch.equal(theta_P, self.point(built(self.model, self.data, seed + 1))):
+                log.warning("the model begins at one point whatever the seed: minima differ by their minibatches alone")
+            self._redrawn = True
+            return theta_P
         module = reset(self.model, self.data, seed)
         if not self._redrawn:
             check_redrawn(module, reset(self.model, self.data, seed + 1))
@@ -404,6 +408,9 @@ class NetworkLandscape:
         self.data = self.data.moved(dtype=self.layout.dtype)
         given, y = self.data.x_train[:2], self.data.y_train[:2]
         x, theta_P = given.clone(), self.point(self.loop.module)
+        untouched = None
+        with contextlib.suppress(Exception):  # what cannot be copied is not looked at so closely
+            untouched = copy.deepcopy(self.loop.module)
         try:
             outputs = torch.cat(list(self.loop.outputs(theta_P, self.loop.fresh_buffers(), x, len(x))))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
@@ -415,7 +422,10 @@ class NetworkLandscape:
             return
         ramp_P = torch.linspace(-1, 1, self.dim).to(theta_P)
         try:
-            probe(self.loop, theta_P, theta_P + 0.1 * ramp_P, Batch(x, y, (0,)))
+            batch, other_P = Batch(x, y, (0,)), theta_P + 0.1 * ramp_P
+            probe(self.loop, theta_P, other_P, batch)
+            if untouched is not None:
+                check_first_call(untouched, self.loop, theta_P, other_P, batch)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             raise LowlossError(f"{name} fails in training mode: {reason(error)}") from error
 

@@ -39,15 +39,18 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch) -> None:
     with loop.holding(left, shared=True):
         for _ in range(3):
             loop.losses(other_P[None], batch, gradients=True)
+    counts = _attributes(loop.module)
     again = _looked_at(loop, theta_P, fresh, batch)
+    counted = [k for k in _changed(loop.module, counts) if not isinstance(counts.get(k), Tensor)]
     if not _same(first, again):
-        now = _attributes(loop.module).items()
-        changed = [k for k, v in now if k not in attributes or not np.array_equal(attributes[k], v, equal_nan=True)]
+        changed = _changed(loop.module, attributes)
         what = f"changes {', '.join(changed[:2])}" if changed else "has state outside of parameters and buffers"
         raise LowlossError(
             f"{name} {what} when it runs, and its loss depends on that, not on its parameters alone: keep "
             "statistics in nn.BatchNorm, or compute them anew in each forward pass"
         )
+    if counted:  # it may act later
+        log.warning("%s changes %s when it runs: its loss must never depend on that", name, ", ".join(counted[:2]))
     known = {id(buffer) for part in loop.batch_norms for buffer in part.buffers()}
     own = {key for key, buffer in loop.module.named_buffers() if id(buffer) not in known}
     changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
@@ -61,6 +64,26 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch) -> None:
     if not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
         log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
     loop.evaluation_seed = 0
+
+
+def check_first_call(module: nn.Module, loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch) -> None:
+    """Refuse what a module keeps of its first call, where its loss depends on that.
+
+    module: as it was before its first call; it is run at B first.  loop: what has run the same module elsewhere.
+
+    Raises LowlossError: an attribute that the module sets in its first call matters.
+    """
+    attributes = _attributes(module)
+    other = Loop(module, loop.layout, loop.task)
+    other.foreign = loop.foreign
+    _looked_at(other, other_P, other.fresh_buffers(), batch)
+    found = _looked_at(other, theta_P, loop.fresh_buffers(), batch)
+    if not _same(_looked_at(loop, theta_P, loop.fresh_buffers(), batch), found):
+        changed = ", ".join(_changed(module, attributes)[:2]) or "something"
+        raise LowlossError(
+            f"{type(module).__name__} keeps {changed} of its first call, and its loss depends on that, not on its "
+            "parameters alone: compute it anew in each forward pass"
+        )
 
 
 def _looked_at(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> list[Tensor]:
@@ -81,6 +104,12 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
                 held = value.detach().clone() if isinstance(value, Tensor) else np.copy(value)
                 found[f"{path}.{key}" if path else key] = held
     return found
+
+
+def _changed(module: nn.Module, before: dict[str, Any]) -> list[str]:
+    """The attributes that are others than before, by name."""
+    now = _attributes(module).items()
+    return [k for k, v in now if k not in before or not np.array_equal(before[k], v, equal_nan=True)]
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:
