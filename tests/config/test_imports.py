@@ -57,7 +57,7 @@ MAY = {
         "points",
         "schedule",
     },
-    "claims": {"files", "progress"},
+    "claims": {"errors", "files", "progress"},
     "study": {"digests", "errors", "files"},
     "launch": {"errors", "files", "group", "progress"},
     "papers": {"conf", "errors", "files", "launch"},
