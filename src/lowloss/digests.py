@@ -104,10 +104,15 @@ def check_archive(file: Path) -> None:
             raise ValueError("its digest is missing, or another than when it was written")
 
 
-def _opened(file: Path) -> BinaryIO:
-    """A file to read. Raises ValueError for what might never end, as a pipe, or a device."""
+def check_regular(file: Path) -> None:
+    """Raise ValueError for what might never end when it is read, as a pipe, or a device."""
     if file.exists() and not file.is_file():
         raise ValueError("it is no regular file")
+
+
+def _opened(file: Path) -> BinaryIO:
+    """A regular file, to read."""
+    check_regular(file)
     return file.open("rb")
 
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lowloss import files
-from lowloss.digests import identity
+from lowloss.digests import check_regular, identity
 from lowloss.errors import LowlossError, OtherConfigError
 
 if TYPE_CHECKING:
@@ -171,8 +171,7 @@ class Artifact:
         titles. Raises LowlossError if they cannot be read, or are another artifact's."""
         file = self.folder / DIGESTS
         try:
-            if file.exists() and not file.is_file():
-                raise ValueError("it is no regular file")
+            check_regular(file)
             record = json.loads(file.read_text(encoding="utf-8"))
             held, inputs = record["files"], record["inputs"]
             if not all(isinstance(digest, str) for digest in (*held.values(), *inputs.values())):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 
-from lowloss.digests import check_archive, check_tensors, digest, identity
+from lowloss.digests import check_archive, check_regular, check_tensors, digest, identity
 from lowloss.errors import LowlossError
 from lowloss.study import DIGESTS, RESULT, Artifact, Study
 
@@ -69,8 +69,7 @@ def _bounds(study: Study, file: Path) -> Iterator[str]:
     """A table of bounds has to follow from its own saddles, and these have to be the paths'."""
     finder = file.stem.removeprefix("bounds-")
     try:
-        if not file.is_file():
-            raise ValueError("it is no regular file")
+        check_regular(file)
         rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
         bounds = {(int(row["start"]), int(row["end"])): float(row["bound"]) for row in rows}
         saddles = {(int(row["start"]), int(row["end"])): float(row["saddle"]) for row in rows if row["saddle"]}
@@ -105,8 +104,7 @@ def _report(root: Path, artifacts: list[Artifact]) -> Iterator[str]:
     if not record.parent.is_dir():
         return
     try:
-        if record.exists() and not record.is_file():
-            raise ValueError("it is no regular file")
+        check_regular(record)
         told = json.loads(record.read_text(encoding="utf-8"))
         written, inputs = dict(told["written"]), dict(told["made_from"]["inputs"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:

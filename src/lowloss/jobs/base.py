@@ -13,17 +13,27 @@ if TYPE_CHECKING:
     from lowloss.jobs.bench import Bench
 
 
+COLUMNS = 40
+"""Bytes that a grid keeps of a point."""
+
+
 class Cost(NamedTuple):
     """What a job takes: gradients of single points on a minibatch (a product with a Hessian is two), exact evaluations
     of points, and vectors of the network's size, 4 bytes a number, that it keeps.
 
     bound: how the first two are meant, "at least", "at most" or "about", where they depend on what is found.
+    grid: of a grid, the points, whose columns are kept.
     """
 
     gradients: int
     evaluations: int
     vectors: int
     bound: str = ""
+    grid: int = 0
+
+    def size(self, parameters: int) -> int:
+        """The bytes that it keeps, of a network of so many parameters."""
+        return 4 * parameters * self.vectors + COLUMNS * self.grid
 
 
 class Job(ABC):

@@ -18,6 +18,7 @@ from lowloss.checking import check_value
 from lowloss.digests import digest
 from lowloss.errors import LowlossError
 from lowloss.files import size
+from lowloss.jobs.base import Cost
 from lowloss.study import MACHINE, Config, Study, lookup
 
 T = TypeVar("T")
@@ -121,12 +122,16 @@ class Bench:
         """The sections of the configuration that describe the landscape: a surface, or a network and data."""
         return ("landscape",) if self.config["landscape"].get("_target_") else ("model", "data")
 
+    def _disk(self) -> tuple[Path, int]:
+        """The folder where the study is to lie, as far as there is one, and the bytes that are free there."""
+        place = next(folder for folder in (self.study.root, *self.study.root.resolve().parents) if folder.is_dir())
+        return place, shutil.disk_usage(place).free
+
     def _check_room(self, parameters: int) -> None:
         """Raise LowlossError if the missing minima and the scans cannot fit on the disk."""
         points = sum(prod(getattr(plane, "resolution", ())) for plane in self.planes.values())
         missing = max(0, self.count - len(self.study.complete("minima")))
-        place = next(folder for folder in (self.study.root, *self.study.root.resolve().parents) if folder.is_dir())
-        needed, free = 4 * parameters * missing + 40 * points, shutil.disk_usage(place).free
+        needed, (place, free) = Cost(0, 0, missing, grid=points).size(parameters), self._disk()
         if needed > free:
             raise LowlossError(
                 f"{missing} minima of {parameters:,} parameters and {points:,} grid points of scans need about "
@@ -144,8 +149,8 @@ class Bench:
                 needed[name] = 4 * landscape.dim * sum(cost.vectors for cost in missing if cost is not None)
         finally:
             del self.__dict__["landscape"]
-        place = next(folder for folder in (self.study.root, *self.study.root.resolve().parents) if folder.is_dir())
-        if sum(needed.values()) > (free := shutil.disk_usage(place).free):
+        place, free = self._disk()
+        if sum(needed.values()) > free:
             told = ", ".join(f"{name} {size(count)}" for name, count in needed.items() if count)
             raise LowlossError(
                 f"what is missing keeps {size(sum(needed.values()))} ({told}), and {place} has {size(free)}: "

@@ -209,7 +209,7 @@ class FastGeometric(Walked):
         tensors["distance"] = distances(theta_MP)
         begin_MP = start_RP.repeat_interleave(torch.tensor([len(one.epochs) for one in found]), 0)
         tensors["from_start"] = torch.linalg.vector_norm((theta_MP - begin_MP).double(), dim=1)
-        recipe = self.bench.build(f"ensemble.{self.key}")
+        recipe: Any = self.bench.ensembles[self.key]
         per_epoch = self.bench.landscape.batches(recipe.batch_size, [0], shared=True).steps_per_epoch
         tensors["iteration"] = torch.tensor([round(per_epoch * here) for _, _, here in members])
         notes = {"method": self.key, "minimum": self.node["minimum"], "rows": [self.single(self.minima[0]), row]}

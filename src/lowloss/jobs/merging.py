@@ -72,7 +72,7 @@ class MergeJob(Job):
             other_P = b_P
             if way != "mean":
                 other_P, _ = bench.everywhere(aligned, a_P, b_P, way, seed=seed, folder=work)
-            line = Polyline(torch.stack([a_P, other_P]))
+            line = Polyline.straight(a_P, other_P)
             table = bench.table(line, f"0–{self.end}, {way}", work / f"line-{way}", along, **sampling)
             told = levels(table, ["train"], ["loss"])
             rows[way] = {name: told[name] for name in ("barrier_train_loss", "barrier_above_ends_train_loss")}

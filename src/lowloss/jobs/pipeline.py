@@ -93,12 +93,10 @@ def dry_run(bench: Bench) -> None:
         costs = [job.cost() for job in missing]
         known = [cost for cost in costs if cost is not None]
         if known:
-            gradients, evaluations, vectors = (sum(part) for part in list(zip(*known, strict=True))[:3])
-            bound = max(cost.bound for cost in known)
+            gradients, evaluations = (sum(getattr(cost, of) for cost in known) for of in ("gradients", "evaluations"))
+            bound, kept = max(cost.bound for cost in known), sum(cost.size(parameters) for cost in known)
             taken = f"{gradients:,} gradient evaluations, " if gradients else ""
             told += [f"{bound} {taken}{evaluations:,} points exactly evaluated".strip()]
-            # Of a grid's points their columns are what counts.
-            kept = 4 * parameters * vectors + (40 * evaluations if name == "scan" else 0)
             told += [f"{files.size(kept)} kept"]
         if len(known) < len(costs):
             told += [f"{len(costs) - len(known)} of unknown cost"]

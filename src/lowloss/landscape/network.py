@@ -26,7 +26,7 @@ from lowloss.landscape.engine.graph import Graph
 from lowloss.landscape.engine.loop import Buffers, Engine, Loop, near_equal
 from lowloss.landscape.initial import built, check_redrawn, copied, reset
 from lowloss.landscape.layout import Layout
-from lowloss.landscape.probe import check_first_call, probe
+from lowloss.landscape.probe import probe
 from lowloss.seeding import derive
 
 SAMPLE = 8
@@ -422,10 +422,7 @@ class NetworkLandscape:
             return
         ramp_P = torch.linspace(-1, 1, self.dim).to(theta_P)
         try:
-            batch, other_P = Batch(x, y, (0,)), theta_P + 0.1 * ramp_P
-            probe(self.loop, theta_P, other_P, batch)
-            if untouched is not None:
-                check_first_call(untouched, self.loop, theta_P, other_P, batch)
+            probe(self.loop, theta_P, theta_P + 0.1 * ramp_P, Batch(x, y, (0,)), untouched)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             raise LowlossError(f"{name} fails in training mode: {reason(error)}") from error
 

@@ -20,12 +20,14 @@ from lowloss.landscape.engine.loop import FOREIGN, Buffers, Loop
 log = logging.getLogger("lowloss")
 
 
-def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch) -> None:
+def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched: nn.Module | None = None) -> None:
     """Find out from which generators a module draws, and refuse state of its own that its loss depends on.
 
-    Evaluates A, takes a step at B, and evaluates A again; and once more with what the step left.
+    Evaluates A, takes a step at B, and evaluates A again; and once more with what the step left. Then what never ran
+    evaluates B and A.
 
-    theta_P, other_P: A and B.  batch: a few samples.
+    theta_P, other_P: A and B.  batch: a few samples.  untouched: the module as it was before its first call, if it can
+    be had.
 
     Raises LowlossError: a buffer or an attribute that the module changes matters.
     """
@@ -60,25 +62,27 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch) -> None:
             "alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm and statistics of "
             "one's own are not): take them out"
         )
+    if untouched is not None:
+        _check_first_call(untouched, loop, theta_P, other_P, batch, first)
     loop.evaluation_seed = 1
     if not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
         log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
     loop.evaluation_seed = 0
 
 
-def check_first_call(module: nn.Module, loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch) -> None:
-    """Refuse what a module keeps of its first call, where its loss depends on that.
+def _check_first_call(
+    module: nn.Module, loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, first: list[Tensor]
+) -> None:
+    """Raise LowlossError if an attribute that a module sets in its first call, here at B, matters at A.
 
-    module: as it was before its first call; it is run at B first.  loop: what has run the same module elsewhere.
-
-    Raises LowlossError: an attribute that the module sets in its first call matters.
+    first: what another one, of which `loop` is, gave at A.
     """
     attributes = _attributes(module)
     other = Loop(module, loop.layout, loop.task)
     other.foreign = loop.foreign
-    _looked_at(other, other_P, other.fresh_buffers(), batch)
-    found = _looked_at(other, theta_P, loop.fresh_buffers(), batch)
-    if not _same(_looked_at(loop, theta_P, loop.fresh_buffers(), batch), found):
+    for at_P in (other_P, theta_P):
+        found = _looked_at(other, at_P, loop.fresh_buffers(), batch)
+    if not _same(first, found):
         changed = ", ".join(_changed(module, attributes)[:2]) or "something"
         raise LowlossError(
             f"{type(module).__name__} keeps {changed} of its first call, and its loss depends on that, not on its "

@@ -202,4 +202,4 @@ def random_segment(a_P: Tensor, b_P: Tensor, seed: int) -> Polyline:
     drawn_P = torch.randn(len(a_P), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     length = torch.linalg.vector_norm((b_P - a_P).double().cpu())
     step_P = drawn_P * (length / torch.linalg.vector_norm(drawn_P))
-    return Polyline(torch.stack([a_P, a_P + step_P.to(a_P)]))
+    return Polyline.straight(a_P, a_P + step_P.to(a_P))
