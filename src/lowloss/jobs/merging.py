@@ -12,7 +12,7 @@ from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.checkpoints import Checkpoint, UnfitError, read_point
 from lowloss.jobs.minima import minimum, points
-from lowloss.jobs.paths import ALIGNMENTS, SAMPLING, PathJob
+from lowloss.jobs.paths import ALIGNMENTS, SAMPLING, PathJob, straight
 from lowloss.jobs.runner import make_jobs
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
@@ -56,15 +56,12 @@ class MergeJob(Job):
 
         from lowloss import files
         from lowloss.ensemble import ensemble_metrics
-        from lowloss.points.path import Polyline
         from lowloss.symmetry import derive_symmetries, irreparable, repaired, samples
         from lowloss.training.alignment import aligned
-        from lowloss.training.along import along, levels
 
         bench, landscape = self.bench, self.bench.landscape
         a_P, b_P = points(bench, [0, self.end])
         symmetries = derive_symmetries(landscape.loop.module, landscape.data.x_train[:2])
-        sampling = {key: bench.config["path"][key] for key in SAMPLING}
         seed = derive(bench.config["seed"], "align", 0, self.end)
         why = irreparable(landscape, symmetries)
         found, rows, tensors = dict[str, torch.Tensor](), dict[str, Config](), dict[str, torch.Tensor]()
@@ -72,9 +69,7 @@ class MergeJob(Job):
             other_P = b_P
             if way != "mean":
                 other_P, _ = bench.everywhere(aligned, a_P, b_P, way, seed=seed, folder=work)
-            line = Polyline.straight(a_P, other_P)
-            table = bench.table(line, f"0–{self.end}, {way}", work / f"line-{way}", along, **sampling)
-            told = levels(table, ["train"], ["loss"])
+            table, told = straight(bench, a_P, other_P, f"0–{self.end}, {way}", work / f"line-{way}")
             rows[way] = {name: told[name] for name in ("barrier_train_loss", "barrier_above_ends_train_loss")}
             tensors |= {f"{way}_{name}": column for name, column in table.items() if column.dim() == 1}
             found[way] = a_P.lerp(other_P, 0.5)

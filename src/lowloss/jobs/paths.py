@@ -115,21 +115,29 @@ class PathJob(Job):
         """The ends, the second one with its units permuted, and the barrier of the straight line before and after."""
         import torch
 
-        from lowloss.points.path import Polyline
         from lowloss.training.alignment import aligned
-        from lowloss.training.along import along, levels
 
         bench, by = self.bench, self.bench.config["path"]["align"]
         seed = derive(bench.config["seed"], "align", self.start, self.end)
         b_P, left_out = bench.everywhere(aligned, *ends_2P, by, seed=seed, folder=work)
-        sampling = {key: bench.config["path"][key] for key in SAMPLING}
         after_2P, title = torch.stack([ends_2P[0], b_P]), f"{self.start}–{self.end} aligned by {by}"
         ends = {"before": ends_2P, "after": after_2P}
         notes: Config = {"align": by, "align_left_out": left_out}
         for when, ends_2P in ends.items():
-            table = bench.table(Polyline(ends_2P), f"{title}, {when}", work / f"line-{when}", along, **sampling)
-            notes[f"line_barrier_train_loss_{when}"] = levels(table, ["train"], ["loss"])["barrier_train_loss"]
+            _, found = straight(bench, ends_2P[0], ends_2P[1], f"{title}, {when}", work / f"line-{when}")
+            notes[f"line_barrier_train_loss_{when}"] = found["barrier_train_loss"]
         return after_2P, notes
+
+
+def straight(bench: Bench, a_P: Tensor, b_P: Tensor, title: str, work: Path) -> tuple[dict[str, Tensor], Config]:
+    """The exact columns along the straight line between two points, sampled as paths are, and its levels of the train
+    loss."""
+    from lowloss.points.path import Polyline
+    from lowloss.training.along import along, levels
+
+    sampling = {key: bench.config["path"][key] for key in SAMPLING}
+    table = bench.table(Polyline.straight(a_P, b_P), title, work, along, **sampling)
+    return table, levels(table, ["train"], ["loss"])
 
 
 def load_path(job: PathJob) -> WeightPath:

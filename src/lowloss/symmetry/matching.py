@@ -1,11 +1,12 @@
 """Matching: the permutation of a network's units that brings it closest to another (Ainsworth et al. 2023).
 
-Shapes: P parameters, N units of a group, S samples and positions.
+Shapes: P parameters, N units of a group, U of a layer, S samples and positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 
 from lowloss.landscape.layout import Layout
 from lowloss.symmetry.groups import Group, Place, Symmetries
+
+Look = Callable[[str, Tensor], tuple[Tensor, Tensor] | None]
+"""What is done with the outputs (S, U) of a layer, by its name; it may return a scale and a shift (U,) with which the
+run goes on."""
 
 
 def match_weights(
@@ -105,19 +110,34 @@ def _activations(symmetries: Symmetries, module: nn.Module, x: Tensor) -> dict[s
     """The standardised outputs (S, units) of every layer that makes units, by its name."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Tensor, convolution: bool) -> None:
-        flat = output.movedim(1, -1) if convolution else output
-        flat = flat.flatten(0, -2).double()
-        flat = flat - flat.mean(0)
-        found[name] = flat / flat.norm(dim=0).clamp_min(torch.finfo(flat.dtype).tiny)
+    def keep(name: str, rows_SU: Tensor) -> None:
+        rows_SU = rows_SU.double() - rows_SU.double().mean(0)
+        found[name] = rows_SU / rows_SU.norm(dim=0).clamp_min(torch.finfo(rows_SU.dtype).tiny)
 
-    def hook(name: str, part: nn.Module) -> Any:
-        convolution = isinstance(part, nn.modules.conv._ConvNd)
-        return part.register_forward_hook(lambda part, inputs, output: keep(name, output, convolution))
-
-    wanted = {name for group in symmetries.groups for name, _ in _makers(group, module)}
-    hooks = [hook(name, part) for name, part in module.named_modules() if name in wanted]
-    module(x)
-    for one in hooks:
-        one.remove()
+    with looked_at(module, {name for group in symmetries.groups for name, _ in _makers(group, module)}, keep):
+        module(x)
     return found
+
+
+@contextlib.contextmanager
+def looked_at(module: nn.Module, names: Collection[str], look: Look) -> Iterator[None]:
+    """While it lasts, `look` is called with the outputs of these layers, see `Look`."""
+
+    def hook(name: str, axis: int) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        def seen(part: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+            last = output.movedim(axis, -1)
+            changed = look(name, last.flatten(0, -2))
+            return None if changed is None else (last * changed[0] + changed[1]).movedim(-1, axis)
+
+        return seen
+
+    hooks = [
+        part.register_forward_hook(hook(name, 1 if isinstance(part, nn.modules.conv._ConvNd) else -1))
+        for name, part in module.named_modules()
+        if name in names
+    ]
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()

@@ -11,8 +11,7 @@ Shapes: P parameters, U units of a layer, S samples and positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lowloss.errors import LowlossError
 from lowloss.landscape.network import NetworkLandscape
 from lowloss.symmetry.groups import Symmetries
+from lowloss.symmetry.matching import Look, looked_at
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -89,30 +89,12 @@ def _hidden(symmetries: Symmetries) -> set[str]:
     return {name for name in made if {f"{name}.weight", f"{name}.bias"} <= {*symmetries.layout.names}}
 
 
-def _run(
-    landscape: NetworkLandscape,
-    theta_P: Tensor,
-    x: Tensor,
-    names: Collection[str],
-    look: Callable[[str, Tensor], tuple[Tensor, Tensor] | None],
-) -> None:
-    """Run the network at theta on x, in float64 and evaluation mode. `look` is called with the outputs (S, U) of these
-    layers, one after the other, and may return a scale and a shift (U,) with which the run goes on."""
-
-    def hook(name: str, axis: int) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        def seen(part: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            last = output.movedim(axis, -1)
-            changed = look(name, last.flatten(0, -2))
-            return None if changed is None else (last * changed[0] + changed[1]).movedim(-1, axis)
-
-        return seen
-
+def _run(landscape: NetworkLandscape, theta_P: Tensor, x: Tensor, names: Collection[str], look: Look) -> None:
+    """Run the network at theta on x, in float64 and evaluation mode; `look` is called with these layers' outputs."""
     module = copy.deepcopy(landscape.loop.module).cpu().double().eval()
     module.load_state_dict(landscape.layout.views(theta_P.double().cpu()), strict=False)
-    for name, part in module.named_modules():
-        if name in names and isinstance(part, LAYERS):
-            part.register_forward_hook(hook(name, -1 if isinstance(part, nn.Linear) else 1))
-    with torch.no_grad():
+    corrected = {name for name, part in module.named_modules() if name in names and isinstance(part, LAYERS)}
+    with torch.no_grad(), looked_at(module, corrected, look):
         module(x.double() if x.is_floating_point() else x)
 
 
