@@ -395,7 +395,8 @@ class NetworkLandscape:
             text += "".join(f", of {split} losses from {limit:.3g} on in {exact}" for split, limit in limits.items())
             told.append(text)
         if not isinstance(engine, Graph) or not engine.usable:
-            told.append(f"loop, steps in {self.loop.step_dtype or exact}, evaluation in {exact}")
+            how = "captured " if isinstance(engine, Graph) and engine.captured.used else ""
+            told.append(f"loop, steps {how}in {self.loop.step_dtype or exact}, evaluation in {exact}")
         return "; then ".join(told).replace("torch.", "")
 
     def _points(self, theta_KP: Tensor) -> Tensor:

@@ -17,22 +17,25 @@ import torch
 from torch import Tensor
 
 Run = Callable[..., Tensor]
+Work = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class Step:
     """One CUDA graph: losses and gradients of so many points at inputs of these shapes.
 
     Args:
+        work: gives losses (K,) and gradients (K, P), or None for these, at inputs of which the points are the first.
         pool: of the graph that it shares memory with, if it does. A pool whose graphs are all gone is no pool.
     """
 
-    def __init__(self, run: Run, theta_KP: Tensor, inputs: tuple[Tensor, ...], gradients: bool, pool: Any) -> None:
+    def __init__(self, work: Work, inputs: tuple[Tensor, ...], gradients: bool, pool: Any) -> None:
         from torch._inductor.cudagraph_trees import clear_cublas_manager
 
         # An engine that is gone and its compiled code refer to each other, and keep its graphs' memory until then.
         gc.collect()
         # Copies, since calls write to them, and a minibatch is the caller's.
-        self.inputs = tuple(given.clone() for given in (theta_KP, *inputs))
+        self.inputs = tuple(given.clone() for given in inputs)
+        theta_KP = self.inputs[0]
         self.losses_K = theta_KP.new_empty(len(theta_KP))
         self.gradients_KP = torch.empty_like(theta_KP) if gradients else None
         self.graph = torch.cuda.CUDAGraph()
@@ -43,11 +46,11 @@ class Step:
         with torch.cuda.stream(side):
             # What first calls allocate for good (handles, compiled code) must not lie in the graph's memory.
             for _ in range(2):
-                differentiated(run, *self.inputs, gradients=gradients)
+                work(*self.inputs)
             try:
                 # Workspaces must: torch after 2.11 frees those of a stream with any graph of it (pytorch#193402).
                 with clear_cublas_manager(), torch.cuda.graph(self.graph, pool=pool, stream=side):
-                    losses_K, gradients_KP = differentiated(run, *self.inputs, gradients=gradients)
+                    losses_K, gradients_KP = work(*self.inputs)
                     self.losses_K.copy_(losses_K)
                     if self.gradients_KP is not None and gradients_KP is not None:
                         self.gradients_KP.copy_(gradients_KP)

@@ -98,26 +98,40 @@ class Trust:
         self._lowest, self._highest = -inf, inf
 
 
-def compare_step(
-    graph: Graph, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], losses_K: Tensor, gradients_KP: Tensor | None
-) -> bool:
-    """Whether a step could be compared with the plain loop's, in float32 and in autocast: wrong is far worse.
+Taken = tuple[Tensor, Tensor | None]
+"""Losses (1,) and gradients (1, P) of a step."""
+
+
+def reference_step(
+    graph: Graph, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], gradients: bool
+) -> tuple[Taken, Taken, Taken] | None:
+    """The plain loop's step at the last point, in float32 and in autocast, and what to compare with.
 
     At the last point: what a kernel mistakes lies rather far from where it begins. The loop draws other dropout;
-    there the folded module, uncompiled and in float32, is what to compare with.
+    there the folded module, uncompiled and in float32, is what to compare with. None where the loss is not finite.
+
+    Raises LowlossError where 16 bits leave nothing of the gradient, before anything is compiled for them.
     """
-    gradients = gradients_KP is not None
     theta_1P, x_1B, y_1B, seeds_1 = (part[-1:] for part in (theta_KP, *rows))
     batch = Batch(x_1B, y_1B, (int(seeds_1),), shared=False)
-    exact = narrow = Loop(graph.module, graph.layout, graph.loop.task).losses(theta_1P, batch, gradients)
+    exact = narrow = compared = Loop(graph.module, graph.layout, graph.loop.task).losses(theta_1P, batch, gradients)
     if graph.step_dtype != torch.float32:
         narrow = Loop(graph.module, graph.layout, graph.loop.task, graph.step_dtype).losses(theta_1P, batch, gradients)
-    loss_1, gradient_1P = exact
     if graph._drops:
         inputs = laid_out(x_1B, torch.float32), y_1B, seeds_1.to(graph.device)
-        loss_1, gradient_1P = differentiated(graph._losses, theta_1P, *inputs, gradients=gradients)
-    if not loss_1.isfinite():
-        return False
+        compared = differentiated(graph._losses, theta_1P, *inputs, gradients=gradients)
+    if not compared[0].isfinite():
+        return None
+    if gradients and exact[1] is not None and exact[1].any():
+        rounded = _apart(narrow[1], exact[1], exact[1].norm())
+        if not rounded < 1:
+            raise LowlossError(f"its first gradient in {graph.step_dtype} is {rounded:.2g} (relative) from float32")
+    return exact, narrow, compared
+
+
+def compare_step(known: tuple[Taken, Taken, Taken], losses_K: Tensor, gradients_KP: Tensor | None) -> None:
+    """Raise LowlossError where a step is much further from float32 than autocast is: wrong is far worse."""
+    exact, narrow, (loss_1, gradient_1P) = known
     told = "its first {} is {:.2g} (relative) from float32, autocast {:.2g}"
     scale = loss_1.norm().clamp_min(1)
     far, rounded = _apart(losses_K[-1:], loss_1, scale), _apart(narrow[0], exact[0], scale)
@@ -129,7 +143,6 @@ def compare_step(
         cosine = torch.cosine_similarity(gradients_KP[-1], gradient_1P[0], dim=0)
         if not (far <= GRADIENT_ROOM + AUTOCAST_ROOM * rounded and cosine >= GRADIENT_ROUNDING):
             raise LowlossError(told.format("gradient", far, rounded))
-    return True
 
 
 def verify(graph: Graph, sample: Tensor, targets: Tensor) -> int:

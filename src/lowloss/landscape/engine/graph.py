@@ -23,7 +23,8 @@ from torch.func import functional_call
 from lowloss.data.base import Batch, Inputs
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine.capture import Step, compiled, differentiated, laid_out
-from lowloss.landscape.engine.checked import compare_step, verify
+from lowloss.landscape.engine.captured import Captured
+from lowloss.landscape.engine.checked import Taken, compare_step, reference_step, verify
 from lowloss.landscape.engine.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate, widen
 from lowloss.landscape.engine.loop import Buffers, Loop, near_equal, places
 from lowloss.seeding import derive
@@ -63,6 +64,7 @@ class Graph:
         self.step_dtype, self.evaluation_dtype = step_dtype, evaluation_dtype
         self.usable, self.used, self._strict, self._points_at_once = True, False, strict, 1 << 30
         self._samples_at_once, self._copies_at_once = 0, 1 << 30
+        self.captured = Captured(loop)
         self._whole: tuple[Inputs, Tensor] | None = None
         self._steps: dict[tuple[Any, ...], Step] = {}
         self._compared: set[tuple[Any, ...]] = set()
@@ -116,8 +118,7 @@ class Graph:
             for first in range(0, points, at_once):
                 part_KP = theta_KP[first : first + at_once]
                 rows = _rows(batch, first, first + len(part_KP))
-                parts.append(self._step(part_KP, rows, gradients))
-                self._check_first(part_KP, rows, *parts[-1])
+                parts.append(self._checked(part_KP, rows, gradients))
             self.used = True
             if len(parts) == 1:
                 return parts[0]
@@ -125,7 +126,7 @@ class Graph:
             return losses_K, torch.cat([found for _, found in parts if found is not None]) if gradients else None
 
         def loop() -> tuple[Tensor, Tensor | None]:
-            return self.loop.losses(theta_KP, batch, gradients)
+            return self.captured.losses(theta_KP, batch, gradients)
 
         if not points:
             return loop()
@@ -266,26 +267,28 @@ class Graph:
             inputs = laid_out(x_KB, self.step_dtype), y_KB, seeds_K.to(self.device)
             # Graphs share their memory, of which those before have no need when one runs.
             pool = next(iter(self._steps.values())).graph.pool() if self._steps else None
-            self._steps[key] = Step(self._losses_of, theta_KP, inputs, gradients, pool)
+            work = partial(differentiated, self._losses_of, gradients=gradients)
+            self._steps[key] = Step(work, (theta_KP, *inputs), gradients, pool)
         return self._steps[key](theta_KP, *rows)
 
-    def _check_first(
-        self, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], losses_K: Tensor, gradients_KP: Tensor | None
-    ) -> None:
-        """Compare the first step of each kind with the plain loop's, if that fits the memory.
+    def _checked(self, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], gradients: bool) -> Taken:
+        """A step, the first of each kind compared with the plain loop's, if that fits the memory.
 
         Raises LowlossError where it is much further from float32 than autocast is.
         """
-        kind = len(theta_KP) > 1, tuple(rows[0].shape[1:]), gradients_KP is not None
-        if kind in self._compared:
-            return
-        try:
-            if compare_step(self, theta_KP, rows, losses_K, gradients_KP):
+        kind, known = (len(theta_KP) > 1, tuple(rows[0].shape[1:]), gradients), None
+        if kind not in self._compared:
+            try:
+                known = reference_step(self, theta_KP, rows, gradients)
+            except torch.OutOfMemoryError:
+                # It takes one point: fewer at once would not help.
+                log.warning("engine: a step could not be checked against float32, which does not fit the memory")
                 self._compared.add(kind)
-        except torch.OutOfMemoryError:
-            # It takes one point: fewer at once would not help.
-            log.warning("engine: a step could not be checked against float32, which does not fit the memory")
+        taken = self._step(theta_KP, rows, gradients)
+        if known is not None:
+            compare_step(known, *taken)
             self._compared.add(kind)
+        return taken
 
     def _losses(self, theta_KP: Tensor, x_KB: Tensor, y_KB: Tensor, seeds_K: Tensor) -> Tensor:
         # Tells the compiler that these are one size, without which it divides one by the other in every kernel.

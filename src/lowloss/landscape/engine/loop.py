@@ -127,6 +127,38 @@ def near_equal(count: int, size: int) -> list[slice]:
     return [slice(first, end) for first, end in pairwise(ends)]
 
 
+class Copies:
+    """Copies of a list of tensors in memory that is kept, so that a call is one kernel and not one a tensor.
+
+    Each is aligned, as a GPU's convolutions want it, where a view of a point may start at any coordinate.
+    """
+
+    def __init__(self, requires_grad: bool = False) -> None:
+        self._kept: list[Tensor] = []
+        self._requires_grad = requires_grad
+
+    @torch.no_grad()
+    def __call__(self, given: Iterable[Tensor]) -> list[Tensor]:
+        """The copies, which the next call overwrites."""
+        given = list(given)
+        if [part.device for part in self._kept] != [part.device for part in given]:
+            self._kept = [torch.empty_like(part, requires_grad=self._requires_grad) for part in given]
+        kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for kept, part in zip(self._kept, given, strict=True):
+            for parts, tensor in zip(kinds.setdefault(part.dtype, ([], [])), (kept, part), strict=True):
+                parts.append(tensor)
+        for copies, sources in kinds.values():
+            torch._foreach_copy_(copies, sources)
+        return self._kept
+
+
+class Place:
+    """The memory of one point's parameters and buffers, which each of its steps uses again."""
+
+    def __init__(self) -> None:
+        self.parameters, self.buffers = Copies(requires_grad=True), Copies()
+
+
 class Loop:
     """One point after the other, in the parameters' own precision, or with `step_dtype` autocast in `losses`."""
 
@@ -148,15 +180,19 @@ class Loop:
         self.batch_norms = [m for m in norms if m.training]
         self.frozen = len(norms) > len(self.batch_norms)
         self._held: tuple[Buffers, bool] | None = None
+        self._place = Place()
         self._takes_state = len(inspect.signature(module.forward).parameters) > 1
         self.foreign: tuple[str, ...] = ()
         """Those of FOREIGN from which the module draws."""
         parts = dict(module.named_modules())
         self._tables: list[tuple[dict[str, Any], str, str]] = []
+        self._buffers: list[tuple[dict[str, Any], str, str]] = []
         for place, first in places(module).items():
             path, _, name = place.rpartition(".")
             tables: tuple[dict[str, Any], ...] = (parts[path]._parameters, parts[path]._buffers)
             self._tables.append((tables[name not in tables[0]], name, first))
+            if name not in tables[0] and place == first:
+                self._buffers.append(self._tables[-1])
 
     def losses(self, theta_KP: Tensor, batch: Batch, gradients: bool) -> tuple[Tensor, Tensor | None]:
         """The K mean losses in training mode, and their gradients (K, P) if asked for.
@@ -164,28 +200,44 @@ class Loop:
         BatchNorm uses the minibatch's statistics; its running averages are scratch and change nothing.
         """
         self.module.train()
-        scratch = self.fresh_buffers()
         losses_K = theta_KP.new_empty(len(theta_KP))
         gradients_KP = torch.empty_like(theta_KP) if gradients else None
         for k, theta_P in enumerate(theta_KP.detach()):
             x, y, seed = batch.row(k)
-            parameters = self._parameters(theta_P, gradients)
-            if self.step_dtype and x.dim() == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
-            narrow = torch.autocast(x.device.type, self.step_dtype, enabled=self.step_dtype is not None)
-            # The gradient too is taken at the point: checkpointed parts of a module run again in backward.
-            with self._at(parameters, scratch), torch.set_grad_enabled(gradients):
-                with self._random_seed(seed), narrow:
-                    state = batch.carry.states[k] if batch.carry else None
-                    outputs, state = self._call(x, state)
-                if batch.carry:
-                    batch.carry.states[k] = _detached(state)
-                loss = self.task.mean_loss(outputs.to(theta_KP.dtype), y)
-                losses_K[k] = loss.detach()
-                if gradients_KP is not None:
-                    found = _gradients(loss, list(parameters.values()))
-                    torch.cat([gradient.detach().reshape(-1) for gradient in found], out=gradients_KP[k])
+            gradient_P = None if gradients_KP is None else gradients_KP[k]
+            parameters, scratch = self.copies(theta_P, self._place)
+            with self.random_seed(seed):
+                state = batch.carry.states[k] if batch.carry else None
+                state = self.step(parameters, x, y, scratch, losses_K[k], gradient_P, state)
+            if batch.carry:
+                batch.carry.states[k] = _detached(state)
         return losses_K, gradients_KP
+
+    def step(
+        self,
+        parameters: dict[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        scratch: Buffers,
+        loss: Tensor,
+        gradient_P: Tensor | None,
+        state: Any = None,
+    ) -> Any:
+        """Write one point's loss, and its gradient if there is a place for it; return the state that is handed on."""
+        gradients = gradient_P is not None
+        if self.step_dtype and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        narrow = torch.autocast(x.device.type, self.step_dtype, enabled=self.step_dtype is not None)
+        # The gradient too is taken at the point: checkpointed parts of a module run again in backward.
+        with self._at(parameters, scratch), torch.set_grad_enabled(gradients):
+            with narrow:
+                outputs, state = self._call(x, state)
+            found = self.task.mean_loss(outputs.to(self.layout.dtype), y)
+            loss.copy_(found.detach())
+            if gradient_P is not None:
+                gradients_of = _gradients(found, list(parameters.values()))
+                torch.cat([gradient.detach().reshape(-1) for gradient in gradients_of], out=gradient_P)
+        return state
 
     def product(
         self, theta_P: Tensor, v_P: Tensor, x: Tensor, y: Tensor, seed: int, buffers: Buffers | None, whole: bool
@@ -196,7 +248,7 @@ class Loop:
             buffers: BatchNorm's statistics, in evaluation mode; None takes the minibatch's, in training mode.
             whole: the minibatch is a part of a split: the loss is the sum over its scored items, without dropout.
         """
-        parameters = self._parameters(theta_P, True)
+        parameters = self.parameters(theta_P, True)
         self.module.train(buffers is None and not whole)
         for part in self.batch_norms:
             part.train(buffers is None)
@@ -208,7 +260,7 @@ class Loop:
             torch.backends.cudnn.flags(enabled=not any(isinstance(m, nn.RNNBase) for m in self.module.modules())),
             sdpa_kernel(SDPBackend.MATH),
         ):
-            with self._random_seed(seed):
+            with self.random_seed(seed):
                 outputs, _ = self._call(x, None)
             loss = self.task.columns(outputs, y)["loss"].sum() if whole else self.task.mean_loss(outputs, y)
             given = list(parameters.values())
@@ -238,9 +290,9 @@ class Loop:
                 module.momentum = None  # cumulative average: each chunk weighs the same
                 module.reset_running_stats()
             buffers = self.fresh_buffers()
-            with self._at(self._parameters(theta_P), buffers):
+            with self._at(self.parameters(theta_P), buffers):
                 for x in (x_N[:],) if parts is None else (x_N[index.to(x_N.device)] for index in parts):
-                    with self._random_seed(0):
+                    with self.random_seed(0):
                         self._call(x, None)
         finally:
             for module, momentum in zip(self.batch_norms, momenta, strict=True):
@@ -255,7 +307,7 @@ class Loop:
         Args:
             streams: samples of a chunk, whose states a recurrent module hands on to the next; see `Data`.
         """
-        parameters, state = self._parameters(theta_P), None
+        parameters, state = self.parameters(theta_P), None
         # On a processor, small parts stay in its caches.
         size = min(at_once, CACHED) if theta_P.device.type == "cpu" else at_once
         count = len(x_N)
@@ -264,13 +316,21 @@ class Loop:
             self.module.eval()
             # The module is put back between chunks: whoever asks for them may run it elsewhere meanwhile.
             # A module that draws random numbers in evaluation too draws the same for every point.
-            with torch.no_grad(), self._at(parameters, buffers), self._random_seed(self.evaluation_seed):
+            with torch.no_grad(), self._at(parameters, buffers), self.random_seed(self.evaluation_seed):
                 outputs, state = self._call(x_N[span], state if streams else None)
             yield outputs
 
-    def _parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
+    def parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
         # Copies, since a GPU's convolutions want aligned weights and a view may start at any coordinate.
         return {name: view.clone().requires_grad_(gradients) for name, view in self.layout.views(theta_P).items()}
+
+    def copies(self, theta_P: Tensor, place: Place) -> tuple[dict[str, Tensor], Buffers]:
+        """Parameters and buffers for one step, in the memory of a place unless buffers are held."""
+        named, buffers = self.layout.views(theta_P), {first: table[name] for table, name, first in self._buffers}
+        parameters = dict(zip(named, place.parameters(named.values()), strict=True))
+        if self.holds:
+            return parameters, self.fresh_buffers()
+        return parameters, dict(zip(buffers, place.buffers(buffers.values()), strict=True))
 
     @contextlib.contextmanager
     def _at(self, parameters: dict[str, Tensor], buffers: Buffers) -> Iterator[None]:
@@ -305,6 +365,11 @@ class Loop:
         given, shared = self._held or (dict(self.module.named_buffers()), False)
         return given if shared else {name: buffer.clone() for name, buffer in given.items()}
 
+    @property
+    def holds(self) -> bool:
+        """Whether calls begin with other buffers than the module's."""
+        return self._held is not None
+
     @contextlib.contextmanager
     def holding(self, buffers: Buffers, shared: bool = False) -> Iterator[None]:
         """While calls begin with these buffers, and with `shared` change them, in place of the module's."""
@@ -321,7 +386,7 @@ class Loop:
             yield
 
     @contextlib.contextmanager
-    def _random_seed(self, seed: int) -> Iterator[None]:
+    def random_seed(self, seed: int) -> Iterator[None]:
         # Not torch.manual_seed: where a kind of device is not in use it keeps a stack trace a call, 1.5 ms each.
         device = next(self.module.parameters()).device
         used = [torch.default_generator]
