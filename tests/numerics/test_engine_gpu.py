@@ -421,3 +421,57 @@ def test_a_carried_state_continues_on_the_device():
     slow = NetworkLandscape(Recurrent, Data(tokens, tokens, tokens, tokens, task=LanguageModel(9), streams=4))
     expected, found = slow.evaluate(theta_KP.cpu()), land.evaluate(theta_KP)
     assert torch.allclose(found["perplexity"], expected["perplexity"], rtol=1e-4)
+
+
+class Sequence(nn.Module):
+    """What cannot be folded: an embedding, a recurrent layer or attention, and dropout."""
+
+    def __init__(self, kind, dropout=0.0, host=False):
+        super().__init__()
+        self.embed, self.drop, self.host = nn.Embedding(50, 32), nn.Dropout(dropout), host
+        if kind == "lstm":
+            self.layers = nn.LSTM(32, 32, batch_first=True)
+        else:
+            layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=dropout, batch_first=True)
+            self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        hidden = self.layers(self.drop(self.embed(x)))
+        hidden = (hidden[0] if isinstance(hidden, tuple) else hidden).mean(1)
+        if self.host and torch.rand(()) < 0.5:
+            hidden = 2 * hidden
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize(("kind", "dropout"), [("lstm", 0.0), ("lstm", 0.3), ("encoder", 0.0), ("encoder", 0.3)])
+def test_what_cannot_be_folded_is_captured_with_the_loops_numbers(kind, dropout):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(50, (640, 12), generator=generator)
+    data = Data(x, x[:, 0] % 10, x[:64], x[:64, 0] % 10, 10)
+    land = NetworkLandscape(Sequence(kind, dropout), data).to(CUDA)
+    start_P = land.point(land.loop.module).to(CUDA)
+    for points, shared in ((1, True), (3, False), (3, True), (20, False)):  # 20 are more than one graph holds
+        batches = land.batches(64, list(range(points)), shared)
+        theta_KP = start_P + 0.05 * torch.randn(points, land.dim, generator=generator).to(CUDA)
+        for step in range(6):
+            land.engine.losses(theta_KP, batches[step], True)
+        losses_K, gradients_KP = land.engine.losses(1.1 * theta_KP, batches[7], True)
+        exact_K, exact_KP = land.loop.losses(1.1 * theta_KP, batches[7], True)
+        torch.testing.assert_close(losses_K, exact_K, rtol=1e-5, atol=1e-6)
+        assert apart(gradients_KP, exact_KP).max() < 1e-4
+    assert land.engine.captured.used
+    assert land.engine.captured.usable
+    assert land.arithmetic.startswith("loop, steps captured in float32")
+
+
+def test_random_numbers_of_the_host_are_not_captured(caplog):
+    x = torch.randint(50, (640, 12), generator=torch.Generator().manual_seed(0))
+    land = NetworkLandscape(Sequence("lstm", host=True), Data(x, x[:, 0] % 10, x[:64], x[:64, 0] % 10, 10)).to(CUDA)
+    theta_1P = land.point(land.loop.module).to(CUDA)[None]
+    batches = land.batches(64, [0], shared=True)
+    for step in range(6):
+        ours, exact = (engine.losses(theta_1P, batches[step], True) for engine in (land.engine, land.loop))
+        torch.testing.assert_close(ours[0], exact[0])
+    assert not land.engine.captured.usable
+    assert "random numbers on the host" in caplog.text

@@ -148,7 +148,7 @@ class Descent(L.LightningModule):
         self.history: list[list[float]] = []
         """One row a block: step, learning rate, mean loss of each of the K points."""
         self._block: list[Tensor] = []
-        self._before = start_RQ
+        self.automatic_optimization = False
 
     @property
     def mean_loss(self) -> float:
@@ -165,28 +165,44 @@ class Descent(L.LightningModule):
             self._collect()
         self.trainer.should_stop |= bool(self.converged_R.all())
 
-    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+    def training_step(self, batch: Any, batch_index: int) -> None:
+        """A block of steps in one call, since Lightning takes longer between its calls than a GPU for a small step."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        while True:
+            self._take_step(optimizer)
+            schedule.step()  # type: ignore[union-attr]
+            if self.recipe.collect(self.global_step):
+                self._collect()
+            if self.global_step % self.block == 0 or self.global_step == self.steps:
+                return
+            self._tell()
+
+    def _take_step(self, optimizer: Any) -> None:
         prepared_RQ = self.objective.prepare(self.x_RQ.detach())
         with torch.no_grad():
             if prepared_RQ.data_ptr() != self.x_RQ.data_ptr():
                 self.x_RQ.copy_(prepared_RQ)
-        scalar, self.losses_K = self.objective.losses(self.x_RQ, self.first_step + self.global_step)
-        self._block.append(self.losses_K.detach())
-        return scalar
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        scalar, losses_K = self.objective.losses(self.x_RQ, self.first_step + self.global_step)
+        self._block.append(losses_K.detach())
+        optimizer.zero_grad()
+        self.manual_backward(scalar)
         # Here gradients of several processes are summed already, so a projection sees the whole minibatch's.
         gradient_RQ = self.x_RQ.grad
         assert gradient_RQ is not None
         with torch.no_grad():
-            nudged_RQ = self.objective.nudge(self.x_RQ, gradient_RQ, self.losses_K.detach())
+            nudged_RQ = self.objective.nudge(self.x_RQ, gradient_RQ, losses_K.detach())
             if nudged_RQ is not gradient_RQ:
                 gradient_RQ.copy_(nudged_RQ)
-            if self.recipe.gradient_norm is not None:
-                norm_R = gradient_RQ.double().norm(dim=1)
-                self.gradient_norm_R = torch.where(self.converged_R, self.gradient_norm_R, norm_R)
-                self.converged_R = self.converged_R | (norm_R <= self.recipe.gradient_norm)
-                self._before = self.x_RQ.detach().clone()
+            if self.recipe.gradient_norm is None:
+                optimizer.step()
+                return
+            norm_R = gradient_RQ.double().norm(dim=1)
+            self.gradient_norm_R = torch.where(self.converged_R, self.gradient_norm_R, norm_R)
+            self.converged_R = self.converged_R | (norm_R <= self.recipe.gradient_norm)
+            before_RQ = self.x_RQ.detach().clone()
+            optimizer.step()
+            # Rows that have converged are put back.
+            self.x_RQ.copy_(torch.where(self.converged_R[:, None], before_RQ, self.x_RQ))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.recipe.optimizer([self.x_RQ])
@@ -195,15 +211,12 @@ class Descent(L.LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.recipe.gradient_norm is not None:  # rows that have converged are put back
-            with torch.no_grad():
-                self.x_RQ.copy_(torch.where(self.converged_R[:, None], self._before, self.x_RQ))
-        if self.recipe.collect(self.global_step):
-            self._collect()
-        if self.global_step % self.block == 0 or self.global_step == self.steps:
-            self._end_block()
-            if self.checkpoint is not None:
-                self.trainer.save_checkpoint(self.checkpoint)
+        self._end_block()
+        if self.checkpoint is not None:
+            self.trainer.save_checkpoint(self.checkpoint)
+        self._tell()
+
+    def _tell(self) -> None:
         self.advance(self.first_step + self.global_step, f"loss {self.mean_loss:.4g}" if self.history else "")
 
     def _collect(self) -> None:

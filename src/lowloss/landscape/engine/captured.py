@@ -103,7 +103,7 @@ class Captured:
         return torch.cat(losses), torch.cat(gradients) if gradients else None
 
     def _captured(self, inputs: tuple[Tensor, ...], kind: tuple[Any, ...]) -> Step:
-        self.loop.module.train()
+        self.loop.train()
         generators = torch.default_generator, torch.cuda.default_generators[inputs[0].device.index]
         before = [generator.get_state() for generator in generators]
         # Like the graph engine's, they share their memory, of which those before have no need when one runs.
@@ -128,9 +128,10 @@ class Captured:
         losses_K = theta_KP.new_empty(len(theta_KP))
         gradients_KP = torch.empty_like(theta_KP) if gradients else None
         current = torch.cuda.current_stream(theta_KP.device)
-        branches = [current, *self._streams(theta_KP.device, len(theta_KP) - 1)]
-        for k, branch in enumerate(branches):
+        branches = self._streams(theta_KP.device, len(theta_KP)) if len(theta_KP) > 1 else [current]
+        for branch in branches:
             branch.wait_stream(current)
+        for k, branch in enumerate(branches):
             x_B, y_B = (x, y) if shared else (x[k], y[k])
             with torch.cuda.stream(branch):
                 parameters, scratch = self.loop.copies(theta_KP[k], self._places[k])

@@ -135,20 +135,20 @@ class Copies:
 
     def __init__(self, requires_grad: bool = False) -> None:
         self._kept: list[Tensor] = []
+        self._kinds: list[list[int]] = []
         self._requires_grad = requires_grad
 
     @torch.no_grad()
-    def __call__(self, given: Iterable[Tensor]) -> list[Tensor]:
+    def __call__(self, given: list[Tensor]) -> list[Tensor]:
         """The copies, which the next call overwrites."""
-        given = list(given)
-        if [part.device for part in self._kept] != [part.device for part in given]:
+        if len(given) != len(self._kept) or any(
+            kept.device != part.device for kept, part in zip(self._kept, given, strict=True)
+        ):
             self._kept = [torch.empty_like(part, requires_grad=self._requires_grad) for part in given]
-        kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for kept, part in zip(self._kept, given, strict=True):
-            for parts, tensor in zip(kinds.setdefault(part.dtype, ([], [])), (kept, part), strict=True):
-                parts.append(tensor)
-        for copies, sources in kinds.values():
-            torch._foreach_copy_(copies, sources)
+            dtypes = {part.dtype for part in given}
+            self._kinds = [[i for i, part in enumerate(given) if part.dtype == dtype] for dtype in dtypes]
+        for kind in self._kinds:
+            torch._foreach_copy_([self._kept[i] for i in kind], [given[i] for i in kind])
         return self._kept
 
 
@@ -179,6 +179,7 @@ class Loop:
         norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self.batch_norms = [m for m in norms if m.training]
         self.frozen = len(norms) > len(self.batch_norms)
+        self._trained = [part for part in module.modules() if part.training]
         self._held: tuple[Buffers, bool] | None = None
         self._place = Place()
         self._takes_state = len(inspect.signature(module.forward).parameters) > 1
@@ -199,7 +200,7 @@ class Loop:
 
         BatchNorm uses the minibatch's statistics; its running averages are scratch and change nothing.
         """
-        self.module.train()
+        self.train()
         losses_K = theta_KP.new_empty(len(theta_KP))
         gradients_KP = torch.empty_like(theta_KP) if gradients else None
         for k, theta_P in enumerate(theta_KP.detach()):
@@ -212,6 +213,11 @@ class Loop:
             if batch.carry:
                 batch.carry.states[k] = _detached(state)
         return losses_K, gradients_KP
+
+    def train(self) -> None:
+        """Put the module into training mode, which takes long to tell to each of its parts, and is told if need be."""
+        if not all(part.training for part in self._trained):
+            self.module.train()
 
     def step(
         self,
@@ -327,10 +333,10 @@ class Loop:
     def copies(self, theta_P: Tensor, place: Place) -> tuple[dict[str, Tensor], Buffers]:
         """Parameters and buffers for one step, in the memory of a place unless buffers are held."""
         named, buffers = self.layout.views(theta_P), {first: table[name] for table, name, first in self._buffers}
-        parameters = dict(zip(named, place.parameters(named.values()), strict=True))
+        parameters = dict(zip(named, place.parameters(list(named.values())), strict=True))
         if self.holds:
             return parameters, self.fresh_buffers()
-        return parameters, dict(zip(buffers, place.buffers(buffers.values()), strict=True))
+        return parameters, dict(zip(buffers, place.buffers(list(buffers.values())), strict=True))
 
     @contextlib.contextmanager
     def _at(self, parameters: dict[str, Tensor], buffers: Buffers) -> Iterator[None]:
