@@ -122,7 +122,8 @@ def reference_step(
         compared = differentiated(graph._losses, theta_1P, *inputs, gradients=gradients)
     if not compared[0].isfinite():
         return None
-    if narrow[1] is not None and exact[1] is not None and exact[1].any():
+    # Dropout draws other numbers in 16 bits.
+    if narrow[1] is not None and exact[1] is not None and exact[1].any() and not graph._drops:
         cosine = float(torch.cosine_similarity(narrow[1][0], exact[1][0], dim=0))
         if not cosine >= GRADIENT_ROUNDING:
             raise LowlossError(f"its first gradient in {graph.step_dtype} has a cosine of {cosine:.2g} with float32's")
