@@ -14,7 +14,7 @@ from lowloss import Data, LanguageModel, NetworkLandscape, Regression, train_min
 from lowloss.data import CropFlip
 from lowloss.data.base import Carry, Pixels
 from lowloss.landscape import Batch, Engine
-from lowloss.landscape.engine import capture, checked
+from lowloss.landscape.engine import checked, graph
 from lowloss.landscape.engine.convolution import convolution, convolution_backward
 from lowloss.landscape.engine.loop import Loop
 from lowloss.model import CNN, MLP, VGG16, DenseNet, ResNet, WideResNet
@@ -350,14 +350,14 @@ def test_a_minibatch_stays_the_callers():
 def test_a_capture_that_fails_leaves_the_device_as_it_was(monkeypatch, caplog):
     x, y = torch.randn(40, 4), torch.randint(2, (40,))
     land = NetworkLandscape(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), Data(x, y, x, y)).to(CUDA)
-    differentiated = capture.differentiated
+    differentiated = graph.differentiated
 
     def waiting(*arguments, **settings):
         if torch.cuda.is_current_stream_capturing():
             torch.cuda.synchronize()
         return differentiated(*arguments, **settings)
 
-    monkeypatch.setattr(capture, "differentiated", waiting)
+    monkeypatch.setattr(graph, "differentiated", waiting)
     theta_KP = torch.randn(3, land.dim, device=CUDA)
     batch = Batch(x[:8].to(CUDA), y[:8].to(CUDA), (0,))
     stream = torch.cuda.current_stream()
