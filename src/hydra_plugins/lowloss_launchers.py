@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ class _Launcher(Launcher):
     """Turns the overrides of a batch into jobs, has them run, and ends with a table of those that failed."""
 
     threads: int
+    word: str
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.config, self.loader = config, hydra_context.config_loader
@@ -26,13 +28,18 @@ class _Launcher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from lowloss import progress
         from lowloss.cli import ended_well
-        from lowloss.launch import failures
+        from lowloss.launch import failures, list_jobs
 
         self.check()
         progress.shown = True
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         self.folder = Path(str(self.config.hydra.sweep.dir)) / f"{stamp}-{os.getpid()}-{initial_job_idx}"
         groups = [self._jobs(job_overrides, initial_job_idx, *group) for group in self.groups()]
+        jobs = [job for group in groups for job in group]
+        list_jobs(self.folder, jobs, self.word)
+        place = os.path.commonpath([job.study for job in groups[0]])
+        at = shlex.quote(str(Path(str(self.config.outputs)) / place))
+        progress.say(f"{self.word}: {len(jobs)} jobs, logs in {self.folder}; how far they are: lowloss status {at}")
         ended = self.run(groups)
         if lines := failures(ended):
             progress.say("\n".join(lines))
@@ -68,7 +75,7 @@ class _Launcher(Launcher):
         from lowloss.launch import Job
 
         before, threads = Singleton.get_state(), os.environ.get("OMP_NUM_THREADS", str(self.threads))
-        jobs = []
+        jobs: list[Any] = []
         try:
             for number, overrides in enumerate(job_overrides, start=first):
                 config = self.loader.load_sweep_config(self.config, list(overrides))
@@ -76,9 +83,13 @@ class _Launcher(Launcher):
                 name = study_name(config, config.hydra.sweeper, list(overrides), number)
                 chosen = [f"stages=[{','.join(stages)}]"] if stages else []
                 arguments = (*config_flags(), *overrides, *chosen, f"study={quoted(name)}")
-                log = (self.folder / f"{number:03d}{label}.log").absolute()
+                # By the study, and where two jobs are of one, as a search may have them, by a number too.
+                inside = [part for part in Path(name).parts if part not in ("/", "..")]
+                log = self.folder.absolute().joinpath(*inside[:-1], f"{inside[-1]}{label}.log")
+                if any(job.log == log for job in jobs):
+                    log = log.with_name(f"{inside[-1]}-{number:03d}{label}.log")
                 shown = f"{name} [{label[1:]}]" if label else name
-                jobs.append(Job(shown, arguments, log, {"OMP_NUM_THREADS": threads}))
+                jobs.append(Job(shown, name, arguments, log, {"OMP_NUM_THREADS": threads}))
         finally:
             Singleton.set_state(before)
         return jobs
@@ -109,6 +120,8 @@ class LocalLauncher(_Launcher):
         threads: of each process, unless OMP_NUM_THREADS is set.
         gpus: of this machine; each process sees one of them, in turn. 0 leaves the choice to `trainer`.
     """
+
+    word = "local"
 
     def __init__(self, parallel: int | None = None, processes: int = 1, threads: int = 1, gpus: int = 0) -> None:
         self.parallel, self.processes, self.threads, self.gpus = parallel, processes, threads, gpus
@@ -145,6 +158,8 @@ class SlurmLauncher(_Launcher):
         wait: whether the command stays until the jobs have ended, and tells what failed.
         check_s: how often SLURM is asked whether jobs are gone.
     """
+
+    word = "slurm"
 
     def __init__(
         self,
@@ -203,7 +218,7 @@ class SlurmLauncher(_Launcher):
             "time": given["timeout_min"],
             "setup": list(given["setup"] or []) or None,
             "additional_parameters": dict(given["additional_parameters"] or {}),
-            "job_name": "lowloss",
+            "job_name": self.name,
         }
 
     def groups(self) -> list[tuple[str, list[str]]]:
@@ -217,13 +232,13 @@ class SlurmLauncher(_Launcher):
 
         numbers: dict[str, Any] = {}
         requeues, array = self.settings["requeues"], None
+        # Each task is renamed to its own study when it runs.
+        self.name = os.path.commonpath([job.study for jobs in groups for job in jobs]) or "lowloss"
         for jobs in groups:
             after, array = array, submit(jobs, self.folder / "submitit", requeues, array, self.parameters())
             numbers |= {f"{array}_{i}" if len(jobs) > 1 else array: job for i, job in enumerate(jobs)}
             behind = f", each after the same of {after}" if after else ""
-            progress.say(
-                f"slurm: {array} has {len(jobs)} jobs{behind}; logs in {self.folder}; scancel {array} ends them"
-            )
+            progress.say(f"slurm: {array} has {len(jobs)} jobs{behind}; scancel {array} ends them")
         if not self.wait:
             return []
         ends = wait_for_slurm(numbers, self.check_s)

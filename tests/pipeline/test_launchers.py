@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -95,11 +96,26 @@ def test_local_launcher_loses_one_job_to_a_kill_and_one_to_an_error(lowloss, loc
     assert failed["model.hidden=[4]"] == "killed by SIGKILL"
     assert "must be at least 1" in failed["model.hidden=[-6]"]
     assert done.stderr.splitlines()[-1] == "lowloss: 2 of 3 jobs failed; the same command runs them again"
+    assert done.stderr.splitlines()[0].startswith("local: 3 jobs, logs in outputs/.sweeps/")
+    assert "must be at least 1" in follow(lowloss, tmp_path, done.stderr)[-1]
     again = finish(start(tmp_path, *launcher, "seed=0", "model.hidden=[4],[6]"))
     assert again.returncode == 0, again.stderr
     for width in (4, 6):
         made = lowloss.results(tmp_path / "outputs" / "digits-mlp" / f"model.hidden=[{width}]")
         assert made == lowloss.results(local / "outputs" / "digits-mlp" / f"model.hidden=[{width}],seed=0")
+
+
+def follow(lowloss, folder, err):
+    """From what a sweep says first to the log of the job with a wrong setting, in two commands; the log's lines."""
+    asked = shlex.split(err.splitlines()[0].partition("how far they are: lowloss ")[2])
+    told = lowloss.plain(folder, *asked)
+    assert told.status == 0, told.err
+    assert "2 failed, 1 done" in told.out.splitlines()[0]
+    at = next(i for i, line in enumerate(told.out.splitlines()) if line.startswith("FAILED") and "[-6]" in line)
+    shown = next(line for line in told.out.splitlines()[at:] if "lowloss logs" in line)
+    logs = lowloss.plain(folder, *shlex.split(shown.partition("lowloss ")[2]))
+    assert logs.status == 0, logs.err
+    return logs.out.splitlines()
 
 
 SEARCH = """
@@ -145,7 +161,7 @@ def test_processes_share_a_study(lowloss, local, tmp_path):
     assert "[2/2]" in done.stderr
     made = lowloss.results(tmp_path / "outputs" / "shared" / "0")
     assert made == lowloss.results(local / "outputs" / "digits-mlp" / "model.hidden=[4],seed=1")
-    logs = [log.read_text() for log in (tmp_path / "outputs" / ".sweeps").glob("*/000-*.log")]
+    logs = [log.read_text() for log in (tmp_path / "outputs" / ".sweeps").glob("*/shared/0-*.log")]
     assert len(logs) == 2
     # Each minimum was trained once, alone.
     assert sum(log.count("minima 1 ×") for log in logs) == 2
@@ -202,6 +218,7 @@ def test_slurm_pipeline_tells_what_failed_and_keeps_the_others(lowloss, cluster,
     assert done.stderr.splitlines()[-1] == "lowloss: 4 of 6 jobs failed; the same command runs them again"
     for reason in ("must be at least 1, got -6", "cancelled", "dependencyneversatisfied"):
         assert reason in done.stderr.lower()
+    assert "must be at least 1" in follow(lowloss, tmp_path, done.stderr)[-1]
     made = lowloss.results(tmp_path / "outputs" / "digits-mlp" / "model.hidden=[6]")
     assert made == lowloss.results(local / "outputs" / "digits-mlp" / "model.hidden=[6],seed=0")
     # The path waited for its own minima.
@@ -228,7 +245,7 @@ def test_slurm_requeues_what_runs_out_of_time(lowloss, cluster, local, tmp_path)
         for name, value in lowloss.results(local / "outputs/digits-mlp/model.hidden=[4],seed=1").items()
         if name.startswith("minima")
     }
-    (log,) = (tmp_path / "outputs" / ".sweeps").glob("*/000.log")
+    (log,) = (tmp_path / "outputs" / ".sweeps").glob("*/digits-mlp/0.log")
     text = log.read_text()
     assert text.count("study:") > 1
     assert "lowloss: interrupted; the same command continues" in text
