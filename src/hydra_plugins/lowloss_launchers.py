@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
@@ -243,3 +244,16 @@ class SlurmLauncher(_Launcher):
             return []
         ends = wait_for_slurm(numbers, self.check_s)
         return [(job, ends[number]) for number, job in numbers.items()]
+
+
+class InTurnLauncher(BasicLauncher):
+    """The jobs of a sweep in this process, one after the other."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from lowloss import progress
+
+        progress.shown = True
+        if (count := len(job_overrides)) > 1:
+            progress.say(f"{count} jobs, one after the other; hydra/launcher=local makes each a process with a log")
+        returns: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
+        return returns

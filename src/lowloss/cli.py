@@ -72,7 +72,7 @@ def run_config(config: Any) -> float | None:
         if sweep:
             check_value("study", config.get("study"), Name | int)
             config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
-        elif any(re.match("hydra/launcher=(?!basic$)", override) for override in hydra.overrides.hydra):
+        elif any(re.match("hydra/launcher=(?!in_turn$|basic$)", override) for override in hydra.overrides.hydra):
             raise LowlossError("without -m this process does the work itself, not hydra/launcher: lowloss -m …")
         value = _run_job(config, hydra.overrides)
     except Exception as error:

@@ -28,6 +28,8 @@ EVERY = 30.0
 """Seconds between two lines of one piece of work, where there is no terminal."""
 BEAT = 2.0
 """Seconds between two writings of a record, at least."""
+SILENT = 300.0
+"""Seconds after which a record of nobody who is known here counts as left; who still works writes it again."""
 FOLDER = ".progress"
 """The folder of a study for the records."""
 LINES, LOSSES = 20, 64
@@ -75,12 +77,21 @@ class Record:
             self.tell(now=True, end=why)
         elif self.begun:
             for file in self.file.parent.glob("*"):
-                with contextlib.suppress(OSError, ValueError):
-                    told = json.loads(file.read_text(encoding="utf-8"))
-                    if file == self.file or told["end"] is not None or processes.running(told["owner"]) is False:
+                with contextlib.suppress(OSError):
+                    if file == self.file or _over(file):
                         file.unlink()
             with contextlib.suppress(OSError):
                 self.file.parent.rmdir()
+
+
+def _over(file: Path) -> bool:
+    """Whether the process of a record has ended; where that cannot be told, whether it has written nothing for long."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        ended, runs = told["end"] is not None, processes.running(told["owner"])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        ended, runs = False, None
+    return ended or runs is False or (runs is None and time.time() - file.stat().st_mtime > SILENT)
 
 
 record: Record | None = None

@@ -68,6 +68,9 @@ def test_what_failed_is_told_with_its_last_lines(study, record):
     # Another command that ends well makes up for it, and leaves nothing.
     again = progress.Record(study, lambda: PLAN)
     again.tell(work={})
+    left = study / progress.FOLDER / "1-x.new"
+    left.write_text("{")  # of a disk that was full
+    os.utime(left, (0, 0))
     again.end(None)
     assert not (study / progress.FOLDER).exists()
     assert status.gather(study).studies[0].state == "done"
