@@ -149,7 +149,9 @@ class SlurmTask:
         for name in [name for name in os.environ if name.startswith(RANKS)]:
             del os.environ[name]
         with contextlib.suppress(OSError):  # as squeue shows it, where SLURM lets a task name itself
-            update = ["scontrol", "update", f"JobId={os.environ.get('SLURM_JOB_ID')}", f"JobName={self.job.study}"]
+            array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+            own = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")  # an array's own id is all tasks'
+            update = ["scontrol", "update", f"JobId={own}", f"JobName={self.job.study}"]
             subprocess.run(update, capture_output=True)
         began, status = time.monotonic(), self.job.start().wait()
         if status in (128 + signal.SIGTERM, -signal.SIGTERM):

@@ -180,21 +180,25 @@ def children(pid):
 FAST = ("hydra/launcher=slurm", "hydra.launcher.check_s=2", "hydra.launcher.array_parallelism=2")
 
 
-def watch(process, cluster):
-    """What SLURM shows while the process runs: a list of {task: (state, reason)}."""
+def watch(process, cluster, names=None):
+    """What SLURM shows while the process runs: a list of {task: (state, reason)}. names: those of tasks go there."""
     seen = []
     while process.poll() is None:
-        shown = slurm.ask(cluster, "squeue", "-h", "-r", "-o", "%i %t %r")
-        seen.append({line.split()[0]: tuple(line.split()[1:]) for line in shown.splitlines()})
+        shown = slurm.ask(cluster, "squeue", "-h", "-r", "-o", "%i %t %r %j").splitlines()
+        seen.append({line.split()[0]: tuple(line.split()[1:3]) for line in shown})
+        if names is not None:
+            names |= {line.split()[3] for line in shown}
         time.sleep(0.2)
     return seen
 
 
 def test_slurm_array_gives_the_tables_of_the_local_launcher(lowloss, cluster, local, tmp_path):
-    process = start(tmp_path, *SWEEP, *FAST, environment=cluster)
-    seen = watch(process, cluster)
+    process, names = start(tmp_path, *SWEEP, *FAST, environment=cluster), set()
+    seen = watch(process, cluster, names)
     done = finish(process)
     assert done.returncode == 0, done.stderr
+    studies = {f"digits-mlp/model.hidden=[{hidden}],seed={seed}" for hidden in (4, 6) for seed in (0, 1)}
+    assert names == {"digits-mlp", *studies}  # until a task runs, and then
     assert "[4/4]" in done.stderr
     assert results(lowloss, tmp_path) == results(lowloss, local)
     (array,) = {task.partition("_")[0] for tasks in seen for task in tasks}
