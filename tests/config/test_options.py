@@ -98,6 +98,7 @@ def test_every_group_has_options():
         "chart",
         "logger",
         "scale",
+        "debug",
     }
 
 
