@@ -29,18 +29,14 @@ class _Launcher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from lowloss import progress
         from lowloss.cli import ended_well
-        from lowloss.launch import failures, list_jobs
+        from lowloss.launch import failures
 
         self.check()
         progress.shown = True
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         self.folder = Path(str(self.config.hydra.sweep.dir)) / f"{stamp}-{os.getpid()}-{initial_job_idx}"
         groups = [self._jobs(job_overrides, initial_job_idx, *group) for group in self.groups()]
-        jobs = [job for group in groups for job in group]
-        list_jobs(self.folder, jobs, self.word)
-        place = os.path.commonpath([job.study for job in groups[0]])
-        at = shlex.quote(str(Path(str(self.config.outputs)) / place))
-        progress.say(f"{self.word}: {len(jobs)} jobs, logs in {self.folder}; how far they are: lowloss status {at}")
+        self.first = initial_job_idx
         ended = self.run(groups)
         if lines := failures(ended):
             progress.say("\n".join(lines))
@@ -54,6 +50,19 @@ class _Launcher(Launcher):
             returned.return_value = ends[-1].value if ends and not any(end.status for end in ends) else None
             returns.append(returned)
         return returns
+
+    def announce(self, groups: Sequence[Sequence[Any]]) -> None:
+        """Write down the jobs that are about to run, and say once a command where that leads."""
+        from lowloss import progress
+        from lowloss.launch import list_jobs
+
+        jobs = [job for group in groups for job in group]
+        list_jobs(self.folder, jobs, self.word)
+        place = os.path.commonpath([job.study for job in groups[0]])
+        at, many = shlex.quote(str(Path(str(self.config.outputs)) / place)), "job" if len(jobs) == 1 else "jobs"
+        if self.first == 0:
+            said = f"{self.word}: {len(jobs)} {many}, logs in {self.folder}"
+            progress.say(f"{said}; how far they are: lowloss status {at}")
 
     def check(self) -> None:
         """Raises LowlossError for a setting that no job can run with."""
@@ -136,6 +145,7 @@ class LocalLauncher(_Launcher):
     def run(self, groups: list[list[Any]]) -> list[Any]:
         from lowloss.launch import run_here
 
+        self.announce(groups)
         # The processes of a job start together.
         jobs = [job for same in zip(*groups, strict=True) for job in same]
         parallel = self.parallel or max(1, len(os.sched_getaffinity(0)) // self.threads)
@@ -240,6 +250,7 @@ class SlurmLauncher(_Launcher):
             numbers |= {f"{array}_{i}" if len(jobs) > 1 else array: job for i, job in enumerate(jobs)}
             behind = f", each after the same of {after}" if after else ""
             progress.say(f"slurm: {array} has {len(jobs)} jobs{behind}; scancel {array} ends them")
+        self.announce(groups)
         if not self.wait:
             return []
         ends = wait_for_slurm(numbers, self.check_s)

@@ -106,8 +106,9 @@ def test_local_launcher_loses_one_job_to_a_kill_and_one_to_an_error(lowloss, loc
 
 
 def follow(lowloss, folder, err):
-    """From what a sweep says first to the log of the job with a wrong setting, in two commands; the log's lines."""
-    asked = shlex.split(err.splitlines()[0].partition("how far they are: lowloss ")[2])
+    """From what a sweep says at once to the log of the job with a wrong setting, in two commands; the log's lines."""
+    (said,) = (line for line in err.splitlines() if "how far they are: " in line)
+    asked = shlex.split(said.partition("how far they are: lowloss ")[2])
     told = lowloss.plain(folder, *asked)
     assert told.status == 0, told.err
     assert "2 failed, 1 done" in told.out.splitlines()[0]
@@ -151,6 +152,7 @@ def test_a_search_without_a_successful_trial_ends_in_one_line(tmp_path):
     told = [
         line for line in lines if not line.startswith(("[1/1]", "study ", "optuna_digits/")) and "new study" not in line
     ]
+    assert told.pop(0).startswith("local: 1 job, logs in ")
     assert told == ["lowloss: 2 of 2 jobs failed; the same command runs them again"]
 
 
