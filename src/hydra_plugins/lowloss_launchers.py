@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
@@ -19,6 +21,7 @@ class _Launcher(Launcher):
     """Turns the overrides of a batch into jobs, has them run, and ends with a table of those that failed."""
 
     threads: int
+    word: str
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.config, self.loader = config, hydra_context.config_loader
@@ -33,6 +36,7 @@ class _Launcher(Launcher):
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         self.folder = Path(str(self.config.hydra.sweep.dir)) / f"{stamp}-{os.getpid()}-{initial_job_idx}"
         groups = [self._jobs(job_overrides, initial_job_idx, *group) for group in self.groups()]
+        self.first = initial_job_idx
         ended = self.run(groups)
         if lines := failures(ended):
             progress.say("\n".join(lines))
@@ -46,6 +50,19 @@ class _Launcher(Launcher):
             returned.return_value = ends[-1].value if ends and not any(end.status for end in ends) else None
             returns.append(returned)
         return returns
+
+    def announce(self, groups: Sequence[Sequence[Any]]) -> None:
+        """Write down the jobs that are about to run, and say once a command where that leads."""
+        from lowloss import progress
+        from lowloss.launch import list_jobs
+
+        jobs = [job for group in groups for job in group]
+        list_jobs(self.folder, jobs, self.word)
+        place = os.path.commonpath([job.study for job in groups[0]])
+        at, many = shlex.quote(str(Path(str(self.config.outputs)) / place)), "job" if len(jobs) == 1 else "jobs"
+        if self.first == 0:
+            said = f"{self.word}: {len(jobs)} {many}, logs in {self.folder}"
+            progress.say(f"{said}; how far they are: lowloss status {at}")
 
     def check(self) -> None:
         """Raises LowlossError for a setting that no job can run with."""
@@ -68,7 +85,7 @@ class _Launcher(Launcher):
         from lowloss.launch import Job
 
         before, threads = Singleton.get_state(), os.environ.get("OMP_NUM_THREADS", str(self.threads))
-        jobs = []
+        jobs: list[Any] = []
         try:
             for number, overrides in enumerate(job_overrides, start=first):
                 config = self.loader.load_sweep_config(self.config, list(overrides))
@@ -76,9 +93,13 @@ class _Launcher(Launcher):
                 name = study_name(config, config.hydra.sweeper, list(overrides), number)
                 chosen = [f"stages=[{','.join(stages)}]"] if stages else []
                 arguments = (*config_flags(), *overrides, *chosen, f"study={quoted(name)}")
-                log = (self.folder / f"{number:03d}{label}.log").absolute()
+                # By the study, and where two jobs are of one, as a search may have them, by a number too.
+                inside = [part for part in Path(name).parts if part not in ("/", "..")]
+                log = self.folder.absolute().joinpath(*inside[:-1], f"{inside[-1]}{label}.log")
+                if any(job.log == log for job in jobs):
+                    log = log.with_name(f"{inside[-1]}-{number:03d}{label}.log")
                 shown = f"{name} [{label[1:]}]" if label else name
-                jobs.append(Job(shown, arguments, log, {"OMP_NUM_THREADS": threads}))
+                jobs.append(Job(shown, name, arguments, log, {"OMP_NUM_THREADS": threads}))
         finally:
             Singleton.set_state(before)
         return jobs
@@ -110,6 +131,8 @@ class LocalLauncher(_Launcher):
         gpus: of this machine; each process sees one of them, in turn. 0 leaves the choice to `trainer`.
     """
 
+    word = "local"
+
     def __init__(self, parallel: int | None = None, processes: int = 1, threads: int = 1, gpus: int = 0) -> None:
         self.parallel, self.processes, self.threads, self.gpus = parallel, processes, threads, gpus
 
@@ -122,6 +145,7 @@ class LocalLauncher(_Launcher):
     def run(self, groups: list[list[Any]]) -> list[Any]:
         from lowloss.launch import run_here
 
+        self.announce(groups)
         # The processes of a job start together.
         jobs = [job for same in zip(*groups, strict=True) for job in same]
         parallel = self.parallel or max(1, len(os.sched_getaffinity(0)) // self.threads)
@@ -145,6 +169,8 @@ class SlurmLauncher(_Launcher):
         wait: whether the command stays until the jobs have ended, and tells what failed.
         check_s: how often SLURM is asked whether jobs are gone.
     """
+
+    word = "slurm"
 
     def __init__(
         self,
@@ -203,7 +229,7 @@ class SlurmLauncher(_Launcher):
             "time": given["timeout_min"],
             "setup": list(given["setup"] or []) or None,
             "additional_parameters": dict(given["additional_parameters"] or {}),
-            "job_name": "lowloss",
+            "job_name": self.name,
         }
 
     def groups(self) -> list[tuple[str, list[str]]]:
@@ -217,14 +243,28 @@ class SlurmLauncher(_Launcher):
 
         numbers: dict[str, Any] = {}
         requeues, array = self.settings["requeues"], None
+        # Each task is renamed to its own study when it runs.
+        self.name = os.path.commonpath([job.study for jobs in groups for job in jobs]) or "lowloss"
         for jobs in groups:
             after, array = array, submit(jobs, self.folder / "submitit", requeues, array, self.parameters())
             numbers |= {f"{array}_{i}" if len(jobs) > 1 else array: job for i, job in enumerate(jobs)}
             behind = f", each after the same of {after}" if after else ""
-            progress.say(
-                f"slurm: {array} has {len(jobs)} jobs{behind}; logs in {self.folder}; scancel {array} ends them"
-            )
+            progress.say(f"slurm: {array} has {len(jobs)} jobs{behind}; scancel {array} ends them")
+        self.announce(groups)
         if not self.wait:
             return []
         ends = wait_for_slurm(numbers, self.check_s)
         return [(job, ends[number]) for number, job in numbers.items()]
+
+
+class InTurnLauncher(BasicLauncher):
+    """The jobs of a sweep in this process, one after the other."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from lowloss import progress
+
+        progress.shown = True
+        if (count := len(job_overrides)) > 1:
+            progress.say(f"{count} jobs, one after the other; hydra/launcher=local makes each a process with a log")
+        returns: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)
+        return returns

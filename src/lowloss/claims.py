@@ -15,14 +15,13 @@ import fcntl
 import json
 import os
 import random
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowloss import files, progress
+from lowloss import files, processes, progress
 from lowloss.errors import LowlossError
 
 BEAT = 20.0
@@ -72,7 +71,7 @@ def take(file: Path) -> Claim | None:
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.is_dir():
         raise LowlossError(f"{file} is a folder, in the place where a process claims its work: delete it")
-    content = json.dumps({**_identity(os.getpid()), "token": uuid.uuid4().hex})
+    content = json.dumps({**processes.identity(os.getpid()), "token": uuid.uuid4().hex})
     with _written(file, content) as mine:
         if _link(mine, file):
             return Claim(file, content)
@@ -104,8 +103,7 @@ class Patience:
         if self.seconds == LONG and not self.told and (owner := _owner(file)) is not None:  # not given up meanwhile
             what = f"{file.parent.name}/{file.name.removeprefix('.').removesuffix('.claim')}"
             if owner:
-                host, _, _ = str(owner.get("host")).partition(" ")
-                progress.say(f"waiting for process {owner.get('pid')} on {host}, which is at work on {what}")
+                progress.say(f"waiting for {processes.named(owner)}, which is at work on {what}")
             else:
                 progress.say(f"{file} does not tell who is at work on {what}: waiting {STALE:.0f} s for it to change")
             self.told = True
@@ -130,13 +128,8 @@ def _stale(file: Path, now: Path) -> bool:
         owner = None
     if owner is None:  # given up meanwhile: nothing to take over
         return False
-    pid, told = owner.get("pid"), owner.get("started")
-    if type(pid) is int and 0 < pid < 2**31:
-        here = _identity(pid)
-        if owner.get("host") == here["host"] and here["started"] is None:
-            return True
-        if owner.get("host") == here["host"] and "running" not in (here["started"], told):
-            return told != here["started"]
+    if (runs := processes.running(owner)) is not None:
+        return not runs
     state, seen = (status.st_ino, status.st_mtime_ns, status.st_size), time.monotonic()
     if _seen.get(file, (None,))[0] != state:
         _seen[file] = state, seen
@@ -156,34 +149,6 @@ def _owner(file: Path) -> dict[str, object] | None:
     except (ValueError, RecursionError):
         owner = {}
     return owner if isinstance(owner, dict) or content is None else {}
-
-
-def _identity(pid: int) -> dict[str, object]:
-    """A process as others can recognise it: processes of two containers may have one number, and so may two of one
-    host, the one after the other."""
-    try:
-        space = os.readlink("/proc/self/ns/pid")
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        space = boot = ""
-    return {"host": f"{socket.gethostname()} {boot} {space}", "pid": pid, "started": _started(pid)}
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this host started, "running" where that is not told; None if there is none (any more)."""
-    try:
-        # The command's name, in parentheses, may hold anything; state and start time are the 3rd and 22nd field.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except (OSError, IndexError):
-        pass  # there is no such process, or no /proc, or it hides the processes of other users
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "running"
 
 
 def tidy(folder: Path) -> None:

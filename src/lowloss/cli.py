@@ -24,6 +24,7 @@ from lowloss.arguments import normalised, quoted
 from lowloss.checking import Name, check_arguments, check_value
 from lowloss.conf import config_folder, read_families
 from lowloss.errors import LowlossError, nearest
+from lowloss.overview import help_text
 from lowloss.settings import MADE, check_settings
 from lowloss.subcommands import run_other
 
@@ -71,20 +72,35 @@ def run_config(config: Any) -> float | None:
         if sweep:
             check_value("study", config.get("study"), Name | int)
             config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
-        elif any(re.match("hydra/launcher=(?!basic$)", override) for override in hydra.overrides.hydra):
+        elif any(re.match("hydra/launcher=(?!in_turn$|basic$)", override) for override in hydra.overrides.hydra):
             raise LowlossError("without -m this process does the work itself, not hydra/launcher: lowloss -m …")
         value = _run_job(config, hydra.overrides)
     except Exception as error:
         _hold_back(error)
         # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
-        _tell(error)
+        told = _tell(error)
+        why = " ".join(_explain(error).split()) or "see above"
+        _end_record(why, told.splitlines())
         ended_well.append(False)
-        failed.append((str(config.get("study")), " ".join(_explain(error).split()) or "see above"))
+        failed.append((str(config.get("study")), why))
         if not sweep or group.place() is not None:
             sys.exit(1)
         return None
+    except BaseException:
+        _end_record("interrupted; the same command continues")
+        raise
+    _end_record(None)
     ended_well.append(True)
     return value
+
+
+def _end_record(why: str | None, lines: Sequence[str] = ()) -> None:
+    """In the record of the study that this process worked on, why that failed, if it did."""
+    from lowloss import progress
+
+    if progress.record is not None:
+        progress.record.end(why, lines)
+        progress.record = None
 
 
 def _run_job(config: Any, overrides: Any) -> float | None:
@@ -172,13 +188,13 @@ def study_name(config: Any, sweeper: Any, overrides: Sequence[str], number: int)
     if chosen and not named:
         return str(config.study)
     name = ",".join(sorted(named)) or str(number)
-    if len(name.encode()) > LONGEST:  # a file system takes no more than 255
+    if len(name.encode()) > LONGEST:  # a file system takes no more than 255, with what a log adds
         name = f"{name[:100]}…{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
     return f"{config.study}/{name}"
 
 
-LONGEST = 200
-"""Bytes of a folder's name for a job of a sweep, beyond which it is cut and told apart by a digest."""
+LONGEST = 140
+"""Bytes of the name of a job of a sweep, of its folder and logs, beyond which it is cut and told apart by a digest."""
 
 
 SWEPT = "LOWLOSS_SWEPT"
@@ -238,6 +254,9 @@ def main() -> None:
     group.follow_parent()
     try:
         if run_other(sys.argv[1:]):
+            return
+        if {"--help", "-h"} & {*sys.argv}:
+            print(help_text([config_folder(), *config_dirs()]))
             return
     except (LowlossError, OSError) as error:
         _tell(error)
@@ -358,19 +377,22 @@ def _swept(arguments: list[str]) -> list[str]:
     return keys
 
 
-def _tell(error: Exception) -> None:
-    """Print an error: one line if a user can mend it, else with its traceback, since it is ours to mend."""
+def _tell(error: Exception) -> str:
+    """Print an error: one line if a user can mend it, else with its traceback, since it is ours to mend. Returns it."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, group.ToldError):
-        return
+        return ""
     if isinstance(error, (LowlossError, OSError, MemoryError, HydraException, OmegaConfBaseException)):
-        print(f"lowloss: {' '.join(_explain(error).split())}", file=sys.stderr)
-    elif group.TRACE in os.environ and (group.place() or (0,))[0] == 0:
-        Path(os.environ[group.TRACE]).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        told = f"lowloss: {' '.join(_explain(error).split())}\n"
     else:
-        traceback.print_exception(error)
+        told = "".join(traceback.format_exception(error))
+        if group.TRACE in os.environ and (group.place() or (0,))[0] == 0:
+            Path(os.environ[group.TRACE]).write_text(told, encoding="utf-8")
+            return told
+    sys.stderr.write(told)
+    return told
 
 
 def _explain(error: BaseException) -> str:

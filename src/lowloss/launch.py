@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowloss import files, progress
+from lowloss import files, processes, progress
 from lowloss.group import RANKS, end_processes
 
 VALUE = "LOWLOSS_VALUE"
@@ -29,18 +29,20 @@ VALUE = "LOWLOSS_VALUE"
 
 @dataclass(frozen=True)
 class End:
-    """How a job ended: status 0, or why it failed. value: of its objective, where it has one."""
+    """How a job ended: status 0, or why it failed, and after how many seconds. value: of its objective, if any."""
 
     status: int
     reason: str = ""
     value: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command line of `lowloss` (without the name), called by its study; `log` ends in .log."""
+    """A command line of `lowloss` (without the name), called `name`, for a study; `log` ends in .log."""
 
     name: str
+    study: str
     arguments: tuple[str, ...]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -68,10 +70,13 @@ class Job:
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
             )
 
-    def finish(self, status: int) -> End:
+    def finish(self, status: int, seconds: float) -> End:
         """Write down how the process ended. status: its exit status, negative for a signal."""
         value = json.loads(self._value_file.read_text()) if status == 0 and self._value_file.exists() else None
-        end = End(status, "" if status == 0 else self._reason(status), value)
+        return self.ended(End(status, "" if status == 0 else self._reason(status), value, round(seconds, 1)))
+
+    def ended(self, end: End) -> End:
+        """Write down how it ended."""
         # Without room for it, whoever waits elsewhere finds the job gone.
         with contextlib.suppress(OSError):
             files.write_text(self.end_file, json.dumps(vars(end)))
@@ -89,6 +94,17 @@ class Job:
             told = [line.removeprefix("lowloss: ") for line in lines if line.startswith("lowloss: ")]
             return (told or [line for line in lines if line] or [""])[-1]
         return f"exit status {status}"
+
+
+SWEEPS, JOBS = ".sweeps", ".jobs.json"
+"""Of the outputs the folder for what launchers leave; and in a sweep's its jobs, who started them, and their logs."""
+
+
+def list_jobs(folder: Path, jobs: Sequence[Job], launcher: str) -> None:
+    """Write down the jobs of a sweep, for `lowloss status` and `lowloss logs`. launcher: local or slurm."""
+    listed = [{"study": job.study, "log": str(job.log.relative_to(folder.absolute()))} for job in jobs]
+    told = {"launcher": launcher, "owner": processes.identity(os.getpid()), "jobs": listed}
+    files.write_text(folder / JOBS, json.dumps(told, indent=1) + "\n")
 
 
 def run_here(jobs: Sequence[Job], parallel: int, gpus: int = 0) -> list[End]:
@@ -109,16 +125,16 @@ def run_here(jobs: Sequence[Job], parallel: int, gpus: int = 0) -> list[End]:
                 if process.poll() is None:
                     continue
                 del running[slot]
-                ends[number] = jobs[number].finish(process.returncode)
-                _tell(jobs[number], ends[number], len(ends), len(jobs), time.monotonic() - began)
+                ends[number] = jobs[number].finish(process.returncode, time.monotonic() - began)
+                _tell(jobs[number], ends[number], len(ends), len(jobs))
             time.sleep(0.1)
     finally:
         end_processes([process for _, process, _ in running.values()])
     return [ends[number] for number in range(len(jobs))]
 
 
-def _tell(job: Job, end: End, done: int, count: int, seconds: float | None = None) -> None:
-    took = f" in {seconds:.0f} s" if seconds is not None else ""
+def _tell(job: Job, end: End, done: int, count: int) -> None:
+    took = f" in {progress.duration(end.seconds)}" if end.seconds is not None else ""
     progress.say(f"[{done}/{count}] {job.name}: {'done' if end.status == 0 else 'FAILED, ' + end.reason}{took}")
 
 
@@ -132,11 +148,16 @@ class SlurmTask:
         # The process stands for itself: it must not take the task's ranks for its own.
         for name in [name for name in os.environ if name.startswith(RANKS)]:
             del os.environ[name]
-        status = self.job.start().wait()
+        with contextlib.suppress(OSError):  # as squeue shows it, where SLURM lets a task name itself
+            array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+            own = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")  # an array's own id is all tasks'
+            update = ["scontrol", "update", f"JobId={own}", f"JobName={self.job.study}"]
+            subprocess.run(update, capture_output=True)
+        began, status = time.monotonic(), self.job.start().wait()
         if status in (128 + signal.SIGTERM, -signal.SIGTERM):
             # SLURM stops it, to queue it again or for good: how it ends is SLURM's to tell.
             raise RuntimeError("stopped by SIGTERM")
-        end = self.job.finish(status)
+        end = self.job.finish(status, time.monotonic() - began)
         if end.status:
             # SLURM has to see the failure too: what depends on this task must not start.
             raise RuntimeError(end.reason)
@@ -205,7 +226,7 @@ def wait_for_slurm(jobs: Mapping[str, Job], check_s: float) -> dict[str, End]:
             if end is None and here is not None and number not in here:
                 # Once more, since an end may reach this machine late over a shared file system.
                 if number in missed:
-                    end = End(1, _fate(number))
+                    end = job.ended(End(1, _fate(number)))
                 missed.add(number)
             if end is not None:
                 ends[number] = end

@@ -6,6 +6,7 @@ import hashlib
 import netrc
 import os
 import re
+import shlex
 import socket
 import uuid
 from pathlib import Path
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 
 
 class Wandb(Logger):
-    """Logs each stage of a study as a W&B run of its own, begun when the stage has something to do.
+    """Logs each stage of a study that has something to do as a W&B run of its own.
 
-    Losses and learning rates come by step; at the end of a stage its results become an artifact that names the
-    artifacts it was made from, and the report's figures and tables are logged. A stage that is continued goes on in
-    the same W&B run, since the run's id follows from a word kept in the study's folder and from the configuration.
+    Losses and learning rates come by step, as `path/bezier/0-1/loss`; at the end of a stage the means of its results
+    are the run's summary, as `path/bezier/saddle_train_loss`, its results become an artifact that names the artifacts
+    it was made from, and the report's figures and tables are logged. A stage that is continued goes on in the same W&B
+    run, since the run's id follows from a word kept in the study's folder and from the configuration.
 
     Without a key, or where the server does not answer within `patience` seconds, runs are kept offline in
     `save_dir`, for `wandb sync`. WANDB_MODE in the environment has the last word.
@@ -40,6 +42,9 @@ class Wandb(Logger):
         patience: seconds.
     """
 
+    _stage: str
+    _config: Config
+
     def __init__(
         self,
         project: str = "lowloss", entity: str | None = None, group: str | None = None, tags: list[str] | None = None,
@@ -49,6 +54,8 @@ class Wandb(Logger):
         self.project, self.entity, self.group, self.tags = project, entity, group, tags or []
         self.folder, self.patience = Path(save_dir), patience
         self._run: wandb.Run | None = None
+        self._told = False
+        """Whether it was told that runs are kept offline."""
         self.begin("", None, [], Study(Path()), {})
 
     @property
@@ -80,14 +87,19 @@ class Wandb(Logger):
                 "id": None if "WANDB_SWEEP_ID" in os.environ else self.version, "resume": "allow",
                 "settings": wandb.Settings(silent=True, init_timeout=30),
             }  # fmt: skip
+            mode, why = self._mode()
             try:
-                self._run = wandb.init(**settings, mode=self._mode())
+                self._run = wandb.init(**settings, mode=mode)
             except wandb.errors.CommError as error:
-                progress.say(f"wandb: {error}; offline, send later with `wandb sync`")
+                why = f" ({error})"
                 self._run = wandb.init(**settings, mode="offline")
             except ValueError as error:
+                self._stage = ""  # there is no run to end
                 what = " ".join(str(error).split())
                 raise LowlossError(f"wandb refuses its settings: {what}: mend logger.… or WANDB_…") from error
+            if self._run.offline and not self._told:
+                self._told, runs = True, shlex.quote(str(self.folder / "wandb"))
+                progress.say(f"wandb: offline{why}; send later with `wandb sync {runs}/offline-run-*`")
             self._run.define_metric("*", step_metric="step")
         return self._run
 
@@ -122,17 +134,22 @@ class Wandb(Logger):
             found[f"along/{path.name}"] = wandb.Table(dataframe=pd.read_csv(path.folder / "along.csv"))
         self.experiment.log(found)
 
+    def log_summary(self, numbers: dict[str, float]) -> None:
+        """Log what runs are sorted by."""
+        self.experiment.summary.update(numbers)
+
     def log_objective(self, value: float) -> None:
         self.experiment.summary["objective"] = value
 
     def end(self, status: int = 0) -> None:
-        """End the stage's run, if it was begun; after success with the stage's results as an artifact."""
-        if self._run is None:
+        """End the run of the stage that has begun; after success with the stage's results as an artifact."""
+        if not self._stage:
             return
+        run = self.experiment
         if status == 0 and self._kind is not None:
-            self._log_artifact(self._run, self._kind)
-        self._run.finish(exit_code=status)
-        self._run = None
+            self._log_artifact(run, self._kind)
+        run.finish(exit_code=status)
+        self._run, self._stage = None, ""
 
     def _study_word(self) -> str:
         """A word that no other study has: neither its name nor its folder's path is its own on all machines."""
@@ -160,20 +177,19 @@ class Wandb(Logger):
     def _artifact_name(self, stage: str) -> str:
         return re.sub(r"[^\w.-]", "-", f"{self._config['study']}-{stage}")
 
-    def _mode(self) -> Any:
-        """None leaves it to the environment."""
+    def _mode(self) -> tuple[Any, str]:
+        """The mode, None to leave it to the environment, and why it is offline."""
         if "WANDB_MODE" in os.environ:
-            return None
+            return None, ""
         server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
         try:
             if not (os.environ.get("WANDB_API_KEY") or netrc.netrc().authenticators(server.hostname or "")):
-                return "offline"
+                return "offline", ", since there is no key"
         except (OSError, netrc.NetrcParseError):
-            return "offline"
+            return "offline", ", since there is no key"
         try:
             port = server.port or {"http": 80}.get(server.scheme, 443)
             socket.create_connection((server.hostname, port), timeout=self.patience).close()
         except (OSError, ValueError) as error:
-            progress.say(f"wandb: {server.hostname} does not answer ({error}); offline, send later with `wandb sync`")
-            return "offline"
-        return "online"
+            return "offline", f", since {server.hostname} does not answer ({error})"
+        return "online", ""

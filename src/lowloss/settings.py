@@ -27,6 +27,7 @@ class Settings:
     objective: str | None
     published: str | None
     evaluation_batch: Count
+    samples: Count | None
     minima: Config
     path: Config
     merge: Config
@@ -191,6 +192,7 @@ TRAINER = {
     "benchmark": bool | None,
     "deterministic": bool | Name | None,
     "default_root_dir": Name | None,
+    "profiler": Any,
 }
 """Keys of a trainer that change no result; the stages set the others."""
 

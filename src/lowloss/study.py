@@ -13,13 +13,14 @@ import datetime
 import hashlib
 import io
 import json
+import os
 import platform
 import re
 import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -50,6 +51,10 @@ BEGUN = "begun.json"
 
 MACHINE = ("root", "download")
 """Keys of the data that say where they lie on this machine, not what they are."""
+
+
+MOST_LINKED = 10_000
+"""Folders at or under a link that are looked into."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +230,33 @@ class Study:
         if not folder.is_dir():
             return []
         return [Artifact(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+
+
+def studies_under(folder: Path, tell: Callable[[str], None]) -> Iterator[Path]:
+    """The folders of studies at or under a folder, of those too that have only begun; links are followed.
+
+    Args:
+        tell: is told what is left out.
+    """
+    seen, starts = set[str](), [folder]
+    for start in starts:
+        linked, links = start is not folder, list[Path]()
+        for count, (parent, children, _) in enumerate(os.walk(start, followlinks=linked)):
+            if linked and count == MOST_LINKED:
+                tell(f"more than {MOST_LINKED} folders below the link {start}: name those that hold studies")
+                break
+            here = os.path.realpath(parent)
+            if here in seen:  # a link to where we have been, perhaps in a circle
+                children.clear()
+                continue
+            seen.add(here)
+            kinds = {*Study(Path(parent)).kinds}
+            # What has begun holds a folder of work, or a claim, of the minima.
+            if kinds or any(Path(parent, "minima").glob(".*")):
+                yield Path(parent)
+            children[:] = sorted(c for c in children if c not in {*kinds, "minima", "report"} and not c.startswith("."))
+            links += [link for child in children if not linked and (link := Path(parent, child)).is_symlink()]
+        starts += sorted(links)
 
 
 def begin_work(work: Path, config: Config, begun: Config) -> Config:

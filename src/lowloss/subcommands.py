@@ -14,6 +14,7 @@ from lowloss import progress
 from lowloss.arguments import quoted
 from lowloss.conf import options
 from lowloss.errors import LowlossError, did_you_mean
+from lowloss.overview import MORE, OVERVIEW
 
 
 def run_other(arguments: Sequence[str]) -> bool:
@@ -24,7 +25,9 @@ def run_other(arguments: Sequence[str]) -> bool:
     Raises LowlossError: there is no such subcommand, or it cannot do its work.
     """
     first, *rest = arguments or [""]
-    if first == "--version":
+    if not first:
+        print(OVERVIEW + "\n" + MORE, end="")
+    elif first == "--version":
         from lowloss import __version__
 
         print(f"lowloss {__version__}")
@@ -75,6 +78,56 @@ def _papers(arguments: Sequence[str]) -> None:
         papers.write_csv(Path(given.csv), numbers)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads the list may stop, as head does
     print(papers.text_of(results, numbers))
+
+
+def _status(arguments: Sequence[str]) -> None:
+    from lowloss import status
+
+    parser = argparse.ArgumentParser(
+        "lowloss status", description="Tell how far the studies in a folder are, who works on what, and what failed."
+    )
+    parser.add_argument("folder", nargs="?", default="outputs", metavar="FOLDER", help="a study, a sweep, or outputs")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may stop, as head does
+    print(status.as_text(status.gather(Path(given.folder))))
+
+
+def _watch(arguments: Sequence[str]) -> None:
+    from lowloss import status
+
+    parser = argparse.ArgumentParser(
+        "lowloss watch", description="Write what `lowloss status` tells as a page, again and again until all has ended."
+    )
+    parser.add_argument("folder", nargs="?", default="outputs", metavar="FOLDER", help="a study, a sweep, or outputs")
+    parser.add_argument("--to", metavar="FILE", help="the page; by default watch.html in the folder")
+    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="by default 5")
+    given = parser.parse_args(arguments)
+    if not given.every >= 0.1:
+        raise LowlossError(f"--every must be at least 0.1 seconds, got {given.every}")
+    progress.shown = True
+    try:
+        for count, page in enumerate(
+            status.watch(Path(given.folder), Path(given.to) if given.to else None, given.every)
+        ):
+            if count == 0:
+                progress.say(
+                    f"watch: {page.absolute()}, written every {given.every:g} s until all has ended; Ctrl-C ends it"
+                )
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _logs(arguments: Sequence[str]) -> None:
+    from lowloss import status
+
+    parser = argparse.ArgumentParser(
+        "lowloss logs", description="Print the log of a study, the last one; of a folder with several studies, a list."
+    )
+    parser.add_argument("study", metavar="STUDY", help="the folder of a study, there or not; or of a sweep")
+    parser.add_argument("-n", type=int, metavar="LINES", help="the last lines alone")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    print(status.logs(Path(given.study), given.n))
 
 
 def _verify(arguments: Sequence[str]) -> None:
@@ -128,6 +181,9 @@ def _merge(arguments: Sequence[str]) -> list[str]:
 
 SUBCOMMANDS: dict[str, Callable[[Sequence[str]], list[str] | None]] = {
     "compare": _compare,
+    "status": _status,
+    "watch": _watch,
+    "logs": _logs,
     "papers": _papers,
     "verify": _verify,
     "merge": _merge,

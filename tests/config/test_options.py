@@ -33,7 +33,7 @@ ROWS = [rows[i]["experiment"] for rows in read_families(CONF).values() for i in 
 # Folders of tables.
 TABLES = {"family", "paper"}
 # Groups whose options set keys of others.
-SPREAD = ("experiment", "recipe", "scale")
+SPREAD = ("experiment", "recipe", "scale", "debug")
 LISTED = ("finder", "scan", "ensemble")
 # Groups whose classes live under another name.
 HOMES = {"scan": "points", "engine": "landscape", "chart": "landscape", "optimizer": "training"}
@@ -98,6 +98,7 @@ def test_every_group_has_options():
         "chart",
         "logger",
         "scale",
+        "debug",
     }
 
 

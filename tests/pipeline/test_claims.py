@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lowloss import LowlossError, claims
+from lowloss import LowlossError, claims, processes
 
 TAKE = "import sys, os, pathlib; from lowloss import claims; claim = claims.take(pathlib.Path(sys.argv[1])); {}"
 
@@ -158,7 +158,7 @@ def test_a_process_that_proc_hides_is_judged_by_its_claims_age(file, monkeypatch
     """As another user's under hidepid: its claim's file tells when it was started, and /proc nothing."""
     with claims.take(file) as claim:
         file.write_text(json.dumps({**json.loads(claim.content), "token": "another"}))
-        monkeypatch.setattr(claims, "_started", lambda pid: "running")
+        monkeypatch.setattr(processes, "started", lambda pid: "running")
         assert claims.living(file)
         os.utime(file, (0, 0))
         assert not claims.living(file)

@@ -1,6 +1,7 @@
 """How the command line is reached: the console script, the module, sweeps, and a wheel outside the checkout."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from lowloss.conf import read_families
+from lowloss.files import load_notes
+from lowloss.overview import GROUPS
+from lowloss.subcommands import SUBCOMMANDS
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = Path(sysconfig.get_path("scripts")) / "lowloss"
@@ -50,27 +54,72 @@ def test_waiting_threads_leave_the_processors_to_other_workers(tmp_path):
         assert done.stdout.splitlines()[-1] == given.get("OMP_WAIT_POLICY", "passive"), done.stderr
 
 
-def test_help_lists_groups_stages_and_examples(tmp_path):
-    help_ = run(str(SCRIPT), "--help", folder=tmp_path)
-    assert help_.returncode == 0, help_.stderr
-    for part in (
-        "experiment=quickstart",
-        "minima, connector, path, curvature, dimension, ensemble, merge, permutation, scan, width, report",
-        "lowloss -m seed=0,1,2",
-    ):
-        assert part in help_.stdout
+def test_alone_it_prints_an_overview_and_makes_nothing(lowloss, tmp_path):
+    alone = lowloss.plain(tmp_path)
+    assert (alone.status, alone.err) == (0, "")
+    assert "lowloss experiment=quickstart" in alone.out
+    for name in SUBCOMMANDS:
+        assert f"\n  lowloss {name} " in alone.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_lays_out_groups_with_their_options(lowloss, tmp_path):
+    own = tmp_path / "own" / "model"
+    own.mkdir(parents=True)
+    (own / "my_net.yaml").write_text("_target_: my_net.MyNet\n")
+    help_ = lowloss.plain(tmp_path, "model=mlp", "--help", "--config-dir", "own")
+    assert help_.status == 0, help_.err
+    stages = "minima, connector, path, curvature, dimension, ensemble, merge, permutation, scan, width and report"
+    assert stages in " ".join(help_.out.split())
+    assert max(map(len, help_.out.splitlines())) <= 120
     families = read_families(REPOSITORY / "conf")
     assert families
+    # A group's line, which says what it chooses, and below it its options.
+    blocks = re.findall(r"^  (\w+) +(\S.*)\n((?: {14}.*\n?)+)", help_.out.partition("Groups")[2], re.MULTILINE)
+    told = {group: (line, {*re.split(r",\s+", names.strip())}) for group, line, names in blocks}
+    assert {group for group, (line, _) in told.items() if line != "your own"} == {*GROUPS}
     for group in (path for path in (REPOSITORY / "conf").iterdir() if path.is_dir() and path.name != "hydra"):
         options = {option.stem for option in group.glob("*.yaml")}
         if group.name == "experiment":
-            options |= {
-                name for family, rows in families.items() for name in (family, *(r["experiment"] for r in rows))
-            }
+            options |= {*families, *(row["experiment"] for rows in families.values() for row in rows)}
+        if group.name == "model":
+            options |= {"my_net"}
         # Families and published numbers are tables, and no groups.
-        told = f"{group.name}: {', '.join(sorted(options))}" if options else f"{group.name}: "
-        assert (told in help_.stdout) == bool(options)
-    assert not list(tmp_path.iterdir())
+        assert told.get(group.name, ("", set()))[1] == options
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_a_network_in_the_current_folder_is_found(lowloss, tmp_path):
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\n\n\nclass MyNet(nn.Sequential):\n    def __init__(self, input_shape, num_classes):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    without = ("~model.hidden", "~model.batch_norm", "~model.activation")
+    found = lowloss.plain(tmp_path, "model=mlp", "model._target_=my_net.MyNet", *without, "trainer=cpu", "--dry-run")
+    assert found.status == 0, found.err
+    assert "650 parameters" in found.err
+
+
+def test_presets_for_debugging(lowloss, tmp_path):
+    made = lowloss.plain(
+        tmp_path, "experiment=quickstart", "model=mlp", "trainer=cpu", "debug=one_step", "ensemble=[fge,snapshot,swa]"
+    )
+    assert made.status == 0, made.err
+    root = tmp_path / "outputs" / "quickstart-one_step"
+    assert load_notes(root / "minima" / "0000" / "result.safetensors")["steps"] == 1
+    for finder in ("autoneb", "bezier", "polychain"):
+        assert len((root / "paths" / f"0000-0001-{finder}" / "metrics.csv").read_text().splitlines()) == 2
+    assert (root / "report" / "index.html").is_file()
+    learnt = lowloss.plain(tmp_path, "model=mlp", "trainer=cpu", "debug=overfit")
+    assert learnt.status == 0, learnt.err
+    notes = load_notes(tmp_path / "outputs" / "digits-mlp-overfit" / "minima" / "0000" / "result.safetensors")
+    assert (notes["train_error"], notes["steps"]) == (0.0, 300)
+    assert notes["train_loss"] < 0.05
+    assert notes["test_error"] > 0.1  # of so few samples
+    timed = lowloss.plain(tmp_path, "model=mlp", "trainer=cpu", "debug=profile")
+    assert timed.status == 0, timed.err
+    told = [file.read_text() for file in (tmp_path / "outputs" / "digits-mlp-profile" / "profile").iterdir()]
+    assert any("run_training_epoch" in text for text in told), told
 
 
 def test_sweep_makes_a_study_a_job(lowloss, tmp_path):
@@ -91,11 +140,13 @@ def test_sweep_makes_a_study_a_job(lowloss, tmp_path):
 def test_swept_experiments_are_the_studies_of_their_names(tmp_path):
     swept = run(str(SCRIPT), "experiment=draxler2018_table_b1", "stages=[]", folder=tmp_path)
     assert swept.returncode == 0, swept.stderr
-    studies = [line.removeprefix("study: outputs/") for line in swept.stderr.splitlines()]
+    studies = [line.removeprefix("study: outputs/") for line in swept.stderr.splitlines()[1:]]
     assert len(set(studies)) == 28
     assert {"draxler2018_c10_cnn48", "draxler2018_c100_densenet100_12_bc"} <= set(studies)
     both = run(str(SCRIPT), "-m", "experiment=quickstart", "seed=0,1", "stages=[]", folder=tmp_path)
-    assert both.stderr.splitlines() == [f"study: outputs/quickstart/seed={seed}" for seed in (0, 1)]
+    first, *rest = both.stderr.splitlines()
+    assert first.startswith("2 jobs, one after the other")
+    assert rest == [f"study: outputs/quickstart/seed={seed}" for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")

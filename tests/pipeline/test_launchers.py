@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -95,11 +96,27 @@ def test_local_launcher_loses_one_job_to_a_kill_and_one_to_an_error(lowloss, loc
     assert failed["model.hidden=[4]"] == "killed by SIGKILL"
     assert "must be at least 1" in failed["model.hidden=[-6]"]
     assert done.stderr.splitlines()[-1] == "lowloss: 2 of 3 jobs failed; the same command runs them again"
+    assert done.stderr.splitlines()[0].startswith("local: 3 jobs, logs in outputs/.sweeps/")
+    assert "must be at least 1" in follow(lowloss, tmp_path, done.stderr)[-1]
     again = finish(start(tmp_path, *launcher, "seed=0", "model.hidden=[4],[6]"))
     assert again.returncode == 0, again.stderr
     for width in (4, 6):
         made = lowloss.results(tmp_path / "outputs" / "digits-mlp" / f"model.hidden=[{width}]")
         assert made == lowloss.results(local / "outputs" / "digits-mlp" / f"model.hidden=[{width}],seed=0")
+
+
+def follow(lowloss, folder, err):
+    """From what a sweep says at once to the log of the job with a wrong setting, in two commands; the log's lines."""
+    (said,) = (line for line in err.splitlines() if "how far they are: " in line)
+    asked = shlex.split(said.partition("how far they are: lowloss ")[2])
+    told = lowloss.plain(folder, *asked)
+    assert told.status == 0, told.err
+    assert "2 failed, 1 done" in told.out.splitlines()[0]
+    at = next(i for i, line in enumerate(told.out.splitlines()) if line.startswith("FAILED") and "[-6]" in line)
+    shown = next(line for line in told.out.splitlines()[at:] if "lowloss logs" in line)
+    logs = lowloss.plain(folder, *shlex.split(shown.partition("lowloss ")[2]))
+    assert logs.status == 0, logs.err
+    return logs.out.splitlines()
 
 
 SEARCH = """
@@ -135,6 +152,7 @@ def test_a_search_without_a_successful_trial_ends_in_one_line(tmp_path):
     told = [
         line for line in lines if not line.startswith(("[1/1]", "study ", "optuna_digits/")) and "new study" not in line
     ]
+    assert told.pop(0).startswith("local: 1 job, logs in ")
     assert told == ["lowloss: 2 of 2 jobs failed; the same command runs them again"]
 
 
@@ -145,7 +163,7 @@ def test_processes_share_a_study(lowloss, local, tmp_path):
     assert "[2/2]" in done.stderr
     made = lowloss.results(tmp_path / "outputs" / "shared" / "0")
     assert made == lowloss.results(local / "outputs" / "digits-mlp" / "model.hidden=[4],seed=1")
-    logs = [log.read_text() for log in (tmp_path / "outputs" / ".sweeps").glob("*/000-*.log")]
+    logs = [log.read_text() for log in (tmp_path / "outputs" / ".sweeps").glob("*/shared/0-*.log")]
     assert len(logs) == 2
     # Each minimum was trained once, alone.
     assert sum(log.count("minima 1 ×") for log in logs) == 2
@@ -164,21 +182,25 @@ def children(pid):
 FAST = ("hydra/launcher=slurm", "hydra.launcher.check_s=2", "hydra.launcher.array_parallelism=2")
 
 
-def watch(process, cluster):
-    """What SLURM shows while the process runs: a list of {task: (state, reason)}."""
+def watch(process, cluster, names=None):
+    """What SLURM shows while the process runs: a list of {task: (state, reason)}. names: those of tasks go there."""
     seen = []
     while process.poll() is None:
-        shown = slurm.ask(cluster, "squeue", "-h", "-r", "-o", "%i %t %r")
-        seen.append({line.split()[0]: tuple(line.split()[1:]) for line in shown.splitlines()})
+        shown = slurm.ask(cluster, "squeue", "-h", "-r", "-o", "%i %t %r %j").splitlines()
+        seen.append({line.split()[0]: tuple(line.split()[1:3]) for line in shown})
+        if names is not None:
+            names |= {line.split()[3] for line in shown}
         time.sleep(0.2)
     return seen
 
 
 def test_slurm_array_gives_the_tables_of_the_local_launcher(lowloss, cluster, local, tmp_path):
-    process = start(tmp_path, *SWEEP, *FAST, environment=cluster)
-    seen = watch(process, cluster)
+    process, names = start(tmp_path, *SWEEP, *FAST, environment=cluster), set()
+    seen = watch(process, cluster, names)
     done = finish(process)
     assert done.returncode == 0, done.stderr
+    studies = {f"digits-mlp/model.hidden=[{hidden}],seed={seed}" for hidden in (4, 6) for seed in (0, 1)}
+    assert names == {"digits-mlp", *studies}  # until a task runs, and then
     assert "[4/4]" in done.stderr
     assert results(lowloss, tmp_path) == results(lowloss, local)
     (array,) = {task.partition("_")[0] for tasks in seen for task in tasks}
@@ -202,6 +224,7 @@ def test_slurm_pipeline_tells_what_failed_and_keeps_the_others(lowloss, cluster,
     assert done.stderr.splitlines()[-1] == "lowloss: 4 of 6 jobs failed; the same command runs them again"
     for reason in ("must be at least 1, got -6", "cancelled", "dependencyneversatisfied"):
         assert reason in done.stderr.lower()
+    assert "must be at least 1" in follow(lowloss, tmp_path, done.stderr)[-1]
     made = lowloss.results(tmp_path / "outputs" / "digits-mlp" / "model.hidden=[6]")
     assert made == lowloss.results(local / "outputs" / "digits-mlp" / "model.hidden=[6],seed=0")
     # The path waited for its own minima.
@@ -228,7 +251,7 @@ def test_slurm_requeues_what_runs_out_of_time(lowloss, cluster, local, tmp_path)
         for name, value in lowloss.results(local / "outputs/digits-mlp/model.hidden=[4],seed=1").items()
         if name.startswith("minima")
     }
-    (log,) = (tmp_path / "outputs" / ".sweeps").glob("*/000.log")
+    (log,) = (tmp_path / "outputs" / ".sweeps").glob("*/digits-mlp/0.log")
     text = log.read_text()
     assert text.count("study:") > 1
     assert "lowloss: interrupted; the same command continues" in text

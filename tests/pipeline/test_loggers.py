@@ -1,8 +1,12 @@
 """What the loggers write, read back: W&B offline, CSV and TensorBoard; each study of a sweep has its own folder."""
 
+import contextlib
+import csv
 import json
 import os
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lowloss.files import load_notes
 from lowloss.logger import Wandb
 from lowloss.study import Study
 
@@ -55,18 +60,20 @@ def logged(lowloss, whole, tmp_path_factory):
     """The tiny study's training repeated with W&B, as a job of a sweep."""
     outputs = tmp_path_factory.mktemp("logged")
     (outputs / "sweep").mkdir()
-    root = whole.copy(outputs, "minima", "paths/0000-0001-autoneb", "ensembles", "report")
+    root = whole.copy(outputs, "minima", "paths/0000-0001-autoneb", "ensembles", "scans/random_plane-0000", "report")
     root.rename(outputs / "sweep" / "t")
     made = lowloss.tiny(
         outputs, "study=sweep/t", "logger=wandb", "objective=saddle_train_loss", environment=environment(outputs)
     )
     assert made.status == 0, made.err
+    sent = f"wandb: offline, since there is no key; send later with `wandb sync {outputs}/sweep/t/wandb/offline-run-*`"
+    assert made.err.splitlines().count(sent) == 1
     return outputs / "sweep" / "t", runs_of(outputs / "sweep" / "t")
 
 
 def test_a_stage_is_a_run_with_group_tags_and_configuration(logged):
     _, runs = logged
-    assert list(runs) == ["minima", "path", "ensemble", "report", "objective"]
+    assert list(runs) == ["minima", "path", "ensemble", "scan", "report", "objective"]
     for stage, (read,) in runs.items():
         (run,) = inside(read, "run")[:1]
         assert run["run_group"] == "sweep"
@@ -91,18 +98,59 @@ def test_losses_and_rates_are_logged_by_step(logged):
     assert [row["step"] for row in rows] == steps
     assert [row["minima/lr"] for row in rows] == pytest.approx([0.1, 0.1, 0.01, 0.001])
     assert all(0 < row["minima/loss"] <= row["minima/loss_max"] for row in rows)
-    assert any("autoneb 0–1/loss" in row for row in history(runs["path"][0]))
+    assert any("path/autoneb/0-1/loss" in row for row in history(runs["path"][0]))
+    assert any("ensemble/fge/loss" in row for row in history(runs["ensemble"][0]))
+    keys = {key for (read,) in runs.values() for row in history(read) for key in row if not key.startswith("_")}
+    assert all(re.fullmatch(r"[\w./-]+", key) and key.isascii() for key in keys), keys
+
+
+def summary(read):
+    """What a run can be sorted by."""
+    return {key: value for entry in inside(read, "summary") for key, value in entry["update"].items()}
+
+
+def test_runs_sort_by_barriers_saddles_and_errors(logged):
+    root, runs = logged
+    with open(root / "summary.csv") as lines:
+        paths = list(csv.DictReader(lines))
+    told = summary(runs["path"][0])
+    for finder in ("autoneb", "line", "bezier"):
+        own = [path for path in paths if path["finder"] == finder]
+        for column in ("barrier_train_loss", "saddle_train_loss", "saddle_test_error"):
+            mean = sum(float(path[column]) for path in own) / len(own)
+            assert told[f"path/{finder}/{column}"] == pytest.approx(mean, rel=1e-6)
+    notes = load_notes(root / "minima" / "0000" / "result.safetensors")
+    assert 0 < summary(runs["minima"][0])["minima/test_error"] < 1
+    for stage, key in (("ensemble", "ensemble/fge/test_error"), ("scan", "scan/plane/max_train_loss")):
+        assert summary(runs[stage][0])[key] > 0
+    told = {key for (read,) in runs.values() for key in summary(read)}
+    assert all(re.fullmatch(r"[\w./-]+", key) and key.isascii() for key in told), told
+    real = {f"minima/{name}" for name, value in notes.items() if isinstance(value, float)}
+    assert real <= {*summary(runs["minima"][0])}
+
+
+def test_a_stage_of_lines_alone_leaves_a_run(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path, "paths/0000-0001-line")
+    made = lowloss.tiny(tmp_path, "stages=[path]", "logger=wandb", environment=environment(tmp_path))
+    assert made.status == 0, made.err
+    ((read,),) = runs_of(root).values()
+    assert "path/line/saddle_train_loss" in summary(read)
+    # What has nothing to do leaves none.
+    again = lowloss.tiny(tmp_path, "stages=[path]", "logger=wandb", environment=environment(tmp_path))
+    assert again.status == 0, again.err
+    assert len(runs_of(root)["path"]) == 1
 
 
 def test_results_are_artifacts_with_what_they_were_made_from(logged):
     root, runs = logged
-    expected = {"minima": [], "path": ["sweep-t-minima"], "ensemble": ["sweep-t-minima"]}
+    both = ["sweep-t-minima", "sweep-t-path"]
+    expected = {"minima": [], "path": both[:1], "ensemble": both[:1], "scan": both}
     for stage, made_from in expected.items():
         artifacts = [a for a in inside(runs[stage][0], "artifact") if a["type"] == stage]
         (artifact,) = artifacts
         assert artifact["name"] == f"sweep-t-{stage}"
         assert json.loads(artifact["metadata"]) == {"made_from": made_from}
-        kind = {"path": "paths", "ensemble": "ensembles"}.get(stage, stage)
+        kind = {"path": "paths", "ensemble": "ensembles", "scan": "scans"}.get(stage, stage)
         held = {entry["path"] for entry in artifact["manifest"]["contents"]}
         assert held == {str(file.relative_to(root / kind)) for file in (root / kind).glob("[!.]*/*")}
 
@@ -164,7 +212,7 @@ def test_each_study_of_a_sweep_has_its_own_logs(lowloss, tmp_path):
     assert made.status == 0, made.err
     for seed in (0, 1):
         (log,) = (tmp_path / "t" / f"seed={seed}" / "logs").rglob("metrics.csv")
-        assert len(log.read_text().splitlines()) == 1 + 4
+        assert len(log.read_text().splitlines()) == 1 + 4 + 1  # the head, the epochs, and the means at the end
 
 
 def test_tensorboard(lowloss, tmp_path):
@@ -173,7 +221,24 @@ def test_tensorboard(lowloss, tmp_path):
 
     made = lowloss.tiny(tmp_path, "stages=[minima]", "logger=tensorboard")
     assert made.status == 0, made.err
-    (events,) = (tmp_path / "t" / "logs").rglob("events.out.tfevents.*")
-    read = EventAccumulator(str(events)).Reload()
+    # A file each time that Lightning ends a fit, all in one folder.
+    (folder,) = {file.parent for file in (tmp_path / "t" / "logs").rglob("events.out.tfevents.*")}
+    read = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in read.Scalars("minima/loss")] == [11, 22, 33, 44]
-    shutil.rmtree(events.parent)
+    assert len(read.Scalars("minima/test_error")) == 1
+    shutil.rmtree(folder)
+
+
+def test_mlflow(lowloss, tmp_path):
+    """Its own store, a file of SQLite, read without it."""
+    pytest.importorskip("mlflow")
+    made = lowloss.tiny(tmp_path, "stages=[minima]", "logger=mlflow")
+    assert made.status == 0, made.err
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        curve = [step for (step,) in store.execute("select step from metrics where key = 'minima/loss' order by step")]
+        last = dict(store.execute("select key, value from latest_metrics"))
+        told = dict(store.execute("select key, value from params"))
+        ((name,),) = store.execute("select name from runs")
+    assert (name, curve, told["optimizer/lr"]) == ("t", [11, 22, 33, 44], "0.1")
+    notes = [load_notes(file) for file in (tmp_path / "t").glob("minima/*/result.safetensors")]
+    assert last["minima/test_error"] == pytest.approx(sum(one["test_error"] for one in notes) / len(notes))

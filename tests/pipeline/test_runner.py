@@ -23,7 +23,8 @@ class Plain(Job):
 
     def __init__(self, study, name, during=lambda work: None, needed=()):
         landscape = SimpleNamespace(task=SimpleNamespace(units={"loss": "nats"}), arithmetic="none")
-        super().__init__(SimpleNamespace(study=study, landscape=landscape, several=False, command="lowloss"), name)
+        bench = {"several": False, "command": "lowloss", "tell_logger": lambda: None}
+        super().__init__(SimpleNamespace(study=study, landscape=landscape, **bench), name)
         self.during, self.needed = during, needed
 
     def needs(self):

@@ -284,6 +284,17 @@ class Data:
         }
         return other
 
+    def some(self, count: int) -> Data:
+        """The same data with `count` training samples, evenly from all, read once and not augmented; of rows that
+        continue one another, the first ones."""
+        x, y = self._splits["train"]
+        index = torch.arange(min(count, len(y))) * len(y) // min(count, len(y))
+        if self.streams:
+            index = torch.arange(max(1, min(count, len(y)) // self.streams) * self.streams)
+        other = self.moved()
+        other._splits["train"], other.augment = (x[index], y[index]), None
+        return other
+
     def move(self, device: torch.device) -> None:
         """Move this object itself, so that minibatches which it handed out come from the device too."""
         self._splits, self._augmented = self.moved(device=device)._splits, None

@@ -57,6 +57,8 @@ class Bench:
         self._sources: list[str] | None = None
         """The stages whose artifacts the present one starts from, once a logger was told."""
         self._digests: dict[Path, str] = {}
+        self._logs = False
+        """Whether the present stage makes something, so that a logger is told of it."""
         self.dry = False
         """Whether nothing is made here, so that the machine need not have what the trainer wants."""
         self.several = False
@@ -104,6 +106,7 @@ class Bench:
             factory, data = as_network(self.build("landscape"))
         else:
             factory, data = self.build("model", partial=True), self.build("data")
+            data = data.some(self.config["samples"]) if self.config["samples"] else data
         landscape = NetworkLandscape(factory, data, self.config["evaluation_batch"], self.build("engine"))
         self._check_room(landscape.dim)
         for name in self.config["stages"]:
@@ -120,7 +123,8 @@ class Bench:
     @property
     def ground(self) -> tuple[str, ...]:
         """The sections of the configuration that describe the landscape: a surface, or a network and data."""
-        return ("landscape",) if self.config["landscape"].get("_target_") else ("model", "data")
+        some = ["samples"] if self.config["samples"] else []
+        return ("landscape",) if self.config["landscape"].get("_target_") else ("model", "data", *some)
 
     def _disk(self) -> tuple[Path, int]:
         """The folder where the study is to lie, as far as there is one, and the bytes that are free there."""
@@ -159,8 +163,11 @@ class Bench:
 
     @cached_property
     def logger(self) -> Any:
-        """The configured logger, or None."""
-        return self.build("logger") if self.config["logger"].get("_target_") else None
+        """The configured logger, or None; one that does not keep stages apart is told the configuration at once."""
+        logger = self.build("logger") if self.config["logger"].get("_target_") else None
+        if logger is not None and not hasattr(logger, "begin"):
+            logger.log_hyperparams(self.config)
+        return logger
 
     def everywhere(self, work: Callable[..., T], *arguments: Any, **settings: Any) -> T:
         """A function of `training`, called on the landscape in the process of every device; its result here."""
@@ -205,6 +212,7 @@ class Bench:
 
     def tell_logger(self) -> Any:
         """The logger, told which stage the log belongs to if it keeps stages apart."""
+        self._logs = self.logger is not None
         if hasattr(self.logger, "begin") and self.stage is not None:
             if self._sources is None:  # once a stage, not for each of what may be thousands of jobs
                 self._sources = sorted({one.stage for job in self.stage.jobs(self) for one in job.needs()})
@@ -213,11 +221,15 @@ class Bench:
 
     @contextlib.contextmanager
     def making(self, stage: Stage) -> Iterator[None]:
-        """While a stage is made: a logger that keeps stages apart is told of its end."""
-        self.stage, self._sources, status = stage, None, 1
+        """While a stage is made: a logger is told the numbers of what it made, or has, and one that keeps stages apart
+        of its end."""
+        self.stage, self._sources, self._logs, status = stage, None, False, 1
         try:
             yield
             status = 0
+            if self._logs and (numbers := stage.numbers(self.study)):
+                getattr(self.logger, "log_summary", self.logger.log_metrics)(numbers)
+                self.logger.save()
         finally:
             # Whoever had nothing to do has built no logger.
             if hasattr(self.__dict__.get("logger"), "end"):

@@ -419,6 +419,14 @@ class EnsembleStage(Stage):
             KINDS[node["_target_"].rpartition(".")[2]](bench, key) for key, node in bench.config["ensemble"].items()
         ]
 
+    def numbers(self, study: Study) -> dict[str, float]:
+        """With each method's metrics on the test split."""
+        found = super().numbers(study)
+        for notes in (artifact.notes() for artifact in study.complete("ensembles")):
+            for method, _, *values in notes["rows"]:
+                found |= {f"ensemble/{method}/test_{m}": v for m, v in zip(notes["units"], values, strict=True)}
+        return found
+
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
         from lowloss.report.ensembles import draw_costs
         from lowloss.report.ensembles_along import draw_curves, draw_walks

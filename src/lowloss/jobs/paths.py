@@ -75,7 +75,7 @@ class PathJob(Job):
         from lowloss.training.along import along, levels
         from lowloss.training.methods import find_path
 
-        bench, settings, title = self.bench, self.bench.config["path"], f"{self.finder} {self.start}–{self.end}"
+        bench, settings, title = self.bench, self.bench.config["path"], f"path {self.finder} {self.start}–{self.end}"
         ends_2P, aligned = points(bench, [self.start, self.end]), Config()
         if settings["align"]:
             ends_2P, aligned = self._aligned(ends_2P, work)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
 from lowloss import files, jobs, progress
 from lowloss.errors import LowlossError, OtherConfigError
@@ -54,6 +55,7 @@ def run_stages(bench: Bench) -> float | None:
         source = next((stage for start, stage in OBJECTIVES.items() if re.match(start, wanted)), "path")
         if source not in bench.config["stages"] and not bench.study.complete(str(bench.stages[source].kind)):
             raise LowlossError(f"objective={wanted} comes from {source}, which stages leaves out: add it there")
+    progress.record = progress.Record(bench.study.root, partial(_plan, bench))
     progress.say(f"study: {bench.study.root}")
     for name, stage in bench.stages.items():
         if name in bench.config["stages"]:
@@ -75,6 +77,12 @@ def run_stages(bench: Bench) -> float | None:
         with bench.making(ObjectiveStage()):
             bench.tell_logger().log_objective(value)
     return value
+
+
+def _plan(bench: Bench) -> dict[str, Any]:
+    """What the configured stages make for certain: by stage the kind and the names of its artifacts."""
+    wanted = [stage for name, stage in bench.stages.items() if name in bench.config["stages"]]
+    return {stage.name: [stage.kind, [job.name for job in stage.jobs(bench)]] for stage in wanted}
 
 
 def dry_run(bench: Bench) -> None:

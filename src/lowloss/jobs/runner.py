@@ -69,6 +69,7 @@ def make(group: Sequence[Job], held: Sequence[Claim] = ()) -> None:
 
 def _make(group: Sequence[Job], held: Sequence[Claim]) -> None:
     began, first = time.monotonic(), group[0]
+    first.bench.tell_logger()
     for needed in first.needs():
         if not needed.complete:
             command = f"{needed.bench.command} stages=[{needed.stage}]"
@@ -86,6 +87,7 @@ def _make(group: Sequence[Job], held: Sequence[Claim]) -> None:
     before = begin_work(work, first.settings(), {"inputs": inputs, **processors})
     if first.rows and not (work / ROWS).exists():
         files.write_text(work / ROWS, json.dumps(names))
+    progress.at(*(job.artifact.title for job in group))
     with _as_begun(work, before, first.bench.several):
         results = first.make_all(group, work)
         seconds = (time.monotonic() - began) / len(group)

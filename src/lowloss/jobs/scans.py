@@ -14,7 +14,7 @@ from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.spectra import ENDS, extremes
-from lowloss.jobs.stage import Stage
+from lowloss.jobs.stage import Stage, sort_of
 from lowloss.jobs.trajectories import collected, losses_of, trajectory
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
@@ -202,6 +202,15 @@ class ScanStage(Stage):
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [Scan(bench, name) for name in bench.config["scan"]]
+
+    def numbers(self, study: Study) -> dict[str, float]:
+        """With the least and highest train loss on each scan."""
+        found = super().numbers(study)
+        for artifact in study.complete("scans"):
+            losses = artifact.load()[0]["train_loss"]
+            for name, value in (("min", losses.min()), ("max", losses.max())):
+                found[f"scan/{sort_of(artifact)}/{name}_train_loss"] = float(value)
+        return found
 
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
         from lowloss.report.figures import draw_scan

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.runner import make_jobs
-from lowloss.study import Study
+from lowloss.study import Artifact, Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +50,17 @@ class Stage:
         """Make what is missing."""
         make_jobs(self.name, self.jobs(bench))
 
+    def numbers(self, study: Study) -> dict[str, float]:
+        """What runs of a logger are sorted by: for each sort of artifact, such as a finder, the means of its notes that
+        are real numbers, as path/bezier/saddle_train_loss."""
+        values: dict[str, list[float]] = {}
+        for artifact in study.complete(self.kind) if self.kind is not None else ():
+            sort = sort_of(artifact)
+            for name, value in artifact.notes().items():
+                if isinstance(value, float) and isfinite(value):
+                    values.setdefault("/".join(part for part in (self.name, sort, name) if part), []).append(value)
+        return {name: sum(found) / len(found) for name, found in values.items()}
+
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
         """The figures of its complete artifacts, drawn into a folder."""
         return iter(())
@@ -55,3 +68,8 @@ class Stage:
     def tables(self, study: Study) -> dict[str, pd.DataFrame]:
         """Tables of its complete artifacts by their names; the report writes and shows those that have rows."""
         return {}
+
+
+def sort_of(artifact: Artifact) -> str:
+    """The name of an artifact without its minima: the finder of a path, the recipe of a scan, nothing of a minimum."""
+    return re.sub(r"^[\d-]+|[\d-]+$", "", artifact.name)

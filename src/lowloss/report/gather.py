@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from pathlib import Path
@@ -23,7 +23,7 @@ import yaml
 from lowloss import files, progress
 from lowloss.errors import LowlossError
 from lowloss.report import tables
-from lowloss.study import DIGESTS, MACHINE, RESULT, Artifact, Config, Study, flat, merge
+from lowloss.study import DIGESTS, MACHINE, RESULT, Artifact, Config, Study, flat, merge, studies_under
 
 Options = Mapping[str, Mapping[str, Config]]
 """For `model` and `data`: the options of the configuration group by name, to call a node by its option's name."""
@@ -34,9 +34,6 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MOST = {"config.yaml": 1 << 18, "along.csv": 1 << 24, DIGESTS: 1 << 24, RESULT: 1 << 24}
 """Bytes that are read of a file; of results, those of the notes."""
-
-MOST_LINKED = 10_000
-"""Folders at or under a link that are looked into."""
 
 
 @dataclass
@@ -70,7 +67,7 @@ def find_studies(folders: Iterable[Path]) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for folder in folders:
-        here = list(_studies_under(folder))
+        here = list(studies_under(folder, _leave_out))
         if not here:
             what = "holds no study" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
             raise LowlossError(f"{folder} {what}: name the folder of a study or of a sweep, such as outputs/quickstart")
@@ -82,28 +79,6 @@ def find_studies(folders: Iterable[Path]) -> list[Path]:
     if not studies:
         raise LowlossError("no study there has results yet: wait for the first, or name other folders")
     return studies
-
-
-def _studies_under(folder: Path) -> Iterator[Path]:
-    seen, starts = set[str](), [folder]
-    for start in starts:
-        linked, links = start is not folder, list[Path]()
-        for count, (parent, children, _) in enumerate(os.walk(start, followlinks=linked)):
-            if linked and count == MOST_LINKED:
-                _leave_out(f"more than {MOST_LINKED} folders below the link {start}: name those that hold studies")
-                break
-            here = os.path.realpath(parent)
-            if here in seen:  # a link to where we have been, perhaps in a circle
-                children.clear()
-                continue
-            seen.add(here)
-            kinds = {*Study(Path(parent)).kinds}
-            # What has begun holds a folder of work, or a claim, of the minima.
-            if kinds or any(Path(parent, "minima").glob(".*")):
-                yield Path(parent)
-            children[:] = sorted(c for c in children if c not in {*kinds, "minima", "report"} and not c.startswith("."))
-            links += [link for child in children if not linked and (link := Path(parent, child)).is_symlink()]
-        starts += sorted(links)
 
 
 def _leave_out(line: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -240,8 +241,9 @@ class Descent(L.LightningModule):
             )
         self.history.append([float(last), rate, *losses_SK.mean(0).tolist()])
         values = {"loss": losses_SK.mean().item(), "loss_max": losses_SK.mean(0).max().item(), "lr": rate}
+        key = re.sub(r"[^\w.-]+", "/", self.what.replace("–", "-"))  # as path/bezier/0-1/loss
         for logger in self.loggers:
-            logger.log_metrics({f"{self.what}/{name}": value for name, value in values.items()}, step=last)
+            logger.log_metrics({f"{key}/{name}": value for name, value in values.items()}, step=last)
         self.trainer.should_stop |= bool(self.converged_R.all())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def walk(
         )
         name = title or type(method).__name__.lower()
         remedy, start_RP = f"lower ensemble.{name}.{method.highest}", start_RP[list(mine)]
-        module = Descent(Objective(landscape, batches), start_RP, recipe, "ensemble", remedy, folder=folder)
+        module = Descent(Objective(landscape, batches), start_RP, recipe, f"ensemble {name}", remedy, folder=folder)
         with bar(f"{name} {sum(map(recipe.collect, range(recipe.steps + 1)))} members", recipe.steps) as advance:
             fit(module, per_epoch, advance, trainer, folder)
         for row in range(len(mine)):

@@ -1,0 +1,184 @@
+"""How far studies and sweeps are: records of processes, what is gathered of them, and the two that show it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowloss import LowlossError, processes, progress, status
+
+_spec = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
+browser = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(browser)
+
+PLAN = {"minima": ["minima", ["0000", "0001", "0002"]], "report": [None, []]}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of which one minimum of three is complete, and took two minutes."""
+    done = tmp_path / "outputs" / "s" / "minima" / "0000"
+    done.mkdir(parents=True)
+    (done / "result.safetensors").touch()
+    (done / "provenance.json").write_text('{"seconds_since_last_start": 120}')
+    return done.parents[1]
+
+
+@pytest.fixture
+def record(study, monkeypatch):
+    """The record of this process, at work on the second minimum."""
+    monkeypatch.setattr(progress, "BEAT", 0)
+    record = progress.Record(study, lambda: PLAN)
+    monkeypatch.setattr(progress, "record", record)
+    assert not record.file.exists()  # nothing is done yet
+    progress.at("minima/0001")
+    with progress.bar("minima 1 × 10 parameters", 100) as advance:
+        advance(10, "")
+        for step in range(20, 70, 10):
+            advance(step, f"loss {100 / step**2:.3g}")
+    return record
+
+
+def test_what_is_at_work_is_told(study, record):
+    found = status.gather(study)
+    (one,) = found.studies
+    assert (one.state, found.goes_on) == ("at work", True)
+    assert [(stage.name, stage.done, stage.total) for stage in one.stages] == [("minima", 1, 3), ("report", 0, 1)]
+    (work,) = one.work
+    assert (work.at, work.done, work.total, work.note) == ("minima/0001", 60, 100, "loss 0.0278")
+    assert work.who.startswith(f"process {os.getpid()} on ")
+    assert (work.losses[0], work.losses[-1], len(work.losses)) == ("█", "▁", 5)
+    # What is left of this one takes next to nothing, the third as long as the first.
+    assert one.left == pytest.approx(120, abs=5)
+    text = status.as_text(found)
+    assert "1 study: 1 at work; about 2 min left" in text
+    assert "minima 1 × 10 parameters 60/100, loss 0.0278, about 0 s left █" in text
+
+
+def test_what_failed_is_told_with_its_last_lines(study, record):
+    progress.say("study: s")
+    record.end("lower the rate", ["lowloss: lower the rate"])
+    (one,) = status.gather(study.parent).studies
+    assert (one.state, one.why, one.lines) == ("failed", "lower the rate", ["study: s", "lowloss: lower the rate"])
+    assert status.logs(study, 1) == "lowloss: lower the rate"
+    # Another command that ends well makes up for it, and leaves nothing.
+    again = progress.Record(study, lambda: PLAN)
+    again.tell(work={})
+    left = study / progress.FOLDER / "1-x.new"
+    left.write_text("{")  # of a disk that was full
+    os.utime(left, (0, 0))
+    again.end(None)
+    assert not (study / progress.FOLDER).exists()
+    assert status.gather(study).studies[0].state == "done"
+
+
+def test_a_process_that_is_gone_has_stopped(study, record):
+    ended = subprocess.Popen(["true"])
+    gone = processes.identity(ended.pid) | {"started": "0"}
+    ended.wait()
+    record.tell(now=True, owner=gone)
+    (one,) = status.gather(study).studies
+    assert one.state == "stopped"
+    assert "is gone without a word" in one.why
+    # Of another host, what was touched lately counts.
+    record.tell(now=True, owner=gone | {"host": "elsewhere"})
+    assert status.gather(study).studies[0].state == "at work"
+    os.utime(record.file, (0, 0))
+    assert status.gather(study).studies[0].state == "stopped"
+    (study / "minima" / ".0001.claim").touch()
+    assert status.gather(study).studies[0].state == "at work"
+
+
+def test_what_strangers_left_hinders_nothing(study, record):
+    (study / progress.FOLDER / "1-a.json").write_text("[")
+    (study / progress.FOLDER / "1-b.json").write_text("[]")
+    (study / progress.FOLDER / "1-c.json").write_text(json.dumps(record.held | {"lines": 3, "stages": 4}))
+    sweep = study.parent / ".sweeps" / "s"
+    sweep.mkdir(parents=True)
+    (sweep / ".jobs.json").write_text("7")
+    (one,) = status.gather(study.parent).studies
+    assert "is unreadable" in one.why
+    with pytest.raises(LowlossError, match="holds no study"):
+        status.gather(study.parent / "nothing")
+    with pytest.raises(LowlossError, match="there is no log"):
+        status.logs(study.parent / "nothing")
+
+
+def test_jobs_of_a_sweep_wait_run_and_stop(study):
+    sweep = study.parent / ".sweeps" / "now"
+    sweep.mkdir(parents=True)
+    names = ("a", "b", "c", "d")
+    jobs = [{"study": f"t/{name}", "log": f"t/{name}.log"} for name in names]
+    told = {"launcher": "local", "owner": processes.identity(os.getpid()), "jobs": jobs}
+    (sweep / ".jobs.json").write_text(json.dumps(told))
+    (sweep / "t").mkdir()
+    for name in ("a", "b", "c"):
+        (sweep / "t" / f"{name}.log").write_text("study: x\n\nlowloss: too large\n")
+    (sweep / "t" / "a.json").write_text('{"status": 1, "reason": "too large", "value": null, "seconds": 3.0}')
+    (sweep / "t" / "b.json").write_text('{"status": 0, "seconds": 60.0}')
+    found = status.gather(study.parent / "t")
+    assert {Path(one.study).name: one.state for one in found.studies} == dict(
+        zip(names, ("failed", "done", "at work", "waiting"), strict=True)
+    )
+    failed = found.of("failed")[0]
+    assert (failed.why, failed.lines) == ("too large", ["study: x", "lowloss: too large"])
+    assert status.logs(study.parent / "t" / "a").splitlines()[-1] == "lowloss: too large"
+    assert [line.split()[0] for line in status.logs(study.parent / "t").splitlines()] == [
+        "state", "failed", "done", "at"
+    ]  # fmt: skip
+    # Once the launcher is gone, nothing runs any more.
+    (sweep / ".jobs.json").write_text(json.dumps(told | {"owner": told["owner"] | {"started": "0"}}))
+    assert {one.state for one in status.gather(study.parent / "t").studies} == {"failed", "done", "stopped"}
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch, capsys):
+    from rich.console import Console
+
+    monkeypatch.setattr(progress, "console", Console(stderr=True, highlight=False, width=100))
+    monkeypatch.setattr(progress, "shown", True)
+    monkeypatch.setattr(progress, "EVERY", 0)
+    with progress.bar("autoneb 0–1", 4) as advance:
+        for step in range(1, 5):
+            advance(step, "loss 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(", ")[0] for line in lines[:-1]] == [f"autoneb 0–1: {step}/4" for step in (1, 2, 3)]
+    assert lines[1].endswith("loss 0.5, about 0 s left")
+    assert "4/4" in lines[-1]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(4.6, "5 s"), (150, "2 min"), (3900, "1 h 5 min"), (200_000, "2 days")])
+def test_durations(seconds, said):
+    assert progress.duration(seconds) == said
+
+
+def test_the_page_is_written_until_all_has_ended(study, record, tmp_path, monkeypatch):
+    record.lines.append("<script>alert(1)</script>")
+    file, refreshed = study / "watch.html", []
+    for page in status.watch(study, None, 0.01):
+        assert page == file
+        refreshed.append('http-equiv="refresh"' in file.read_text())
+        if len(refreshed) == 2:
+            record.end("<b>it broke</b>")
+    assert refreshed == [True, True, False]
+    with browser.start(tmp_path / "profile") as driver:
+        for width in (1280, 390):
+            driver.set_window_size(width, 900)
+            driver.get(file.as_uri())
+            body = driver.find_element("css selector", "body").text
+            assert "<b>it broke</b>" in body
+            assert "<script>alert(1)</script>" in body
+            assert "minima 1/3" in " ".join(body.split())
+            assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_commands_are_told_what_is_wrong_in_a_line(tmp_path):
+    for arguments in (["status", "nothing"], ["logs", "nothing"], ["watch", "nothing", "--every", "0"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "lowloss", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
