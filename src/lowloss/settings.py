@@ -58,6 +58,7 @@ class Training:
     batch_size: Count | None
     together: Count | None
     collect: Any
+    branch: Any
     gradient_norm: Annotated[float, Ge(0)] | None
 
 
@@ -143,6 +144,7 @@ class Permutations:
     to: Annotated[float, Gt(0), Le(0.5)]
     iterations: Count
     gradient_norm: Annotated[float, Ge(0)]
+    order: Few
 
 
 @dataclass
