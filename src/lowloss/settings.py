@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value
 from lowloss.errors import LowlossError, nearest
@@ -131,6 +131,7 @@ class Dimensions:
     batch_size: Count | None
     column: Name
     threshold: float | None
+    share: Annotated[float, Gt(0), Lt(1)] | None
 
 
 @dataclass

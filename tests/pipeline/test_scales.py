@@ -49,6 +49,8 @@ KINDS = {
     "garipov2018_ptb": {"minima", "paths"},
     "garipov2018_c10_vgg16": {"minima", "paths", "ensembles", "scans"},
     "garipov2018": {"minima", "paths", "ensembles"},
+    "fort2019_planes": {"minima", "scans"},
+    "fort2019_swa": {"minima", "ensembles"},
     "frankle2020": {"minima", "paths"},
     "brea2019": {"minima", "permutations"},
     "li2018": {"minima", "spectra", "scans"},

@@ -70,7 +70,7 @@ def find_studies(folders: Iterable[Path]) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for folder in folders:
-        here = list(_studies_under(folder))
+        here = list(studies_under(folder))
         if not here:
             what = "holds no study" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
             raise LowlossError(f"{folder} {what}: name the folder of a study or of a sweep, such as outputs/quickstart")
@@ -84,7 +84,8 @@ def find_studies(folders: Iterable[Path]) -> list[Path]:
     return studies
 
 
-def _studies_under(folder: Path) -> Iterator[Path]:
+def studies_under(folder: Path) -> Iterator[Path]:
+    """The folders at or under this one that hold a study, or the beginning of one."""
     seen, starts = set[str](), [folder]
     for start in starts:
         linked, links = start is not folder, list[Path]()
