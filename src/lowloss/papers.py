@@ -39,6 +39,7 @@ TABLES = {
     ("garipov2018", "Sec. 6.1"): Table("report/budgets.csv", "method"),
     ("garipov2018", "Code of the paper"): Table("report/curves.csv", "finder"),
     **{("li2018", f"Figure {figure}"): Table("report/minima.csv", "method") for figure in (3, 5, 6, 13)},
+    **{("brea2019", of): Table("report/permutations.csv", "minimum") for of in ("Fig. 1", "Fig. 3", "Section 4.2")},
     ("fort2019", "Section 3.3"): Table("report/dimensions.csv", "place"),
     ("fort2019", "Figure 4"): Table("report/dimensions.csv", "place"),
 }

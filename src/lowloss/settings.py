@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value
 from lowloss.errors import LowlossError, nearest
@@ -59,6 +59,7 @@ class Training:
     batch_size: Count | None
     together: Count | None
     collect: Any
+    branch: Any
     gradient_norm: Annotated[float, Ge(0)] | None
 
 
@@ -131,6 +132,7 @@ class Dimensions:
     batch_size: Count | None
     column: Name
     threshold: float | None
+    share: Annotated[float, Gt(0), Lt(1)] | None
 
 
 @dataclass
@@ -144,6 +146,7 @@ class Permutations:
     to: Annotated[float, Gt(0), Le(0.5)]
     iterations: Count
     gradient_norm: Annotated[float, Ge(0)]
+    order: Few
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from lowloss import Data, LowlossError, MullerBrown, NetworkLandscape, tabulate
 from lowloss.landscape.analytic import AnalyticSurface, Quadratic, Rosenbrock
-from lowloss.measure import Density, Extremes, Hessian, Trace, curvature
+from lowloss.measure import Density, Extremes, Hessian, Large, Trace, curvature
 from lowloss.report.curvature import smoothed
 
 EIGENVALUES = [-3.0, -0.5, *np.linspace(-0.01, 0.01, 190).tolist(), 0.3, 1.0, 2.0, 2.5, 7.0, 7.2, 9.0, 40.0]
@@ -295,3 +295,15 @@ def test_what_cannot_be_measured_is_told() -> None:
     with pytest.raises(LowlossError, match="at least 6"):
         Trace(products=5)
     assert Hessian(samples=100).about == {"of": "mean loss", "split": "train", "samples": 100, "statistics": "held"}
+
+
+def test_large_eigenvalues_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    surface, theta_KP = Rotated(EIGENVALUES), torch.zeros(2, len(EIGENVALUES), dtype=torch.float64)
+    for share, count in ((0.01, 7), (0.2, 2), (0.9, 1)):
+        found = Large(share=share)(surface, theta_KP)
+        assert found["hessian_large"].tolist() == pytest.approx([count, count])
+        assert found["hessian_largest"].tolist() == pytest.approx([40, 40])
+    # By the density to three standard errors.
+    monkeypatch.setattr(curvature, "DENSE", 0)
+    estimated = Large(share=0.01, probes=30, steps=60)(surface, theta_KP[:1])["hessian_large"]
+    assert float(estimated) == pytest.approx(7, rel=3 * (2 / (30 * 7)) ** 0.5)

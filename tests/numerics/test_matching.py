@@ -4,16 +4,21 @@ from itertools import permutations
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from lowloss.data import Data
 from lowloss.landscape import Layout, NetworkLandscape
 from lowloss.model import CNN, MLP, DenseNet, ResNet
-from lowloss.symmetry import align, derive_symmetries, match_weights
+from lowloss.symmetry import align, derive_symmetries, match_activations, match_weights
 
 SHAPE = (1, 8, 8)
 NETWORKS = {
     "mlp": lambda: MLP(SHAPE, 10, [20, 14, 9]),
+    # Behind tanh units may change their signs too, with BatchNorm between or without.
+    "tanh": lambda: nn.Sequential(
+        *(nn.Flatten(), nn.Linear(64, 9), nn.BatchNorm1d(9), nn.Tanh()), *(nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 10))
+    ),
     "cnn with BatchNorm": lambda: CNN(SHAPE, 10, width=7, depth=2, hidden=16),
     "resnet": lambda: ResNet(SHAPE, 10, depth=14, width=4),
     "densenet": lambda: DenseNet(SHAPE, 10, depth=10, growth=5),
@@ -55,7 +60,11 @@ def test_a_permuted_copy_is_found_exactly(name, by):
     assert symmetries.groups
     noise_P = 0.05 * torch.randn(landscape.dim, generator=torch.Generator().manual_seed(1))
     a_P = landscape.point(landscape.loop.module) + noise_P  # a normalisation's parameters are no more alike
+    if name == "mlp":  # and two units give nothing behind their nonlinearity
+        landscape.layout.views(a_P)["layers.1.bias"][[3, 8]] = -100
     b_P = symmetries.permuted(a_P, symmetries.random(5))
+    odd = [group.name for group in symmetries.groups if group.odd]
+    assert len(odd) == {"tanh": 2, "transformer": 2, "decoder": 1}.get(name, 0)
     assert (a_P != b_P).float().mean() > 0.5
     aligned_P, _ = align(landscape, a_P, b_P, by)
     assert torch.equal(aligned_P, a_P)
@@ -97,3 +106,16 @@ def test_matching_brings_networks_closer():
         sigma_N[[0, 1]] = sigma_N[[1, 0]]
         swapped_P = symmetries.permuted(aligned_P, {group.name: sigma_N})
         assert (a_P - swapped_P).norm() >= (a_P - aligned_P).norm() - 1e-5
+
+
+def test_activations_are_matched_behind_the_nonlinearity():
+    torch.manual_seed(0)
+    x = torch.randn(150, 3)
+    a, b = (nn.Sequential(nn.Linear(3, 20), nn.ReLU(), nn.Linear(20, 2)) for _ in range(2))
+    symmetries = derive_symmetries(a, x[:2])
+    before, behind = (
+        torch.tensor(linear_sum_assignment(torch.corrcoef(torch.cat([of(a), of(b)], 1).T)[:20, 20:].detach(), True)[1])
+        for of in (lambda net: net[0](x), lambda net: net[:2](x))
+    )
+    assert not torch.equal(before, behind)
+    assert torch.equal(match_activations(symmetries, a, b, x)["0"], behind)

@@ -8,7 +8,7 @@ from torch import nn
 
 from lowloss.data import Data, Regression
 from lowloss.errors import LowlossError
-from lowloss.landscape import NetworkLandscape
+from lowloss.landscape import NetworkLandscape, Tied
 from lowloss.model import MLP
 from lowloss.symmetry import derive_symmetries
 from lowloss.symmetry.neurons import Neurons, halfway
@@ -31,7 +31,7 @@ def student(outputs, hidden=3, activation=nn.Softplus):
 def contracted(request):
     landscape, theta_P, neurons = student(request.param)
     pairs = [[0, 1]]
-    found = contract(landscape, theta_P, neurons, pairs, Contraction(2, 0.1, 250, 1e-8))
+    found = contract(landscape, theta_P, neurons, pairs, Contraction(2, 0.1, 250, 1e-8, order=2))
     return request.param, taught(landscape, theta_P), theta_P.double(), neurons, pairs, found
 
 
@@ -87,6 +87,30 @@ def test_descent_finds_the_minimum_of_a_quadratic():
     assert (losses_R <= 1e-18).all()
     # A row is the same whatever descends beside it, to rounding, and one that has converged stays.
     assert torch.equal(descend(Bowl(), z_RP, None, 200, 1e-9)[0], z_RP)
+
+
+def test_points_of_higher_orders_are_smaller_networks_on_plateaus(contracted):
+    outputs, *_, found = contracted
+    assert found["order_pair"][0, 0].tolist() == [0, 1]
+    assert found["order_pair"][0, 1].tolist() == [0, 2]  # what is left
+    assert found["order_loss"][0, 0] == pytest.approx(found["loss"][0, -1])
+    # Proposition 2: K n_{k+1} dimensions of equal loss.
+    assert found["order_dimensions"][0].tolist() == [outputs, 2 * outputs]
+    assert (found["order_change"][0] <= 1e-12 * found["order_loss"][0]).all()
+    # A network of one neuron has no lower loss nearby, and it is a critical point of the whole one.
+    assert found["order_loss"][0, 1] >= found["order_loss"][0, 0]
+    assert found["order_gradient"][0, 1] <= 1e-7
+    assert (found["order_vanishing"][0] >= (found["order_dimensions"][0] if outputs == 1 else 1)).all()
+
+
+def test_tied_parameters_take_the_mean_and_feel_the_sum():
+    chart = Tied(torch.tensor([[0, 0, 2, 0], [0, 1, 1, 3]]))
+    theta_RP = torch.tensor([[1.0, 2.0, 5.0, 6.0], [1.0, 2.0, 5.0, 6.0]])
+    wanted = [[3.0, 3.0, 5.0, 3.0], [1.0, 3.5, 3.5, 6.0]]
+    z_RP = chart.coordinates(theta_RP).requires_grad_()
+    assert chart.points(z_RP).tolist() == wanted
+    (chart.points(z_RP) * theta_RP).sum().backward()
+    assert z_RP.grad.tolist() == [[9, 0, 5, 0], [1, 7, 0, 6]]
 
 
 def test_hessian_is_that_of_autograd():

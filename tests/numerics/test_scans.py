@@ -256,3 +256,6 @@ def test_the_plane_of_three_minima_goes_through_all_of_them() -> None:
     assert grid.anchor_names == ("minimum 3", "minimum 1", "minimum 4")
     torch.testing.assert_close(grid.origin_P + grid.anchors_AD @ grid.directions_DP, corners_3P)
     torch.testing.assert_close(grid.directions_DP @ grid.directions_DP.T, torch.eye(2, dtype=torch.float64))
+    moved = MinimaPlane(radius=0.5, epoch=2).grid(corners_3P, None, Layout.of(nn.Linear(6, 1)), seed=0)
+    torch.testing.assert_close(moved.origin_P + moved.anchors_AD @ moved.directions_DP, 0.5 * corners_3P)
+    assert moved.anchor_names[0] == "minimum 0, epoch 2 × 0.5"

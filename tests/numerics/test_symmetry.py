@@ -154,6 +154,18 @@ def test_what_cannot_be_permuted_stays_and_is_told():
     assert recurrent.notes == ("1: what goes through lstm keeps its order",)
 
 
+def test_signs_change_where_all_that_follows_is_odd():
+    torch.manual_seed(0)
+    first = (nn.Flatten(0, 1), nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 9), nn.ReLU())
+    found = check(
+        nn.Sequential(*first, nn.Linear(9, 7), nn.Hardtanh(), nn.Linear(7, 3)), torch.randn(2, 5, 6).double(), 3
+    )
+    assert [(group.size, group.odd) for group in found.groups] == [(12, True), (9, False), (7, True)]
+    flip = torch.stack([torch.arange(9), -torch.ones(9, dtype=torch.long)])
+    with pytest.raises(LowlossError, match=r"^what follows 4 is not odd: its units cannot change their signs$"):
+        found.permuted(torch.zeros(found.layout.dim), {"4": flip})
+
+
 class Failing(nn.Module):
     def __init__(self):
         super().__init__()

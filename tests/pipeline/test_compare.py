@@ -13,7 +13,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from lowloss import files
 from lowloss.report import gather
+from lowloss.report.sweeps import draw_sweeps
 
 # Test modules have no package, so what stands beside them is loaded by its path.
 _spec = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
@@ -269,3 +271,23 @@ def test_page_shows_a_study_on_click(page, sweep):
     for href in links.values():
         assert Path(href.removeprefix("file://").replace("%3D", "=").replace("%2C", ",").replace("%5B", "[")
                     .replace("%5D", "]")).is_file()  # fmt: skip
+
+
+def test_a_sweep_has_means_and_deviations_by_what_differs(tmp_path):
+    angles = {(0.1, 0): [10, 12], (0.1, 1): [14, 16], (0.4, 0): [20, 20], (0.4, 1): [30, 30]}
+    for (rate, seed), found in angles.items():
+        for k, angle in enumerate(found):
+            folder = tmp_path / f"lr={rate},seed={seed}" / "widths" / f"{k:04d}"
+            folder.mkdir(parents=True)
+            files.save_tensors(folder / "result.safetensors", {}, {"minimum": k, "angle": float(angle)})
+            folder.joinpath("config.yaml").write_text(f"seed: {seed}\noptimizer:\n  lr: {rate}\n  momentum: 0.9\n")
+    written = draw_sweeps([tmp_path], tmp_path)
+    assert [file.name for file in written] == ["sweeps.csv", "sweep-optimizer.lr.png"]
+    with (tmp_path / "sweeps.csv").open(newline="") as lines:
+        low, high = csv.DictReader(lines)
+    assert (low["quantity"], low["setting"]) == ("angular width (degrees)", "optimizer.lr")
+    for row, rate, mean, sd in ((low, 0.1, 13, 5**0.5), (high, 0.4, 25, 5)):
+        assert (float(row["value"]), float(row["mean"]), row["count"]) == (rate, mean, "4")
+        assert float(row["sd"]) == pytest.approx(sd)
+    # Where nothing differs nothing is written.
+    assert draw_sweeps([tmp_path / "lr=0.1,seed=0"], tmp_path / "none") == []

@@ -16,6 +16,7 @@ FAMILY = """
     ensemble.swa.members=3 ensemble.swa.batch_size=16 ensemble.swa.start=3 ensemble.curve.points=3
 """
 RANDOM = "{_target_:lowloss.ensemble.Curve,start:0,end:1,path:random,points:3,weight_decay:5.0e-4}"
+EARLY = "{_target_:lowloss.points.MinimaPlane,start:0,end:1,third:2,epoch:1}"
 
 
 def rows(file):
@@ -71,6 +72,21 @@ def test_every_kind_tells_its_members_and_what_they_cost(family):
     assert tensors["lr"].tolist() == pytest.approx([*falling, *rising, *falling])
 
 
+def test_averaged_weights_are_beside_averaged_predictions(family):
+    tensors, _ = load_tensors(family / "t" / "ensembles" / "swa-0000" / "result.safetensors")
+    for metric in ("loss", "error"):
+        # Of one network weights and predictions are the same.
+        assert tensors[metric][0] == pytest.approx(float(tensors[f"{metric}_alone"][0]))
+        assert tensors[f"predictions_{metric}"][0] == pytest.approx(float(tensors[f"{metric}_alone"][0]))
+        assert len(tensors[f"predictions_{metric}"]) == 3
+    # The mean of probabilities has a lower loss than the mean of the losses.
+    assert tensors["predictions_loss"][-1] < tensors["loss_alone"].mean()
+    (row,) = rows(family / "t" / "report" / "averages.csv")
+    assert (row["method"], float(row["lr_max"]), row["members"]) == ("swa", 0.05, "3")
+    advantage = 100 * float(tensors["error"][-1] - tensors["predictions_error"][-1])
+    assert float(row["advantage_error"]) == pytest.approx(advantage)
+
+
 def test_two_networks_along_a_random_segment(family):
     root = family / "t"
     segment, notes = load_tensors(root / "ensembles" / "random_segment-0000-0001-random" / "result.safetensors")
@@ -99,6 +115,7 @@ def test_two_networks_along_a_random_segment(family):
         ("ensemble.fge.runs=4", "ensemble.fge.minimum + runs - 1=3, but the minima are 0 … 2: raise minima.count"),
         ("ensemble.snapshot.cycles=4", "ensemble.snapshot: cycles=4 does not divide epochs=3"),
         ("ensemble.swa.start=7", "ensemble.swa starts from epoch 7"),
+        (f"+scan.early={EARLY}", "scan.early starts from epoch 1, which minima.collect=[2, 3] in 4 epochs does not"),
         ("ensemble.curve.path=bezier", "ensemble.curve.path=bezier, but finder has polychain"),
         ("ensemble.curve.end=2", "ensemble.curve needs the path [0,2] by polychain"),
         ("ensemble.swa._target_=lowloss.finder.Line", "ensemble.swa._target_ must be a recipe of FGE"),

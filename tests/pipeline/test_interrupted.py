@@ -66,6 +66,51 @@ def test_killed_and_started_again(lowloss, whole, tmp_path, kill):
     assert done or stage == "report"
 
 
+OTHERS = """
+    model=mlp model.hidden=[4] data=tiny minima.count=3 minima.epochs=1 minima.batch_size=16 finder=[line] path.points=3
+    path.bracket=1 path.pairs=[[0,1]] connector.m=[2] connector.resolution=2 connector.steps=4 connector.batch_size=16
+    connector.samples=10 width.directions=70 width.minima=[0] dimension.dims=[1,3] dimension.repeats=1 dimension.steps=2
+    dimension.batch_size=16 curvature.samples=16 curvature.products=4 curvature.trace=null curvature.density=null
+    curvature.pivots=5 permutation.pairs=[[0,1]] permutation.steps=3 permutation.iterations=2 permutation.order=2
+"""
+STAGES = ("connector", "width", "dimension", "curvature", "permutation")
+# As KILLS, of the stages that are not among the default ones.
+OTHER_KILLS = {
+    "connector-in-evaluation": ("connector", "connectors/m02", "*/points-000016.safetensors", 1),
+    "width-between-directions": ("width", "widths/0000", "*/points-000064.safetensors", 1),
+    "dimension-after-descent": ("dimension", "dimensions/initial-00", "*/round-0/points-000000.safetensors", 1),
+    "curvature-between-points": ("curvature", "spectra/0000-0001-line", "*/points-000004.safetensors", 1),
+    "permutation-in-the-second-order": ("permutation", "permutations/0000-last", "*/order-2-0001.safetensors", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def others(lowloss, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("others")
+    made = lowloss(outputs, *OTHERS.split(), f"stages=[minima,path,{','.join(STAGES)}]")
+    assert made.status == 0, made.err
+    return outputs, made
+
+
+@pytest.mark.parametrize("kill", OTHER_KILLS)
+def test_other_stages_killed_and_started_again(lowloss, others, tmp_path, kill):
+    (outputs, made), (stage, missing, place, count) = others, OTHER_KILLS[kill]
+    shutil.copytree(outputs / "t", tmp_path / "t")
+    shutil.rmtree(tmp_path / "t" / missing)
+    command = (*OTHERS.split(), f"stages=[{stage}]")
+    killed = lowloss(tmp_path, *command, strike=("SIGKILL", place, count))
+    assert killed.status == -9, killed.err
+    *renamed, (_, struck) = killed.renames
+    assert struck.match(place)
+    again = lowloss(tmp_path, *command)
+    assert again.status == 0, again.err
+    assert lowloss.results(tmp_path / "t") == lowloss.results(outputs / "t")
+    done = work_done([*renamed, *again.renames], tmp_path, missing)
+    assert done == work_done(made.renames, outputs, missing)
+    assert renamed
+    assert done
+
+
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
 def test_interrupted_politely(lowloss, whole, tmp_path, signal):
     root = whole.copy(tmp_path, "minima")

@@ -13,6 +13,7 @@ from lowloss.data import digits
 from lowloss.files import load_notes
 from lowloss.landscape import NetworkLandscape
 from lowloss.model import MLP
+from lowloss.report.merging import advice
 from lowloss.symmetry import derive_symmetries
 
 HIDDEN = 20
@@ -119,13 +120,25 @@ def test_the_command_ends_with_a_table_and_advice(merged, files, lowloss):
     assert table["bezier"][0] == f"{bezier['barrier_train_loss']:.4g}"
     best = min(notes["ways"], key=lambda row: row["train_loss"])
     worse = max(row["test_error"] for row in notes["ends"])
-    says = "merge them" if best["test_error"] <= worse else "do not merge them"
-    assert re.match(rf"advice: {says}, .* test error of {100 * best['test_error']:.3g} %", lines[-1])
+    margin = (worse * (1 - worse) / len(DATA.y_test)) ** 0.5
+    says = "merge them" if best["test_error"] <= worse + margin else "do not merge them"
+    told = (
+        rf"test error of {100 * best['test_error']:.3g} %, .* with a margin of {100 * margin:.3g} %, one standard error"
+    )
+    assert re.match(rf"advice: {says}, .* {told} on 360 samples", lines[-1])
     # The same command finds everything complete, and says the same.
     again = lowloss.plain(files, "merge", "a.pt", "b.pt", *MODEL, *QUICK)
     assert again.status == 0
     assert not again.renames
     assert again.err.splitlines()[-8:] == lines[-8:]
+
+
+def test_advice_has_a_margin():
+    notes = {"units": {"loss": "nats", "error": "fraction"}, "samples": 100, "together": {"test_error": 0.1}}
+    notes["ends"] = [{"way": "a", "test_error": 0.1}, {"way": "b", "test_error": 0.2}]
+    for error, says in ((0.2399, "merge them"), (0.2401, "do not merge them")):
+        way = {"way": "mean", "train_loss": 1.0, "test_error": error, "barrier_above_ends_train_loss": 0.0}
+        assert advice({**notes, "ways": [way]}, []).startswith(f"{says}, ")
 
 
 def test_a_permuted_copy_merges_into_the_network_itself(lowloss, tmp_path):

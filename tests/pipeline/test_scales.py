@@ -18,8 +18,8 @@ EXPERIMENTS = [
     *sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")),
     *(row["experiment"] for rows in read_families(CONF).values() for row in rows),
 ]
-# What is in small the same as another one, but for a rate or weight decay, is not run; the test below compares their
-# configurations.
+# What is in small the same as another one, but for a rate, weight decay or width of an MLP, is not run; the test below
+# compares their configurations.
 TWINS = {
     **{f"garipov2018_fig3_k{k}": "garipov2018_c10_conv3fc3" for k in ("03", "05", "08", "10")},
     **{name: name.replace("_c100_", "_c10_") for name in EXPERIMENTS if name.startswith("draxler2018_c100_")},
@@ -29,6 +29,7 @@ TWINS = {
     "garipov2018_c100_vgg16": "garipov2018",
     "draxler2018_c10_cnn12": "draxler2018",
     "fort2019_toy_60_45": "fort2019_toy",
+    **{f"brea2019_mnist_h{width}": "brea2019_mnist" for width in (10, 15, 20, 25)},
     **{f"li2018_{n}": "li2018" for n in ("resnet20", "resnet56", "resnet56_b4096", "resnet110")},
     **{f"li2018_wrn56_{k}": "li2018" for k in (2, 4, 8)},
     **{f"li2018_resnet{depth}_noshort": "li2018_resnet20_noshort" for depth in (56, 110, 158)},
@@ -48,6 +49,9 @@ KINDS = {
     "garipov2018_ptb": {"minima", "paths"},
     "garipov2018_c10_vgg16": {"minima", "paths", "ensembles", "scans"},
     "garipov2018": {"minima", "paths", "ensembles"},
+    "fort2019_planes": {"minima", "scans"},
+    "fort2019_swa": {"minima", "ensembles"},
+    "frankle2020": {"minima", "paths"},
     "brea2019": {"minima", "permutations"},
     "li2018": {"minima", "spectra", "scans"},
 }
@@ -57,7 +61,7 @@ BOUGHT = {"curves.csv": None, "members.csv": {"distance"}, "budgets.csv": {"brie
 # classes without a test sample, and a dimension from which on cuts succeed.
 BANDS = {"summary.csv": {"residuum", "force", "force_at_top", "spacing_spread"}}
 CUTS = {"dimensions.csv": {"threshold", "high"}}
-TEXTS = ("finder", "status", "method", "place", "class", "split", "statistics")
+TEXTS = ("finder", "status", "method", "place", "class", "split", "statistics", "layer")
 MAY_LACK = (
     {"table_b1.csv": {"epoch", "epoch_first"}, "classes.csv": None, "overlap.csv": {"overlap"}} | BANDS | CUTS | BOUGHT
 )
@@ -111,6 +115,7 @@ def test_twins_are_the_same_in_small():
     GlobalHydra.instance().clear()
     for config in composed.values():
         del config["name"], config["optimizer"]["lr"], config["optimizer"]["weight_decay"]
+        config["model"].pop("hidden", None)
     for one, other in TWINS.items():
         assert composed[one] == composed[other], one
 

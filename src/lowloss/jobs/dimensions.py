@@ -17,6 +17,7 @@ from lowloss.jobs.bench import Bench
 from lowloss.jobs.connectors import ConnectorJob, middle
 from lowloss.jobs.minima import minimum
 from lowloss.jobs.paths import PathJob, load_path
+from lowloss.jobs.spectra import WHICH, hessian
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
@@ -38,7 +39,9 @@ class DimensionJob(Job):
     """The threshold dimension at one place, with hyperplanes of one orientation.
 
     Tensors: dims and values (R,) of all runs. notes: threshold of the values; low, the largest dimension that failed,
-    and high, the smallest from which on all succeeded, where there is one.  runs.csv: a row a run.
+    and high, the smallest from which on all succeeded, where there is one; of the first orientation, where it is asked
+    for, large, how many eigenvalues of the Hessian at the place are above a share of the largest.
+    runs.csv: a row a run.
 
     Args:
         place: "initial", the initial point of a network; "path", a fraction of the first path of a finder; or
@@ -68,17 +71,26 @@ class DimensionJob(Job):
     def own_settings(self) -> Config:
         keys = ["dims", "rounds", "steps", "optimizer", "batch_size", "column", "threshold"]
         keys += [] if self.place == "initial" else ["displacement"]
-        return self.bench.describes("seed", "schedule", *(f"dimension.{key}" for key in keys))
+        keys += ["share"] if self.counts else []
+        counted = [f"curvature.{key}" for key in (*WHICH, "density")] if self.counts else []
+        return self.bench.describes("seed", "schedule", *(f"dimension.{key}" for key in keys), *counted)
+
+    @property
+    def counts(self) -> bool:
+        """Whether eigenvalues are counted here: the Hessian knows nothing of orientations."""
+        return self.repeat == 0 and self.bench.config["dimension"]["share"] is not None
 
     def cost(self) -> Cost:
         settings = self.bench.config["dimension"]
-        runs = settings["rounds"] * len({*settings["dims"]})
-        return Cost(runs * settings["steps"], runs, 1, "at most")
+        runs, density = settings["rounds"] * len({*settings["dims"]}), self.bench.config["curvature"]["density"] or {}
+        products = density.get("probes", 2) * density.get("steps", 40) if self.counts else 0
+        return Cost(runs * settings["steps"] + 2 * products, runs, 1, "at most")
 
     def make(self, work: Path) -> Result:
         import pandas as pd
         import torch
 
+        from lowloss.measure import Large
         from lowloss.training.cuts import bracket, descend_cuts, refined
         from lowloss.training.tabulate import tabulate
 
@@ -101,6 +113,11 @@ class DimensionJob(Job):
         low, high = bracket(values, threshold)
         notes: Config = {"place": self.place, "which": self.which, "repeat": self.repeat, "column": column}
         notes |= {"threshold": threshold, "low": low, **({"high": high} if high < inf else {})}
+        if self.counts:
+            measures = [Large(hessian(bench), settings["share"], **(bench.config["curvature"]["density"] or {}))]
+            title, at_1P = f"eigenvalues at {self.name}", self._at()[None]
+            table = bench.everywhere(tabulate, at_1P, measures=measures, folder=work / "hessian", title=title)
+            notes |= {"share": settings["share"], "large": float(table["hessian_large"])}
         runs = pd.DataFrame(sorted(values.items()), columns=["dim", column])
         tensors = {"dims": torch.tensor(sorted(values)), "values": torch.tensor(runs[column].to_numpy())}
         return Result({**tensors, "origin": origin_P}, notes, {"runs.csv": runs})
@@ -112,18 +129,25 @@ class DimensionJob(Job):
         notes = minimum(self.bench, 0).artifact.notes()
         return float(1 - SHARE * (1 - notes[settings["column"]]))
 
+    def _at(self) -> Tensor:
+        """The place (P,)."""
+        import torch
+
+        if self.place == "initial":
+            return self.bench.landscape.initial(derive(self.bench.config["seed"], "initial", self.repeat))
+        if self.place == "path":
+            return load_path(self.path).points(torch.tensor([self.which], dtype=torch.float64))[0]
+        return middle(ConnectorJob(self.bench, int(self.which)))
+
     def _origin(self) -> Tensor:
+        """The point (P,) through which the cuts go."""
         import torch
 
         from lowloss.points.directions import unit_directions
 
-        bench, seed = self.bench, self.bench.config["seed"]
+        bench, seed, theta_P = self.bench, self.bench.config["seed"], self._at()
         if self.place == "initial":
-            return bench.landscape.initial(derive(seed, "initial", self.repeat))
-        if self.place == "path":
-            theta_P = load_path(self.path).points(torch.tensor([self.which], dtype=torch.float64))[0]
-        else:
-            theta_P = middle(ConnectorJob(bench, int(self.which)))
+            return theta_P
         away_1P = unit_directions(theta_P, derive(seed, "displacement"), False, torch.tensor([self.repeat]))
         return theta_P + bench.config["dimension"]["displacement"] * theta_P.norm() * away_1P[0]
 

@@ -18,6 +18,7 @@ from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.stage import Stage
+from lowloss.jobs.trajectories import at_epoch, check_epochs
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
@@ -132,27 +133,6 @@ class Walked(EnsembleJob):
         members = walks * sum(recipe.collects(i, cycle) for i in places)
         return Cost(walks * steps, members, members)
 
-    def given(self, k: int, epoch: float | None) -> Tensor:
-        """Minimum k (P,) as it was at an epoch of its training; None: at the end."""
-        from lowloss.files import load_tensors
-
-        artifact = minimum(self.bench, k).artifact
-        if epoch is None:
-            return artifact.load()[0]["theta"]
-        at = artifact.notes()["trajectory_epochs"].index(epoch)
-        return load_tensors(artifact.folder / "trajectory" / f"{at:04d}.safetensors")[0]["theta"]
-
-    def check_starts(self, starts: Any) -> None:
-        """Raise LowlossError for epochs at which the minima are not kept."""
-        minima, key = self.bench.config["minima"], f"ensemble.{self.key}"
-        if starts and "files" in minima:
-            raise LowlossError(f"{key} starts from an epoch, and minima from files have none: set it to null")
-        kept = minima.get("collect")
-        for epoch in starts or ():
-            if epoch > minima["epochs"] or (kept != "every" and epoch not in (kept or ())) or epoch != round(epoch):
-                told = f"minima.collect={kept} in {minima['epochs']:g} epochs"
-                raise LowlossError(f"{key} starts from epoch {epoch:g}, which {told} does not keep: add it there")
-
 
 class FastGeometric(Walked):
     """Garipov et al. 2018, Algorithm 1. Its rows are the single network that it starts from, and the ensemble.
@@ -179,7 +159,7 @@ class FastGeometric(Walked):
 
     def check(self) -> None:
         self.bench.check_minimum(f"ensemble.{self.key}.minimum + runs - 1", self.minima[-1])
-        self.check_starts(self.node["starts"])
+        check_epochs(self.bench, f"ensemble.{self.key}", self.node["starts"] or ())
         budget, before = self.node["budget"], max(self.node["starts"] or [self.trained])
         walk = (self.node["members"] - 0.5) * self.node["cycle_epochs"]
         key, needed = f"ensemble.{self.key}.budget", before + len(self.starts) * walk
@@ -198,7 +178,7 @@ class FastGeometric(Walked):
         from lowloss.ensemble.base import epochs_spent
 
         runs = [(k, epoch) for k in self.minima for epoch in self.starts]
-        start_RP = torch.stack([self.given(k, epoch) for k, epoch in runs])
+        start_RP = torch.stack([at_epoch(self.bench, k, epoch) for k, epoch in runs])
         found, history = self.walk(start_RP, work, "fge", self.node["minimum"])
         theta_MP = torch.cat([one.theta_MP for one in found])
         before, last = max(self.node["starts"] or [self.trained]), found[0].epochs[-1]
@@ -246,7 +226,10 @@ class Snapshots(Walked):
 
 
 class Averaged(Walked):
-    """Stochastic weight averaging: one network, the mean of the weights collected so far, for each prefix."""
+    """Stochastic weight averaging: one network, the mean of the weights collected so far, for each prefix.
+
+    Tensors: beside it `predictions_<metric>`, of what was collected as an ensemble.
+    """
 
     refers = ("minimum",)
     reads: ClassVar = {"start": float | None}
@@ -255,7 +238,8 @@ class Averaged(Walked):
         return (minimum(self.bench, self.node["minimum"]),)
 
     def check(self) -> None:
-        self.check_starts([self.node["start"]] if self.node["start"] is not None else None)
+        start = self.node["start"]
+        check_epochs(self.bench, f"ensemble.{self.key}", [] if start is None else [start])
 
     def cost(self) -> Cost:
         walked = self.walked(1)  # what is collected and its means are evaluated, and the last mean is kept
@@ -266,7 +250,7 @@ class Averaged(Walked):
 
         start = self.node["start"]
         (found,), history = self.walk(
-            self.given(self.node["minimum"], start)[None], work, self.key, self.node["minimum"]
+            at_epoch(self.bench, self.node["minimum"], start)[None], work, self.key, self.node["minimum"]
         )
         counts_M1 = torch.arange(1, len(found.theta_MP) + 1)[:, None]
         mean_MP = (found.theta_MP.double().cumsum(0) / counts_M1).to(found.theta_MP)
@@ -274,10 +258,12 @@ class Averaged(Walked):
         means = [self.evaluated(mean_P[None], self.key)[0] for mean_P in mean_MP]
         tensors = {name: torch.cat([mean[name] for mean in means]) for name in means[0]}
         tensors |= {f"{name}_alone": collected[f"{name}_alone"] for name in names}
+        tensors |= {f"predictions_{name}": collected[name] for name in names}
         tensors["distance"] = distances(found.theta_MP)
         row = [self.key, 1, *(float(tensors[name][-1]) for name in names)]
         spent = [(self.trained if start is None else start) + here for here in found.epochs]
         notes = {"method": self.key, "rows": [self.single(self.node["minimum"]), row]}
+        notes["lr_max"] = self.bench.ensembles[self.key].lr_max  # type: ignore[attr-defined]
         table = members_table(tensors, [1] * len(spent), spent)
         tables = {"metrics.csv": history, "members.csv": table}
         return Result({**tensors, "theta": mean_MP[-1:]}, notes, tables)
@@ -428,6 +414,7 @@ class EnsembleStage(Stage):
         return found
 
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
+        from lowloss.report.averages import draw_averages
         from lowloss.report.ensembles import draw_costs
         from lowloss.report.ensembles_along import draw_curves, draw_walks
         from lowloss.report.figures import draw_ensembles
@@ -438,7 +425,13 @@ class EnsembleStage(Stage):
             yield draw_ensembles(shown, folder)
             yield draw_costs(shown, folder)
         yield from draw_walks(shown, folder)
+        yield from draw_averages(study, folder)
         yield from draw_curves(study, [artifact for artifact in ensembles if artifact not in shown], folder)
+
+    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
+        from lowloss.report.averages import averages
+
+        return {"averages": averages(study)}
 
 
 STAGE = EnsembleStage()

@@ -89,6 +89,7 @@ class MergeJob(Job):
             {"way": way} | {name: end[name] for name in names} for way, end in zip(called, ends, strict=True)
         ]
         notes["left_out"] = list(symmetries.notes)
+        notes["samples"] = len(landscape.data.split("test" if "test" in landscape.splits else "train")[1])
         if "test" in landscape.splits:
             together, _ = ensemble_metrics(landscape, torch.stack([a_P, b_P]))
             notes["together"] = {f"test_{name}": float(column[-1]) for name, column in together.items()}

@@ -35,7 +35,7 @@ class Minimum(Job):
         return Minimum(self.bench, int(name))
 
     def own_settings(self) -> Config:
-        training = [f"minima.{key}" for key in ("epochs", "batch_size", "collect", "gradient_norm")]
+        training = [f"minima.{key}" for key in ("epochs", "batch_size", "collect", "gradient_norm", "branch")]
         chart = ["chart"] if self.bench.config["chart"].get("_target_") else []
         sections = ("seed", *self.bench.ground, "optimizer", "schedule", *training, "evaluation_batch", *chart)
         return self.bench.describes(*sections)
@@ -74,6 +74,8 @@ class Minimum(Job):
             notes = {**values, "steps": int(found.history[-1][0]), "status": found.status[row]}
             if settings["gradient_norm"] is not None:
                 notes["gradient_norm"] = found.gradient_norms[row]
+            if 1 <= (k := int(jobs[row].name)) <= len(settings["branch"] or ()):
+                notes["branch"] = settings["branch"][k - 1]
             kept = {}
             if found.trajectories:
                 trajectory = found.trajectories[row]
@@ -105,6 +107,13 @@ class MinimaStage(Stage):
             check_files(bench)
             return
         check_collect("minima.collect", bench.config["minima"]["collect"])
+        if branch := bench.config["minima"]["branch"]:
+            if not (isinstance(branch, list) and all(is_number(e, float) and e >= 0 for e in branch)):
+                raise LowlossError(f"minima.branch must be null or a list of epochs, got {branch!r}")
+            if (last := max(branch[: bench.count - 1], default=0)) >= (epochs := bench.config["minima"]["epochs"]):
+                raise LowlossError(f"minima.branch has {last:g}, but training ends after {epochs:g} epochs: lower it")
+            if bench.config["minima"]["batch_size"] is None:
+                raise LowlossError("minima.branch needs minibatches, whose order differs: set minima.batch_size")
         decay = bench.config["optimizer"].get("weight_decay")
         if bench.config["chart"].get("_target_") and is_number(decay, float) and decay != 0:
             raise LowlossError(

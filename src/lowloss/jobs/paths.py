@@ -240,6 +240,7 @@ class PathStage(Stage):
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
         from lowloss.report.disconnectivity import draw_graphs
         from lowloss.report.figures import draw_paths
+        from lowloss.report.instability import draw_instability
         from lowloss.report.search import draw_searches
         from lowloss.report.tunnels import draw_tunnels
 
@@ -249,11 +250,13 @@ class PathStage(Stage):
             yield from draw_graphs(study, folder)
             yield from draw_searches(study, folder)
             yield from draw_tunnels(paths, folder)
+            yield from draw_instability(study, folder)
 
     def tables(self, study: Study) -> dict[str, pd.DataFrame]:
+        from lowloss.report.instability import instability
         from lowloss.report.tunnels import deviations
 
-        return {"deviations": deviations(study)}
+        return {"deviations": deviations(study), "instability": instability(study)}
 
 
 STAGE = PathStage()

@@ -17,13 +17,14 @@ from lowloss.jobs.stage import Stage
 from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from lowloss.landscape import NetworkLandscape
     from lowloss.report.pictures import Picture
     from lowloss.symmetry.neurons import Neurons
 
-DESCENT = ("steps", "to", "iterations", "gradient_norm")
+DESCENT = ("steps", "to", "iterations", "gradient_norm", "order")
 
 
 class PermutationJob(Job):
@@ -32,6 +33,7 @@ class PermutationJob(Job):
     Tensors: bends (R, B, P), from the minimum to the permutation points; t, loss and distance (R, B) there, and the
     train split's exact metrics of the study's own task; what `contract` tells of the points.
     along.csv: the losses along every whole way; the second half is the first, mirrored.  points.csv: a row a pair.
+    orders.csv: a row a pair and order, where there are several.
     """
 
     kind, stage = "permutations", "permutation"
@@ -63,7 +65,9 @@ class PermutationJob(Job):
         settings, wanted = self.bench.config["permutation"], self.bench.config["permutation"]["pairs"]
         pairs = comb(len(self.neurons), 2) if wanted == "all" else 1 if wanted == "similar" else len(wanted)
         steps, bends = settings["steps"] + 1, settings["steps"] + 1 + LAST
-        return Cost(pairs * steps * settings["iterations"], pairs * bends, 2 * pairs * bends, "at most")
+        return Cost(
+            settings["order"] * pairs * steps * settings["iterations"], pairs * bends, 2 * pairs * bends, "at most"
+        )
 
     def make(self, work: Path) -> Result:
         import pandas as pd
@@ -104,11 +108,28 @@ class PermutationJob(Job):
         table_R = pd.DataFrame(rows | {name: found[name] for name in names if name in found})
         shares = table_R["class"].value_counts(normalize=True).to_dict()
         notes = {"minimum": self.k, "layer": self.neurons.layer, "pairs": pairs, "teacher": settings["teacher"]}
+        notes |= {"neurons": len(self.neurons), "steps": settings["steps"], "to": settings["to"]}
         notes |= {"shares": shares, "next_layer": self.neurons.next_layer, "highest": float(table_R["highest"].max())}
         if "negative" in table_R:
             notes["share_of_saddles"] = float((table_R["negative"] == 1).mean())
         tensors = {**found, "t": t_RB, **own}
-        return Result(tensors, notes, {"along.csv": pd.concat(along), "points.csv": table_R})
+        tables = {"along.csv": pd.concat(along), "points.csv": table_R}
+        if settings["order"] > 1:
+            tables["orders.csv"] = self._orders(found)
+        return Result(tensors, notes, tables)
+
+    def _orders(self, found: dict[str, Tensor]) -> pd.DataFrame:
+        """Every pair's points of all orders; `wanted` are the K n_{k+1} dimensions of proposition 2."""
+        import pandas as pd
+
+        columns = {n.removeprefix("order_"): c for n, c in found.items() if n.startswith("order_") and c.dim() == 2}
+        rows = []
+        for r, merged in enumerate(found["order_pair"].tolist()):
+            for k, pair in enumerate(merged):
+                row = {"l": merged[0][0], "m": merged[0][1], "order": k + 1, "merged_l": pair[0], "merged_m": pair[1]}
+                row["wanted"] = (k + 1) * self.neurons.outgoing_NO.shape[1]
+                rows.append(row | {name: column_RK[r, k].item() for name, column_RK in columns.items()})
+        return pd.DataFrame(rows)
 
 
 def _neurons(bench: Bench, landscape: NetworkLandscape) -> Neurons:
@@ -136,6 +157,11 @@ class PermutationStage(Stage):
         wanted, neurons = bench.config["permutation"]["pairs"], _neurons(bench, landscape)
         if isinstance(wanted, list):
             neurons.check(wanted)
+        if (order := bench.config["permutation"]["order"]) >= len(neurons):
+            raise LowlossError(
+                f"permutation.order={order}, but {neurons.layer} has {len(neurons)} neurons, of which one is left: "
+                f"take at most {len(neurons) - 1}"
+            )
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [PermutationJob(bench, k) for k in range(bench.count)]
@@ -145,6 +171,11 @@ class PermutationStage(Stage):
 
         for artifact in study.complete("permutations"):
             yield draw_permutations(artifact, folder)
+
+    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
+        from lowloss.report.permutations import permutations
+
+        return {"permutations": permutations(study)}
 
 
 STAGE = PermutationStage()

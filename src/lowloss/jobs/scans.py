@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from lowloss.errors import LowlossError
 from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
-from lowloss.jobs.minima import minimum, points
+from lowloss.jobs.minima import minimum
 from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.spectra import ENDS, extremes
 from lowloss.jobs.stage import Stage, sort_of
-from lowloss.jobs.trajectories import collected, losses_of, trajectory
+from lowloss.jobs.trajectories import at_epoch, check_epochs, collected, losses_of, trajectory
 from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
@@ -75,7 +75,8 @@ class Scan(Job):
 
         bench, plane = self.bench, self.bench.planes[self.scan]
         path = load_path(self.path) if self.path else None
-        minima_KP, seed = points(bench, self.minima), derive(bench.config["seed"], "scan", self.scan)
+        minima_KP = torch.stack([at_epoch(bench, k, plane.epoch) for k in self.minima])
+        seed = derive(bench.config["seed"], "scan", self.scan)
         if path is not None and bench.config["path"]["align"]:  # its second end is a permuted minimum
             minima_KP = path.bends_BP[[0, -1] if self.minima[0] < self.minima[1] else [-1, 0]]
         minima_KP = self._with_begin(plane.begins, minima_KP)
@@ -117,7 +118,7 @@ class Scan(Job):
             "scan": self.scan,
             "lines": grid.is_lines,
             "anchor_names": list(grid.anchor_names),
-            "settings": self.node,
+            "settings": {**self.node, "statistics": plane.statistics},
         }
         return Result(tensors, notes, tables)
 
@@ -180,6 +181,7 @@ class ScanStage(Stage):
     def check_made(self, bench: Bench) -> None:
         for name, plane in bench.planes.items():
             minima = bench.config["minima"]
+            check_epochs(bench, f"scan.{name}", [] if plane.epoch is None else [plane.epoch])
             if plane.begins and "files" in minima:
                 raise LowlossError(
                     f"scan.{name} needs where a minimum began, which minima of files do not tell: train them here, "

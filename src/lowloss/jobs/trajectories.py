@@ -5,12 +5,14 @@ Shapes: E epochs, P parameters, D directions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowloss.errors import LowlossError
 from lowloss.jobs.bench import Bench
-from lowloss.jobs.minima import minimum
+from lowloss.jobs.minima import minimum, points
 from lowloss.study import Config
 
 if TYPE_CHECKING:
@@ -37,6 +39,26 @@ def trajectory(bench: Bench, k: int) -> tuple[list[float], Tensor]:
     epochs = artifact.notes()["trajectory_epochs"]
     files = [artifact.folder / "trajectory" / f"{i:04d}.safetensors" for i in range(len(epochs))]
     return epochs, torch.stack([load_tensors(file)[0]["theta"] for file in files])
+
+
+def at_epoch(bench: Bench, k: int, epoch: float | None) -> Tensor:
+    """Where a minimum was (P,) at an epoch of its training at which it was kept; None: at the end."""
+    if epoch is None:
+        return points(bench, [k])[0]
+    epochs, points_EP = trajectory(bench, k)
+    return points_EP[epochs.index(epoch)]
+
+
+def check_epochs(bench: Bench, key: str, epochs: Iterable[float]) -> None:
+    """Raise LowlossError for epochs at which the minima are not kept."""
+    minima, wanted = bench.config["minima"], list(epochs)
+    if wanted and "files" in minima:
+        raise LowlossError(f"{key} starts from an epoch, and minima from files have none: set it to null")
+    kept = minima.get("collect")
+    for epoch in wanted:
+        if epoch > minima["epochs"] or (kept != "every" and epoch not in (kept or ())) or epoch != round(epoch):
+            told = f"minima.collect={kept} in {minima['epochs']:g} epochs"
+            raise LowlossError(f"{key} starts from epoch {epoch:g}, which {told} does not keep: add it there")
 
 
 def losses_of(

@@ -3,7 +3,7 @@
 from lowloss.data.base import AUGMENTED, Batch
 from lowloss.landscape.analytic import LEPS, AnalyticSurface, GaussianMixture, MullerBrown, Quadratic, Rosenbrock, Wedge
 from lowloss.landscape.base import BatchSource, Columns, Landscape
-from lowloss.landscape.chart import Chart, Equal, NeuronDistance, Normal, Span
+from lowloss.landscape.chart import Chart, NeuronDistance, Normal, Span, Tied
 from lowloss.landscape.engine import Engine
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
@@ -20,7 +20,6 @@ __all__ = [
     "Charted",
     "Columns",
     "Engine",
-    "Equal",
     "GaussianMixture",
     "Landscape",
     "Layout",
@@ -33,6 +32,7 @@ __all__ = [
     "Regularised",
     "Rosenbrock",
     "Span",
+    "Tied",
     "Wedge",
     "Wedges",
 ]

@@ -217,29 +217,30 @@ class NeuronDistance(_Held):
         return self.points(theta_KP)
 
 
-class Equal(_Held):
-    """Two sets of parameters that are equal: a permutation point, as the network with one neuron fewer.
+class Tied(_Held):
+    """Parameters that are equal: a permutation point, as the smaller network that it is (Brea et al. 2019, sec. 4.3).
 
-    The coordinates are Q = P redundant ones; both sets take the mean of the two. By symmetry the gradient of a loss
-    that does not change when the two are exchanged lies in this space.
+    The coordinates are Q = P redundant ones, of which every parameter takes that of its source.
 
     Args:
-        pair_2KS: the indices of the two sets, a row each.
+        source_RP: the index of each parameter's source, a row each; a source is its own.
     """
 
     affine = True
 
-    def __init__(self, dim: int, pair_2KS: Tensor) -> None:
-        self.dim, self._pair_2KS = dim, pair_2KS
+    def __init__(self, source_RP: Tensor) -> None:
+        self.dim, self._source_RP = source_RP.shape[1], source_RP
 
     def points(self, z_KP: Tensor) -> Tensor:
-        l_KS, m_KS = self._pair_2KS.to(z_KP.device)
-        _check_rows(len(l_KS), len(z_KP))
-        mean_KS = (z_KP.gather(1, l_KS) + z_KP.gather(1, m_KS)) / 2
-        return z_KP.scatter(1, l_KS, mean_KS).scatter(1, m_KS, mean_KS)
+        _check_rows(len(self._source_RP), len(z_KP))
+        return z_KP.gather(1, self._source_RP.to(z_KP.device))
 
     def coordinates(self, theta_KP: Tensor) -> Tensor:
-        return self.points(theta_KP)
+        """The means of what is equal."""
+        _check_rows(len(self._source_RP), len(theta_KP))
+        source_KP, zero_KP = self._source_RP.to(theta_KP.device), torch.zeros_like(theta_KP)
+        sum_KP = zero_KP.scatter_add(1, source_KP, theta_KP)
+        return self.points(sum_KP / zero_KP.scatter_add(1, source_KP, torch.ones_like(theta_KP)).clamp_min(1))
 
 
 def _dots(a_KP: Tensor, b_QP: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What is tabulated at points of a landscape."""
 
-from lowloss.measure.curvature import Density, Extremes, Hessian, Trace
+from lowloss.measure.curvature import Density, Extremes, Hessian, Large, Trace
 from lowloss.measure.directional import Directional
 from lowloss.measure.exact import Exact, augmented
 from lowloss.measure.width import Width
 
-__all__ = ["Density", "Directional", "Exact", "Extremes", "Hessian", "Trace", "Width", "augmented"]
+__all__ = ["Density", "Directional", "Exact", "Extremes", "Hessian", "Large", "Trace", "Width", "augmented"]

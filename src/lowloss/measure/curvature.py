@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor
 
 from lowloss.checking import Count, Index, Positive
@@ -31,6 +33,9 @@ BASIS = 64
 
 NUMBERS = 1 << 29
 """Numbers of all vectors that are held at once; as many points are taken at once as fit, and at least one."""
+
+DENSE = 500
+"""Parameters up to which all eigenvalues are computed where they are counted."""
 
 CHECK = 4
 """Products between two looks at the residuals."""
@@ -283,6 +288,43 @@ class Density:
             nodes.append(value_KJ)
             weights.append(s_KJJ[:, 0].square() / self.probes)
         return {"hessian_nodes": torch.cat(nodes, 1), "hessian_weights": torch.cat(weights, 1)}
+
+
+@dataclass(frozen=True)
+class Large:
+    """The measure of how many eigenvalues are above a share of the largest one: the short directions of Fort &
+    Jastrzebski 2019, fig. 4, as a count, where that of random cuts is another reading.
+
+    Columns `hessian_large`, the count, and `hessian_largest` (K,). Up to DENSE parameters it is exact. Beyond, it is P
+    times the weight of the density there, whose relative error is about sqrt(2 / (probes n)) at a count n, if the steps
+    resolve the threshold.
+
+    hessian: of which.  share: in (0, 1).  probes, steps: see Density.
+    """
+
+    hessian: Hessian = Hessian()
+    share: Annotated[float, Gt(0), Lt(1)] = 0.01
+    probes: Count = 2
+    steps: Count = 40
+
+    def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
+        parameters = theta_KP.shape[1]
+        if parameters <= DENSE:
+            nodes_KN = self._eigenvalues(landscape, theta_KP)
+            weights_KN = torch.full_like(nodes_KN, 1 / parameters)
+        else:
+            found = Density(self.hessian, self.probes, self.steps)(landscape, theta_KP)
+            nodes_KN, weights_KN = found["hessian_nodes"], found["hessian_weights"]
+        largest_K = nodes_KN.amax(1)
+        above_KN = nodes_KN >= self.share * largest_K[:, None].clamp_min(torch.finfo(nodes_KN.dtype).tiny)
+        count_K = parameters * (weights_KN * above_KN).sum(1)
+        return {"hessian_large": count_K.double().cpu(), "hessian_largest": largest_K.double().cpu()}
+
+    def _eigenvalues(self, landscape: Landscape, theta_KP: Tensor) -> Tensor:
+        times, eye_PP = self.hessian.product(landscape), torch.eye(theta_KP.shape[1]).to(theta_KP)
+        with torch.no_grad():
+            whole = [times(theta_P.expand_as(eye_PP), eye_PP).double() for theta_P in theta_KP]
+        return torch.stack([torch.linalg.eigvalsh((h_PP + h_PP.T) / 2) for h_PP in whole])
 
 
 def with_statistics(hessian: Hessian, statistics: Statistics | None) -> Hessian:

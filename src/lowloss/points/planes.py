@@ -35,11 +35,13 @@ class Plane(ABC):
         path: the finder of the path between the two minima that it needs, if any.
         begins: what else it needs of its one minimum, before it in the matrix of points: "initial" point, or the whole
             "trajectory".
+        epoch: at which it needs its minima; None: at the end.
     """
 
     minima: tuple[int, ...]
     path: str | None = None
     begins: str | None = None
+    epoch: float | None = None
 
     def __init__(self, statistics: str = "recomputed", measures: Sequence[str] = ("exact",)) -> None:
         if statistics not in POLICIES:
@@ -94,13 +96,16 @@ class PathPlane(Plane):
 
 
 class MinimaPlane(Plane):
-    """The plane through three minima (Garipov et al. 2018, fig. 1, left).
+    """The plane through three minima (Garipov et al. 2018, fig. 1, left), or where they were or point to (Fort &
+    Jastrzebski 2019, figs 1 and 2).
 
     Args:
         start, end, third: indices of the minima; the first axis leads from start to end.
         resolution: grid points along each of the two axes.
         margin: how far the grid reaches beyond the minima, as a fraction of their extent.
         statistics: see Plane.
+        epoch: of their training, at which they were kept; None: its end.
+        radius: the distance from the origin of the parameters to which each is moved, in units of its own.
     """
 
     def __init__(
@@ -111,13 +116,17 @@ class MinimaPlane(Plane):
         resolution: Sequence[int] = (25, 25),
         margin: Annotated[float, Ge(0), Le(1000)] = 0.25,
         statistics: str = "recomputed",
+        epoch: Annotated[float, Ge(0)] | None = None,
+        radius: Annotated[float, Gt(0), Le(1000)] = 1.0,
     ) -> None:
         super().__init__(statistics)
-        self.minima = (start, end, third)
+        self.minima, self.epoch, self.radius = (start, end, third), epoch, radius
         self.resolution, self.margin = two_axes(resolution), margin
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
-        return plane(minima_KP, [f"minimum {k}" for k in self.minima], self.resolution, self.margin)
+        at = "" if self.epoch is None else f", epoch {self.epoch:g}"
+        at += "" if self.radius == 1 else f" × {self.radius:g}"
+        return plane(self.radius * minima_KP, [f"minimum {k}{at}" for k in self.minima], self.resolution, self.margin)
 
 
 class RandomPlane(Plane):

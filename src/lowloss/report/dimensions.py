@@ -16,7 +16,8 @@ from lowloss.study import Artifact
 def dimensions(artifacts: Sequence[Artifact]) -> pd.DataFrame:
     """A row a place: the threshold, which is the median over the repeats of the smallest dimension from which on all
     cuts succeeded, and its interval, from the smallest dimension that may be it in any repeat to the largest; found:
-    in how many repeats there is one."""
+    in how many repeats there is one. Where it was asked for, eigenvalues: how many of the Hessian's at the place are
+    above a share of the largest."""
     groups: dict[tuple[str, float], list[dict[str, float]]] = {}
     for artifact in artifacts:
         notes = artifact.notes()
@@ -27,7 +28,8 @@ def dimensions(artifacts: Sequence[Artifact]) -> pd.DataFrame:
         whole = len(high) == len(repeats)
         row = {"place": place, "which": which, "repeats": len(repeats), "found": len(high)}
         row |= {"threshold": float(np.median(high)) if whole else nan, "low": min(one["low"] for one in repeats) + 1}
-        rows.append(row | {"high": max(high) if whole else nan})
+        large = [one["large"] for one in repeats if "large" in one]
+        rows.append(row | {"high": max(high) if whole else nan} | ({"eigenvalues": large[0]} if large else {}))
     return pd.DataFrame(rows)
 
 
@@ -50,13 +52,20 @@ def draw_dimensions(artifacts: list[Artifact], folder: Path) -> Picture:
     places = np.arange(len(table))
     below, above = table["threshold"] - table["low"], table["high"] - table["threshold"]
     right.errorbar(places, table["threshold"], [below, above], fmt="o", capsize=4, color="#1f5fbf")
+    told = "This is the reading of a cut, not the count of large eigenvalues of the Hessian; "
+    if "eigenvalues" in table:
+        share = next(one["share"] for artifact in artifacts if "share" in (one := artifact.notes()))
+        label = f"eigenvalues above {share:g} of the largest"
+        right.plot(places, table["eigenvalues"], "x", color="#b03a5b", label=label)
+        right.legend(fontsize=7)
+        told = f"Crosses are the other reading, how many eigenvalues of the Hessian there are {label[12:]}; "
     right.set(xticks=places, xlim=(-0.5, len(table) - 0.5), ylim=(0, None), title="Threshold dimension")
     right.set_xticklabels(list(names.values()), rotation=30, ha="right", fontsize=8)
     caption = (
         f"Descent in random hyperplanes through a place; a cut succeeds where its {notes['column'].replace('_', ' ')} "
         f"is at most {notes['threshold']:.3g}. The threshold is the smallest dimension from which on all succeed, the "
-        "median over the repeats; bars reach over all dimensions that may be it. This is the reading of a cut, not the "
-        "count of large eigenvalues of the Hessian; compare fig. 4 of Fort & Jastrzebski 2019."
+        f"median over the repeats; bars reach over all dimensions that may be it. {told}compare fig. 4 of Fort & "
+        "Jastrzebski 2019."
     )
     return save(figure, folder, "dimensions", "Random cuts", caption)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING, Any
 
 from lowloss.study import Artifact, Study
@@ -55,8 +55,9 @@ def told(artifact: Artifact, curves: Sequence[dict[str, Any]]) -> list[str]:
 def advice(notes: dict[str, Any], curves: Sequence[dict[str, Any]]) -> str:
     """Whether to merge, in a sentence.
 
-    Yes, if the mean of lowest train loss is no worse on the test split than the worse end. Else a curve connects the
-    two if it leaves less than half of the straight line's barrier above the higher end.
+    Yes, if the mean of lowest train loss is no worse on the test split than the worse end by more than a margin: of an
+    error p on n samples one standard error, sqrt(p (1 - p) / n), else zero. Else a curve connects the two if it leaves
+    less than half of the straight line's barrier above the higher end.
     """
     from lowloss.report.tables import scale
 
@@ -69,8 +70,12 @@ def advice(notes: dict[str, Any], curves: Sequence[dict[str, Any]]) -> str:
 
     best = min(notes["ways"], key=lambda way: way["train_loss"] if isfinite(way["train_loss"]) else inf)
     ends = [end[column] for end in notes["ends"]]
-    numbers = f"{column.replace('_', ' ')} of {shown(best[column])}, the two have {' and '.join(map(shown, ends))}"
-    if best[column] <= max(ends):
+    worse, numbers = max(ends), f"{column.replace('_', ' ')} of {shown(best[column])}"
+    numbers += f", the two have {' and '.join(map(shown, ends))}"
+    margin = sqrt(worse * (1 - worse) / notes["samples"]) if unit == "fraction" else 0.0
+    if margin:
+        numbers += f" with a margin of {shown(margin)}, one standard error on {notes['samples']:,} samples"
+    if best[column] <= worse + margin:
         return f"merge them, {best['way']}.safetensors has a {numbers}"
     text = f"do not merge them, the best mean ({_called(best['way'])}) has a {numbers}"
     if "together" in notes:

@@ -4,8 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
+from lowloss.report import tables
 from lowloss.report.pictures import Picture, panels, save
-from lowloss.study import Artifact
+from lowloss.study import Artifact, Study
+
+EXTREMES = ("gradient", "negative", "vanishing", "flatness", "plateau_change")
+
+CLASSES = ("rising", "saddle before the point", "minimum at the point")
+"""Of ways, see `symmetry.permutation.shape`."""
+
+
+def permutations(study: Study) -> pd.DataFrame:
+    """A row a minimum: of its pairs the lowest and highest of what the permutation points are, the barrier on the ways
+    and the train metric of the whole network at its worst there, and the shares of the classes of ways."""
+    artifacts, rows = study.complete("permutations"), []
+    for artifact in artifacts:
+        tensors, notes = artifact.load()
+        names = [name for name in EXTREMES if name in tensors]
+        metric, unit = list(notes["units"].items())[-1]
+        row = {name: notes[name] for name in ("minimum", "layer", "neurons", "next_layer", "steps", "to")}
+        row |= {"teachers": len(artifacts), "pairs": len(notes["pairs"])}
+        columns = {"loss": tensors["loss"][:, -1], "barrier": tensors["loss"].amax(1) - tensors["loss"][:, 0]}
+        columns |= {name: tensors[name] for name in names}
+        columns[f"train_{metric}"] = tables.scale(unit) * tensors[f"train_{metric}"].amax(1)
+        for name, column_R in columns.items():
+            row |= {f"{name}_lowest": float(column_R.min()), f"{name}_highest": float(column_R.max())}
+        row |= {"share_of_saddles": notes["share_of_saddles"]} if "share_of_saddles" in notes else {}
+        rows.append(row | {name.split()[0]: notes["shares"].get(name, 0.0) for name in CLASSES})
+    return pd.DataFrame(rows)
 
 
 def draw_permutations(artifact: Artifact, folder: Path) -> Picture:

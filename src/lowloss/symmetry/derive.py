@@ -3,7 +3,7 @@
 Every number of every tensor of the run carries the unit that it belongs to: a linear layer's outputs are new units, a
 reshape moves them, a sum makes its operands' units one, and so on. Units that lie in the same places of the parameters
 may be put in any order; those of the outputs and of the inputs stay. Whatever keeps shapes counts as elementwise, so
-every group is checked: permuted at random, it has to leave the outputs as they are.
+every group is checked: permuted at random, it has to leave the outputs as they are; so are changes of signs.
 
 Shapes: N units along an axis, and tensors of units in the shape of the tensors that they describe.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lowloss.errors import LowlossError, reason
 from lowloss.landscape.layout import Layout
-from lowloss.symmetry.groups import Group, Place, Symmetries
+from lowloss.symmetry.groups import Group, Place, Symmetries, split
 
 FIXED, NEUTRAL = 0, -1
 """Units that stay where they are, and what belongs to none, as a mask or the zeros of a padding."""
@@ -42,6 +43,9 @@ SHAPES = re.compile(
 
 REDUCTIONS = re.compile("sum|mean|amax|amin|max|min|std|var|norm|logsumexp|prod")
 
+NOT_ODD = re.compile("relu|elu|silu|mish|sig(moid)?|soft|exp|abs|square|sqrt|pow|cos|log|max|min|threshold|masked_fill")
+"""Functions behind which a unit's sign cannot change; of others it is tried."""
+
 POOLS = ("pool1d", "pool2d", "pool3d", "interpolate", "upsample", "instance_norm")
 
 
@@ -52,6 +56,7 @@ class _Run(TorchFunctionMode):
         axes: the units along an axis of a parameter, or (axis None) of all its numbers, once they are asked for.
         pairs: units that are one.
         tags: units, and labels that tell apart which of them permute.
+        fixed_signs: units that go through a function that is not odd.
         lost: functions through which units could not be followed, by layer.
     """
 
@@ -61,6 +66,7 @@ class _Run(TorchFunctionMode):
         self.axes: dict[tuple[str, int | None], Tensor] = {}
         self.pairs: list[Tensor] = []
         self.tags: list[tuple[Tensor, Tensor]] = []
+        self.fixed_signs: list[Tensor] = []
         self.lost: list[str] = []
         self.count, self.layer = 1, ""
         # The tensors are kept, so that no other takes the place of one in memory.
@@ -137,6 +143,8 @@ class _Run(TorchFunctionMode):
                 rule = _shape
             elif REDUCTIONS.fullmatch(name) and not (name in ("max", "min") and len(inputs) > 1):
                 rule = _reduction
+            if NOT_ODD.search(name):
+                self.fixed_signs += [units.flatten() for one in inputs if (units := self.units(one)) is not None]
             try:
                 if rule is None or rule(self, func, args, kwargs, out) is False:
                     self._elementwise(name, inputs, outputs)
@@ -390,6 +398,7 @@ def _groups(run: _Run) -> tuple[Group, ...]:
     for number, (units_N, tag_N) in enumerate(run.tags):
         for label, tag in zip(labels[units_N.numpy()].tolist(), tag_N.tolist(), strict=True):
             tags.setdefault(label, set()).add((number, tag))
+    even = {int(label) for units in run.fixed_signs for label in np.unique(labels[units[units >= 0].numpy()])}
     alike: dict[Any, list[int]] = {}
     for label, places in lies.items():
         if label != labels[FIXED]:
@@ -404,7 +413,7 @@ def _groups(run: _Run) -> tuple[Group, ...]:
         maker = next((place for place in where if place.axis == 0), where[0])
         name = maker.parameter.removesuffix(".weight")
         used[name] = used.get(name, 0) + 1
-        groups.append(Group(name if used[name] == 1 else f"{name}:{used[name]}", where))
+        groups.append(Group(name if used[name] == 1 else f"{name}:{used[name]}", where, not even & {*members}))
     return tuple(groups)
 
 
@@ -428,7 +437,13 @@ def _checked(symmetries: Symmetries, module: nn.Module, x: Tensor) -> tuple[tupl
     def holds(permutations: Mapping[str, Tensor]) -> bool:
         return bool((outputs(permutations) - before).abs().max() <= EXACT * before.abs().max())
 
-    if holds(drawn):
-        return symmetries.groups, []
-    kept = [group for group in symmetries.groups if holds({group.name: drawn[group.name]})]
-    return tuple(kept), [group.name for group in symmetries.groups if group not in kept]
+    orders = {name: split(permutation)[0] for name, permutation in drawn.items()}
+    whole = holds(orders)
+
+    def odd(group: Group) -> bool:
+        units_N = torch.arange(group.size)  # of which every second one changes: two signs may make up for each other
+        return group.odd and holds({group.name: torch.stack([units_N, 1 - 2 * (units_N % 2)])})
+
+    kept = [group for group in symmetries.groups if whole or holds({group.name: orders[group.name]})]
+    wrong = [group.name for group in symmetries.groups if group not in kept]
+    return tuple(replace(group, odd=odd(group)) for group in kept), wrong

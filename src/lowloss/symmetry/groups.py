@@ -2,7 +2,8 @@
 
 A group is a set of N units, say the neurons of a layer or the channels of a residual stream, that may be put in any
 order. A place is where they lie: the indices along an axis of a parameter. A permutation sigma moves unit sigma[i] to
-position i, in all its places at once, and leaves the network's function as it is.
+position i, in all its places at once, and leaves the network's function as it is. Behind an odd activation, as tanh, a
+unit's sign can change too: then a permutation may have the signs of the moved units as a second row.
 
 Shapes: P parameters, N units of a group, R indices of a unit along an axis, L = R × (what lies at an index).
 """
@@ -28,6 +29,11 @@ class Place:
     axis: int | None
     index_NR: Tensor
 
+    @property
+    def signed(self) -> bool:
+        """Whether what lies there changes its sign with the unit, as all but the scales of normalisations does."""
+        return self.axis is not None or not self.parameter.endswith("weight")
+
     def along(self, parameter: Tensor) -> Tensor:
         """A view of the parameter with this axis first."""
         return parameter.view(-1) if self.axis is None else parameter.movedim(self.axis, 0)
@@ -39,10 +45,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that permute together. `name` is that of the first layer whose outputs they are."""
+    """Units that permute together. `name` is that of the first layer whose outputs they are.
+
+    odd: whether each unit's sign can change by itself.
+    """
 
     name: str
     places: tuple[Place, ...]
+    odd: bool = False
 
     @property
     def size(self) -> int:
@@ -71,20 +81,45 @@ class Symmetries:
     def permuted(self, theta_P: Tensor, permutations: Mapping[str, Tensor]) -> Tensor:
         """The point (P,) with the units of these groups in another order; the others stay.
 
-        Raises LowlossError: there is no such group, or what is given for one is no permutation of its units.
+        Args:
+            permutations: of groups by their names, sigma (N,), or of groups that are odd (2, N), sigma and signs.
+
+        Raises LowlossError: there is no such group, what is given for one is no permutation of its units, or they have
+        signs that cannot change.
         """
         result_P = theta_P.clone()
         named = self.layout.views(result_P)
-        for name, sigma_N in permutations.items():
-            group = self.group(name)
+        for name, permutation in permutations.items():
+            group, (sigma_N, sign_N) = self.group(name), split(permutation.to(theta_P.device))
             if not torch.equal(sigma_N.cpu().sort().values, torch.arange(group.size)):
                 raise LowlossError(f"{name} has the units 0 … {group.size - 1}: give each of them once")
+            if not group.odd and (sign_N != 1).any():
+                raise LowlossError(f"what follows {name} is not odd: its units cannot change their signs")
             for place in group.places:
                 along, index_NR = place.along(named[place.parameter]), place.index_NR.to(theta_P.device)
-                along[index_NR] = along[index_NR[sigma_N.to(theta_P.device)]]
+                moved = along[index_NR[sigma_N]]
+                along[index_NR] = moved * sign_N.view(-1, *[1] * (moved.dim() - 1)) if place.signed else moved
         return result_P
 
     def random(self, seed: int) -> dict[str, Tensor]:
-        """A random permutation of every group."""
+        """A random permutation of every group, with random signs where it is odd."""
         generator = torch.Generator().manual_seed(derive(seed, "permutations"))
-        return {group.name: torch.randperm(group.size, generator=generator) for group in self.groups}
+        found = {group.name: torch.randperm(group.size, generator=generator) for group in self.groups}
+        for group in self.groups:
+            if group.odd:
+                sign_N = 2 * torch.randint(2, (group.size,), generator=generator) - 1
+                found[group.name] = torch.stack([found[group.name], sign_N])
+        return found
+
+
+def split(permutation: Tensor) -> tuple[Tensor, Tensor]:
+    """The order sigma (N,) of a permutation (N,) or (2, N), and its signs (N,)."""
+    return (permutation[0], permutation[1]) if permutation.dim() == 2 else (permutation, torch.ones_like(permutation))
+
+
+def after(first: Tensor, second: Tensor) -> Tensor:
+    """The permutation that does what `first` does and then `second`."""
+    (order_N, sign_N), (sigma_N, more_N) = split(first), split(second)
+    if first.dim() == second.dim() == 1:
+        return order_N[sigma_N]
+    return torch.stack([order_N[sigma_N], sign_N[sigma_N] * more_N])

@@ -1,4 +1,5 @@
-"""Matching: the permutation of a network's units that brings it closest to another (Ainsworth et al. 2023).
+"""Matching: the permutation of a network's units, with signs where these can change, that brings it closest to another
+(Ainsworth et al. 2023).
 
 Shapes: P parameters, N units of a group, U of a layer, S samples and positions.
 """
@@ -13,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from lowloss.landscape.layout import Layout
-from lowloss.symmetry.groups import Group, Place, Symmetries
+from lowloss.symmetry.groups import Group, Place, Symmetries, after
+
+CHUNK = 100
+"""Samples whose activations are held at once."""
+
+TIE = 1e-6
+"""How much the outputs of layers weigh beside what goes on from them, where activations are compared."""
 
 Look = Callable[[str, Tensor], tuple[Tensor, Tensor] | None]
 """What is done with the outputs (S, U) of a layer, by its name; it may return a scale and a shift (U,) with which the
@@ -35,44 +42,74 @@ def match_weights(
     groups = symmetries.groups if groups is None else groups
     layout, matched = symmetries.layout, {group.name for group in symmetries.groups} - {group.name for group in groups}
     a_P, b_P = a_P.double().cpu(), b_P.double().cpu()
-    found = {group.name: torch.arange(group.size) for group in groups}
+    found = dict[str, Tensor]()
     inside: dict[str, list[str]] = {}
     for group in symmetries.groups:
         for place in group.places:
             inside.setdefault(place.parameter, []).append(group.name)
     for group in groups:
         certain = [place for place in group.places if _once(inside[place.parameter], group.name, matched)]
-        sigma_N = _assigned(_products(layout, certain or group.places, a_P, b_P))
-        b_P = symmetries.permuted(b_P, {group.name: sigma_N})
-        found[group.name] = sigma_N
+        found[group.name] = _assigned(group, *_products(layout, certain or group.places, a_P, b_P))
+        b_P = symmetries.permuted(b_P, {group.name: found[group.name]})
         matched.add(group.name)
     best, grows = float(a_P @ b_P), True
     while grows:
         grows = False
         for group in groups:
-            sigma_N = _assigned(_products(layout, group.places, a_P, b_P))
-            moved_P = symmetries.permuted(b_P, {group.name: sigma_N})
+            moved = _assigned(group, *_products(layout, group.places, a_P, b_P))
+            moved_P = symmetries.permuted(b_P, {group.name: moved})
             # A group on two axes of a parameter is not matched exactly: then the product may fall.
             if (product := float(a_P @ moved_P)) > best + 1e-12 * abs(best):
                 best, b_P, grows = product, moved_P, True
-                found[group.name] = found[group.name][sigma_N]
+                found[group.name] = after(found[group.name], moved)
     return found
 
 
 def match_activations(symmetries: Symmetries, a: nn.Module, b: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Permutations of b, a group each, whose units' activations correlate the most with those of a.
 
-    Activations are outputs of the linear and convolutional layers that make the units, over all samples and positions.
-    A group that no such layer makes, as the heads of attention, or whose layers are not called, is left out.
+    Activations are what the linear and convolutional layers read that the units go into, after the nonlinearity, over
+    all samples and positions. Units that are constant there are told apart by what the layers give that make them. A
+    group that no such layer reads or makes, as the heads of attention, or whose layers are not called, is left out.
     """
-    of_a, of_b = _activations(symmetries, a, x), _activations(symmetries, b, x)
+    sides = [(group, reads, _layers(group, a, reads)) for group in symmetries.groups for reads in (True, False)]
+    names = [{name for _, side, layers in sides if side == reads for name, _ in layers} for reads in (False, True)]
+    sums: dict[tuple[str, bool, str], tuple[Tensor, ...]] = {}
+    for x_S in x.split(CHUNK):
+        of_a, of_b = (_activations(network, names, x_S) for network in (a, b))
+        for group, reads, layers in sides:
+            for name, index_NR in layers:
+                if (name, reads) in of_a:
+                    rows = [of[name, reads][:, index_NR].transpose(1, 2).flatten(0, 1).double() for of in (of_a, of_b)]
+                    key, more = (group.name, reads, name), _sums(*rows)
+                    sums[key] = tuple(s + m for s, m in zip(sums[key], more, strict=True)) if key in sums else more
     found = {}
     for group in symmetries.groups:
-        made = [(name, index_N) for name, index_N in _makers(group, a) if name in of_a]
-        products = [of_a[name][:, index_N].T @ of_b[name][:, index_N] for name, index_N in made]
-        if products:
-            found[group.name] = _assigned(torch.stack(products).sum(0))
+        correlations = [
+            _correlations(*some) * (1 if reads else TIE)
+            for (name, reads, _), some in sums.items()
+            if name == group.name
+        ]
+        if correlations:
+            found[group.name] = _assigned(group, torch.stack(correlations).sum(0))
     return found
+
+
+def _sums(a_SN: Tensor, b_SN: Tensor) -> tuple[Tensor, ...]:
+    """What correlations follow from, to be summed over chunks of samples."""
+    count = torch.tensor(float(len(a_SN)), dtype=a_SN.dtype)
+    return count, a_SN.sum(0), b_SN.sum(0), a_SN.square().sum(0), b_SN.square().sum(0), a_SN.T @ b_SN
+
+
+def _correlations(
+    count: Tensor, sum_a_N: Tensor, sum_b_N: Tensor, square_a_N: Tensor, square_b_N: Tensor, products_NN: Tensor
+) -> Tensor:
+    """The correlations (N, N); zero where one is constant, which is a variance of 1e-12 of the mean square or less."""
+    spread = []
+    for sum_N, square_N in ((sum_a_N, square_a_N), (sum_b_N, square_b_N)):
+        variance_N = square_N - sum_N.square() / count
+        spread.append(torch.where(variance_N > 1e-12 * square_N, 1 / variance_N.sqrt(), 0.0))
+    return (products_NN - sum_a_N[:, None] * sum_b_N / count) * spread[0][:, None] * spread[1]
 
 
 def _once(inside: Sequence[str], name: str, matched: set[str]) -> bool:
@@ -80,52 +117,63 @@ def _once(inside: Sequence[str], name: str, matched: set[str]) -> bool:
     return inside.count(name) == 1 and {*inside} <= matched | {name}
 
 
-def _products(layout: Layout, places: Sequence[Place], a_P: Tensor, b_P: Tensor) -> Tensor:
-    """The scalar products (N, N) of what belongs to each unit of a with that of each of b."""
+def _products(layout: Layout, places: Sequence[Place], a_P: Tensor, b_P: Tensor) -> tuple[Tensor, Tensor]:
+    """The scalar products (N, N) of what belongs to each unit of a with that of each of b: what changes its sign with
+    the unit, and what does not."""
     named_a, named_b = layout.views(a_P), layout.views(b_P)
-    return torch.stack([p.rows(named_a[p.parameter]) @ p.rows(named_b[p.parameter]).T for p in places]).sum(0)
+    size = len(places[0].index_NR)
+    signed_NN, rest_NN = (torch.zeros(size, size, dtype=a_P.dtype) for _ in range(2))
+    for p in places:
+        sum_NN = signed_NN if p.signed else rest_NN
+        sum_NN += p.rows(named_a[p.parameter]) @ p.rows(named_b[p.parameter]).T
+    return signed_NN, rest_NN
 
 
-def _assigned(products_NN: Tensor) -> Tensor:
-    """The permutation sigma (N,) for which the sum of products[i, sigma[i]] is largest."""
+def _assigned(group: Group, signed_NN: Tensor, rest_NN: Tensor | float = 0.0) -> Tensor:
+    """The permutation sigma (N,), or with signs (2, N), for which the sum of sign[i] signed[i, sigma[i]] +
+    rest[i, sigma[i]] is largest."""
     from scipy.optimize import linear_sum_assignment
 
-    return torch.from_numpy(linear_sum_assignment(products_NN.numpy(), maximize=True)[1])
+    gains_NN = (signed_NN.abs() if group.odd else signed_NN) + rest_NN
+    sigma_N = torch.from_numpy(linear_sum_assignment(gains_NN.numpy(), maximize=True)[1])
+    if not group.odd:
+        return sigma_N
+    negative_N = signed_NN.gather(1, sigma_N[:, None])[:, 0] < 0
+    return torch.stack([sigma_N, 1 - 2 * negative_N.long()])
 
 
-def _makers(group: Group, module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The layers whose outputs are units of a group, and their indices (N,) among these."""
-    layers, made = dict(module.named_modules()), []
+def _layers(group: Group, module: nn.Module, reads: bool) -> list[tuple[str, Tensor]]:
+    """The layers whose outputs, or inputs, are units of a group, and their indices (N, R) among these."""
+    layers, found = dict(module.named_modules()), []
     for place in group.places:
         name, _, kind = place.parameter.rpartition(".")
         # A transposed convolution's weight has its inputs first.
-        axis = int(getattr(layers.get(name), "transposed", False))
-        if kind == "weight" and place.axis == axis and place.index_NR.shape[1] == 1:
-            made.append((name, place.index_NR[:, 0]))
-    return made
-
-
-@torch.no_grad()
-def _activations(symmetries: Symmetries, module: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """The standardised outputs (S, units) of every layer that makes units, by its name."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, rows_SU: Tensor) -> None:
-        rows_SU = rows_SU.double() - rows_SU.double().mean(0)
-        found[name] = rows_SU / rows_SU.norm(dim=0).clamp_min(torch.finfo(rows_SU.dtype).tiny)
-
-    with looked_at(module, {name for group in symmetries.groups for name, _ in _makers(group, module)}, keep):
-        module(x)
+        axis = int(getattr(layers.get(name), "transposed", False) != reads)
+        if kind == "weight" and place.axis == axis:
+            found.append((name, place.index_NR))
     return found
 
 
+@torch.no_grad()
+def _activations(module: nn.Module, names: Sequence[Collection[str]], x: Tensor) -> dict[tuple[str, bool], Tensor]:
+    """The outputs (S, U) of layers, names[0], and the inputs of those of names[1], by name and whether it reads."""
+    found: dict[tuple[str, bool], list[Tensor]] = {}
+
+    def keep(reads: bool) -> Look:
+        return lambda name, rows_SU: found.setdefault((name, reads), []).append(rows_SU)
+
+    with looked_at(module, names[0], keep(False)), looked_at(module, names[1], keep(True), reads=True):
+        module(x)
+    return {key: torch.cat(calls) for key, calls in found.items()}
+
+
 @contextlib.contextmanager
-def looked_at(module: nn.Module, names: Collection[str], look: Look) -> Iterator[None]:
-    """While it lasts, `look` is called with the outputs of these layers, see `Look`."""
+def looked_at(module: nn.Module, names: Collection[str], look: Look, reads: bool = False) -> Iterator[None]:
+    """While it lasts, `look` is called with the outputs of these layers, or with what they read; see `Look`."""
 
     def hook(name: str, axis: int) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def seen(part: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            last = output.movedim(axis, -1)
+            last = (inputs[0] if reads else output).movedim(axis, -1)
             changed = look(name, last.flatten(0, -2))
             return None if changed is None else (last * changed[0] + changed[1]).movedim(-1, axis)
 

@@ -69,11 +69,24 @@ class Neurons:
                 raise LowlossError(f"the neurons {l} and {m} of {self.layer} are equal already: name other pairs")
         return found
 
-    def similar(self, theta_P: Tensor) -> list[int]:
-        """The pair whose parameter vectors have the largest cosine similarity (Brea et al. 2019, fig. 3)."""
-        unit_NS = torch.nn.functional.normalize(theta_P[self.incoming_NS].double())
-        cosine_NN = (unit_NS @ unit_NS.T).triu(1) - 2 * torch.ones(len(self), len(self)).tril()
-        return list(divmod(int(cosine_NN.argmax()), len(self)))
+    def similar(self, theta_P: Tensor, among: Sequence[int] | None = None) -> list[int]:
+        """The pair whose parameter vectors have the largest cosine similarity (Brea et al. 2019, fig. 3).
+
+        Args:
+            among: neurons in their order, by default all.
+        """
+        chosen = list(range(len(self))) if among is None else list(among)
+        unit_NS = torch.nn.functional.normalize(theta_P[self.incoming_NS[chosen]].double())
+        cosine_NN = (unit_NS @ unit_NS.T).triu(1) - 2 * torch.ones(len(chosen), len(chosen)).tril()
+        return [chosen[i] for i in divmod(int(cosine_NN.argmax()), len(chosen))]
+
+    def sources(self, dim: int, label_RN: Tensor) -> Tensor:
+        """The sources (R, P) of the parameters, for `Tied`, where neuron i is the same as label[i]."""
+        index_NS = torch.cat([self.incoming_NS, self.outgoing_NO], dim=1)
+        source_RP = torch.arange(dim).repeat(len(label_RN), 1)
+        for source_P, label_N in zip(source_RP, label_RN, strict=True):
+            source_P[index_NS] = index_NS[label_N]
+        return source_RP
 
     def swapped(self, theta_KP: Tensor, l: int, m: int) -> Tensor:  # noqa: E741
         """The points with two neurons exchanged."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowloss.data.base import Batch
 from lowloss.landscape.base import Landscape
-from lowloss.landscape.chart import Equal, NeuronDistance
+from lowloss.landscape.chart import NeuronDistance, Tied
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.wrappers import Charted
 from lowloss.symmetry.neurons import Neurons
@@ -105,10 +105,9 @@ def at_distance(
     return Charted(landscape, NeuronDistance(layout, neurons.layer, ls, ms, delta_R.tolist()))
 
 
-def merged(landscape: Landscape, neurons: Neurons, pairs: Sequence[Sequence[int]]) -> Charted:
-    """The landscape of points whose pairs of neurons are equal, with equal outgoing weights, a pair a row."""
-    index_NS = torch.cat([neurons.incoming_NS, neurons.outgoing_NO], dim=1)
-    return Charted(landscape, Equal(landscape.dim, index_NS[torch.tensor(pairs).T]))
+def merged(landscape: Landscape, neurons: Neurons, label_RN: Tensor) -> Charted:
+    """The landscape of points whose neurons i and label[i] are equal, with equal outgoing weights, a row each."""
+    return Charted(landscape, Tied(neurons.sources(landscape.dim, label_RN)))
 
 
 def hessian(landscape: Landscape, theta_P: Tensor) -> Tensor:
@@ -139,6 +138,18 @@ def plateau(theta_P: Tensor, neurons: Neurons, l: int, m: int, count: int, seed:
     points[:, neurons.outgoing_NO[l]] = share * total_O
     points[:, neurons.outgoing_NO[m]] = (1 - share) * total_O
     return points
+
+
+def shifts(theta_P: Tensor, neurons: Neurons, label_N: Tensor, count: int, seed: int) -> Tensor:
+    """Random changes (U, N, O) of the outgoing weights by which their sum over equal neurons stays (Brea et al. 2019,
+    proposition 2)."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (count, *neurons.outgoing_NO.shape)
+    drawn_UNO = torch.randn(size, generator=generator, dtype=theta_P.dtype)
+    for label in label_N.unique():
+        same_N = label_N == label
+        drawn_UNO[:, same_N] -= drawn_UNO[:, same_N].mean(1, keepdim=True)
+    return drawn_UNO * theta_P[neurons.outgoing_NO].square().mean().sqrt()
 
 
 def shape(losses: Sequence[float]) -> str:

@@ -25,6 +25,7 @@ from lowloss.points.path import Path, path_from_tensors
 from lowloss.progress import bar
 from lowloss.schedule import Constant
 from lowloss.seeding import derive
+from lowloss.training.branching import Following, Parting
 from lowloss.training.descent import Collected, Descent, Objective, OptimizerFactory, Recipe, default_trainer, fit
 from lowloss.training.devices import TrainerFactory, alone, gather, mean, rank, share, shared
 
@@ -79,6 +80,7 @@ def train_minima(
     indices: Sequence[int] | None = None,
     collect: str | Sequence[float] | None = None,
     gradient_norm: float | None = None,
+    branch: Sequence[float] | None = None,
     chart: RandomSpan | None = None,
     trainer: TrainerFactory = default_trainer,
     folder: Folder | None = None,
@@ -94,6 +96,8 @@ def train_minima(
         indices: which k to train; by default 0 … count - 1.
         collect: "every" epoch, or a list of epochs (0 is the initial point), at which the rows are kept.
         gradient_norm: a row has converged, and stays, where its gradient is no longer than this; for whole batches.
+        branch: epochs at which minima part from minimum 0, for instability analysis: minimum k + 1 is it until epoch
+            branch[k], and then sees minibatches in another order. Those beyond are independent.
         chart: makes the coordinates in which each row trains from its initial point; None for all parameters.
         folder: where to checkpoint each epoch, and to continue from.
 
@@ -110,14 +114,20 @@ def train_minima(
         folder = folder / f"rows-{mine[0]}-{mine[-1]}" if mine else folder
     part = None
     if mine:
-        start_KP = torch.stack([landscape.initial(derive(seed, "initial", k)) for k in mine])
-        batches = landscape.batches(batch_size, [derive(seed, "batches", k) for k in mine], shared=False)
+        of, seeds = partial(landscape.batches, batch_size, shared=False), [derive(seed, "batches", k) for k in mine]
+        batches, leaders = of(seeds), [0 if 1 <= k <= len(branch or ()) else k for k in mine]
         per_epoch = batches.steps_per_epoch
+        start_KP = torch.stack([landscape.initial(derive(seed, "initial", k)) for k in leaders])
         steps, factor = max(1, round(epochs * per_epoch)), schedule or Constant()
         every = {*range(0, steps, per_epoch), steps}
         wanted = every if collect == "every" else {min(steps, round(float(e) * per_epoch)) for e in collect or ()}
         recipe = Recipe(steps, optimizer, lambda step: factor(step / steps), wanted.__contains__, gradient_norm)
         charted, objective = None, Objective(landscape, batches)
+        if branch and leaders != mine:
+            first = derive(seed, "batches", 0)
+            parts = {row: round(branch[k - 1] * per_epoch) for row, k in enumerate(mine) if leaders[row] != k}
+            batches = Parting(of, [first if row in parts else own for row, own in enumerate(seeds)], seeds, parts)
+            objective = Following(landscape, batches, mine.index(0) if 0 in mine else None, parts)
         if chart is not None:
             charted = chart.over(landscape, start_KP)
             start_KP, objective = start_KP.new_zeros(len(mine), charted.dim), _InChart(charted, batches)

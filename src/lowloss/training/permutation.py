@@ -23,7 +23,7 @@ from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
 from lowloss.progress import bar
 from lowloss.symmetry.neurons import Neurons
-from lowloss.symmetry.permutation import at_distance, descend, gradients, hessian, merged, plateau, signs
+from lowloss.symmetry.permutation import at_distance, descend, gradients, hessian, merged, plateau, shifts, signs
 from lowloss.training.descent import default_trainer
 from lowloss.training.devices import TrainerFactory
 from lowloss.training.tabulate import tabulate
@@ -43,12 +43,14 @@ class Contraction:
     """How the distance of two neurons is decreased: in logarithmic steps to a fraction `to`, at each a descent.
 
     steps: of the distance.  iterations: of a descent, at most.  gradient_norm: at which a descent has converged.
+    order: K, of the permutation points in the end: K - 1 more pairs are merged, each the most similar of what is left.
     """
 
     steps: int
     to: float
     iterations: int
     gradient_norm: float
+    order: int = 1
 
 
 def taught(landscape: NetworkLandscape, theta_P: Tensor) -> NetworkLandscape:
@@ -95,7 +97,10 @@ def contract(
         the straight line before the point, gradient_norm (R, B).  At the points (R,): gradient, flatness of the six
         moves (the largest change of the loss), plateau_change of the loss, and the largest gradients on the plateau
         where outgoing weights are split in proportion and otherwise; and up to DENSE parameters eigenvalues (R, P),
-        negative and vanishing (R,).
+        negative and vanishing (R,).  For orders above 1 also those of the points of every order (R, K): order_pair
+        (R, K, 2), the last that was merged, order_loss, order_gradient, order_change and order_dimensions, the largest
+        change of the loss along random directions of proposition 2 and how many of these are independent, and
+        order_negative and order_vanishing.
 
     Raises LowlossError: two neurons are equal already.
     """
@@ -117,29 +122,92 @@ class _Contracted:
     title: str
 
     def __call__(self, landscape: Landscape, theta_RP: Tensor) -> Columns:
-        settings, steps, theta_RP = self.contraction, self.contraction.steps, theta_RP.cpu()
-        start_R = self.neurons.distances(theta_RP[0], self.pairs)
+        label_RN = torch.arange(len(self.neurons)).repeat(len(self.pairs), 1)
+        bends, norms = self._merge(landscape, theta_RP.cpu(), label_RN, self.pairs, "distance")
+        bends_RBP = torch.stack(bends, dim=1)
+        found = [landscape.evaluate(theta_BP)["loss"] for theta_BP in bends_RBP]
+        distance_RB = torch.stack([self._distance(theta_RP) for theta_RP in bends], dim=1)
+        columns = {"bends": bends_RBP, "loss": torch.stack(found), "distance": distance_RB}
+        columns["gradient_norm"] = torch.stack(norms, dim=1)
+        rows = [self._point(landscape, theta_P, *pair) for theta_P, pair in zip(bends[-1], self.pairs, strict=True)]
+        columns |= {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return columns | (self._higher(landscape, bends[-1], label_RN) if self.contraction.order > 1 else {})
+
+    def _higher(self, landscape: Landscape, theta_RP: Tensor, label_RN: Tensor) -> Columns:
+        """The points of every order: see `contract`."""
+        orders, pairs = [], self.pairs
+        for order in range(1, self.contraction.order + 1):
+            if order > 1:
+                pairs = [
+                    self.neurons.similar(theta_P, label_N.unique().tolist())
+                    for theta_P, label_N in zip(theta_RP, label_RN, strict=True)
+                ]
+                theta_RP = self._merge(landscape, theta_RP, label_RN, pairs, f"order-{order}")[0][-1]
+            rows = [
+                {"order_pair": torch.tensor(pair), **self._plateau(landscape, theta_P, label_N)}
+                for theta_P, label_N, pair in zip(theta_RP, label_RN, pairs, strict=True)
+            ]
+            orders.append({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        return {name: torch.stack([found[name] for found in orders], dim=1) for name in orders[0]}
+
+    def _plateau(self, landscape: Landscape, theta_P: Tensor, label_N: Tensor) -> Columns:
+        loss, equal = float(landscape.evaluate(theta_P[None])["loss"]), len(label_N) - len(label_N.unique())
+        count = equal * self.neurons.outgoing_NO.shape[1] + 1  # one more than there can be
+        shift_UNO, changes = shifts(theta_P, self.neurons, label_N, count, seed=0), list[Tensor]()
+        for some_KNO in shift_UNO.split(16):
+            moved_KP = theta_P.repeat(len(some_KNO), 1)
+            moved_KP[:, self.neurons.outgoing_NO] += some_KNO
+            changes.append((landscape.evaluate(moved_KP)["loss"] - loss).abs().max())
+        batch = landscape.batches(None, [0], shared=True)[0]
+        columns = {
+            "order_loss": torch.tensor(loss, dtype=torch.float64),
+            "order_gradient": gradients(landscape, theta_P[None], batch)[1].norm().cpu(),
+            "order_change": torch.stack(changes).max(),
+            "order_dimensions": torch.linalg.matrix_rank(shift_UNO.flatten(1), rtol=1e-9),
+        }
+        if len(theta_P) <= DENSE:
+            eigenvalues = torch.linalg.eigvalsh(hessian(landscape, theta_P).cpu())
+            columns["order_negative"], columns["order_vanishing"] = signs(eigenvalues)
+        return columns
+
+    def _merge(
+        self, landscape: Landscape, theta_RP: Tensor, label_RN: Tensor, pairs: Sequence[Sequence[int]], name: str
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The points (R, P) from these to those where a pair more is one, and the gradient norms (R,) of the descents.
+
+        Args:
+            label_RN: which neurons are one already; what is one in the end is written there.
+            name: of the files.
+        """
+        settings, steps = self.contraction, self.contraction.steps
+        start_R = torch.cat(
+            [self.neurons.distances(theta_P, [pair]) for theta_P, pair in zip(theta_RP, pairs, strict=True)]
+        )
         batch = landscape.batches(None, [0], shared=True)[0]
         assert batch is not None
-        bends, norms = [theta_RP], list[Tensor]()
+        bends, norms, before = [theta_RP], list[Tensor](), merged(landscape, self.neurons, label_RN)
+        for label_N, (l, m) in zip(label_RN, pairs, strict=True):  # noqa: E741
+            label_N[label_N == m] = l
+        after = merged(landscape, self.neurons, label_RN)
         delta_RS = start_R[:, None] * settings.to ** (torch.arange(steps + 1.0, dtype=torch.float64) / steps)
         with bar(self.title, steps + 1) as advance:
             for step in range(steps + 1):
-                file = self.folder / f"distance-{step:04d}.safetensors" if self.folder else None
+                file = self.folder / f"{name}-{step:04d}.safetensors" if self.folder else None
                 if file and file.exists():
                     kept, _ = load_tensors(file)
                     z_RP, norm_R = kept["theta"], kept["gradient_norm"]
                 else:
                     last = step == steps
-                    charted = (
-                        merged(landscape, self.neurons, self.pairs)
-                        if last
-                        else at_distance(landscape, self.layout, self.neurons, self.pairs, delta_RS[:, step + 1])
-                    )
-                    charted.chart.to(batch.y.device)
-                    z_RP = charted.chart.coordinates(bends[-1].to(batch.y.device))
-                    z_RP, _, norm_R = descend(charted, z_RP, batch, settings.iterations, settings.gradient_norm)
-                    z_RP, norm_R = charted.chart.points(z_RP).cpu(), norm_R.cpu()
+                    charts = [after] if last else [
+                        before, at_distance(before, self.layout, self.neurons, pairs, delta_RS[:, step + 1])
+                    ]  # fmt: skip
+                    z_RP = bends[-1].to(batch.y.device)
+                    for charted in charts:
+                        z_RP = charted.chart.to(batch.y.device).coordinates(z_RP)
+                    z_RP, _, norm_R = descend(charts[-1], z_RP, batch, settings.iterations, settings.gradient_norm)
+                    for charted in reversed(charts):
+                        z_RP = charted.chart.points(z_RP)
+                    z_RP, norm_R = z_RP.cpu(), norm_R.cpu()
                     if file:
                         save_tensors(file, {"theta": z_RP, "gradient_norm": norm_R}, {})
                 if step == steps:
@@ -149,13 +217,7 @@ class _Contracted:
                 bends.append(z_RP)
                 norms.append(norm_R)
                 advance(step + 1, f"gradient {float(norm_R.max()):.1e}")
-        bends_RBP = torch.stack(bends, dim=1)
-        found = [landscape.evaluate(theta_BP)["loss"] for theta_BP in bends_RBP]
-        distance_RB = torch.stack([self._distance(theta_RP) for theta_RP in bends], dim=1)
-        columns = {"bends": bends_RBP, "loss": torch.stack(found), "distance": distance_RB}
-        columns["gradient_norm"] = torch.stack(norms, dim=1)
-        rows = [self._point(landscape, theta_P, *pair) for theta_P, pair in zip(bends[-1], self.pairs, strict=True)]
-        return columns | {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return bends, norms
 
     def _distance(self, theta_RP: Tensor) -> Tensor:
         """The distance of each row's pair (R,)."""
