@@ -241,7 +241,7 @@ def test_search_equals_algorithm_1(spring: float | None, spacing: Sequence[float
     given = spacing or (1.0,) * 6
     expected = band_by_hand(phases=1, steps=20, lr=1e-4, momentum=0.5, decay=3.0, spring=spring, spacing=given)
     np.testing.assert_allclose(found.path.bends_BP.numpy(), expected, rtol=0, atol=1e-10)
-    assert found.status in ("converged", "undersampled")
+    assert found.status in ("converged", "unrelaxed", "undersampled")
     assert found.gradient_evaluations == 20 * 5
 
 

@@ -31,7 +31,7 @@ class Line(Finder):
     def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a line has no phases")
 
-    def status(self, path: Path, profile: object) -> str:
+    def status(self, quality: object) -> str:
         return "exact"
 
 

@@ -310,13 +310,13 @@ def find_path(
                 found.save(file)
                 shutil.rmtree(checkpoints)
         profile.phase = len(finder.phases)
-        found.status = finder.status(found.path, profile)
 
-        def gradient() -> tuple[Tensor, Tensor]:
+        def gradient(path: Path) -> tuple[Tensor, Tensor]:
             count = min(ceil(finder.profile_batch / finder.batch_size), batches.steps_per_epoch)
-            return Search(landscape, batches, finder, found.path, seed).gradient(range(total, total + count))
+            return Search(landscape, batches, finder, path, seed).gradient(range(total, total + count))
 
         found.quality = finder.quality(found.path, profile, gradient)
+        found.status = finder.status(found.quality)
         found.snapshots.append(profile.snapshot)
         advance(total, found.status)
     return found
