@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowloss.checking import Count, Few
+from lowloss.checking import Count, Few, described
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError, check_sgd
 from lowloss.finder.base import Finder, Phase, l2
@@ -35,6 +35,7 @@ class Line(Finder):
         return "exact"
 
 
+@described
 @dataclass(eq=False)
 class TrainedCurve(Finder):
     """Minimises the expected loss over t uniform in [0, 1], loss (3), with the L2 term of the point on the curve.

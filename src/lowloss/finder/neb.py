@@ -17,7 +17,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from lowloss.checking import Count, Few
+from lowloss.checking import Count, Few, described
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError, check_sgd, is_number
 from lowloss.finder.base import Finder, Gradient, Phase, Profile, l2
@@ -28,6 +28,7 @@ TANGENTS = ("higher", "improved")
 TINY = torch.finfo(torch.float64).tiny
 
 
+@described
 class NEB(Finder):
     """Nudged elastic band: pivots feel the loss force across the path only (Algorithm 1).
 
