@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator
@@ -32,11 +33,13 @@ def verify(root: Path) -> tuple[int, list[str]]:
 
 def _artifact(artifact: Artifact) -> Iterator[str]:
     yield from artifact.damages()
-    try:
-        artifact.check_inputs()
-    except LowlossError as error:
-        if RESULT not in str(error) and DIGESTS not in str(error):  # told with the artifact or its source
-            yield str(error)
+    with contextlib.suppress(LowlossError):  # told already
+        artifact.record()
+        try:
+            artifact.check_inputs()
+        except LowlossError as error:
+            if RESULT not in str(error):  # else told with the source
+                yield str(error)
 
 
 def _work(root: Path) -> Iterator[str]:

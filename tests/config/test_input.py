@@ -79,6 +79,7 @@ TAKEN = {
     "path.budget.pairs=0.5 stages=[minima,path]": r"path\.budget\.pairs must be null or a positive whole number",
     "trainer.accelerator=[]": r"trainer\.accelerator must be str, got \[\]",
     "model.hidden=[0]": r"model\.hidden\[0\] must be at least 1, got 0",
+    "model.hidden=[200000,200000]": r"a point of 40,0\d\d,.* takes 480 GB to train, and this machine has",
     "model.hidden=5": r"model\.hidden must be a list, got 5",
     "model.batch_norm=1": r"model\.batch_norm must be bool, got 1",
     "scan.plane.margin=1e30": r"scan\.plane\.margin must be at most 1000, got 1e\+30",

@@ -48,6 +48,13 @@ def built(factory: Callable[..., nn.Module], data: Data, seed: int) -> nn.Module
         return module
 
 
+def counted(factory: Callable[..., nn.Module], data: Data) -> int:
+    """How many parameters a factory's module has, found without memory for them; 0 where it cannot be made so."""
+    with contextlib.suppress(Exception), torch.device("meta"):  # whatever it does that needs numbers
+        return sum(parameter.numel() for parameter in built(factory, data, seed=0).parameters())
+    return 0
+
+
 def copied(model: nn.Module, data: Data) -> nn.Module:
     """A copy of a module, its lazy layers made by a pass. Raises LowlossError if it cannot be copied."""
     try:
