@@ -52,6 +52,7 @@ CHOICES = [
     *("finder=null", "finder=[]", "finder=[neb,nope]", "finder=line", "scan=[]", "scan=plane", "schedule=cosine"),
     *("minima=checkpoints", "chart=random_span", "recipe=nope", "engine=graph", "trainer=gpu", "trainer=ddp", "=3"),
     *("experiment=quickstart", "scale=tiny", "--resolve", "--nope", "logger=csv", "seed", "stages=[minima", "a=b=c"),
+    *("--dry-run", "--dry-runn", "", "study=.sweeps", "study=t/minima", "model=[mlp,mlp]", "hydra/launcher=local"),
 ]
 KEPT = ("minima", "paths", "ensembles", "scans")
 LIMIT = 30.0

@@ -13,8 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
+
+
+class PlainSweeper(BasicSweeper):
+    """Hydra's own, whose record of the sweep tells nothing: what is given may be a secret."""
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self._whole, self.config = config, OmegaConf.create({"hydra": {"sweep": {"dir": config.hydra.sweep.dir}}})
+
+    def validate_batch_is_legal(self, batch: Any) -> None:
+        self.config = self._whole
+        super().validate_batch_is_legal(batch)
+
+
+# In the place of Hydra's, so that other sweepers can be chosen as ever.
+ConfigStore.instance().store(
+    "basic",
+    {"_target_": f"{__name__}.PlainSweeper", "max_batch_size": None, "params": None},
+    "hydra/sweeper",
+    provider="hydra",
+)
 
 
 class _Launcher(Launcher):

@@ -7,6 +7,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lowloss.errors import LowlossError, nearest
+
+FLAGS = [
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
+    *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir"),
+    *("-cd", "--experimental-rerun", "--info", "-i", "--dry-run"),
+]
+"""Hydra's and ours."""
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 """Flags of Hydra that take the next word."""
 
@@ -24,6 +32,8 @@ def normalised(arguments: Sequence[str], parses: Callable[[str], bool]) -> list[
 
     Args:
         parses: whether Hydra's grammar takes an override.
+
+    Raises LowlossError for a flag that there is not, and for an empty word.
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -33,7 +43,13 @@ def normalised(arguments: Sequence[str], parses: Callable[[str], bool]) -> list[
         if word in WITH_VALUE and words:
             flags += [word, words.pop(0)]
         elif re.match(r"--?[a-z]", word):
+            name = word.partition("=")[0]
+            if name not in FLAGS and not re.fullmatch(r"-[a-z]\w", name):  # short ones may stand together
+                shown = [flag for flag in FLAGS if flag.startswith("--")]
+                raise LowlossError(f"there is no {name}{nearest(name, shown)}; the flags are {', '.join(shown)}")
             flags.append(word)
+        elif not word:  # most often a variable of the shell that is not set
+            raise LowlossError("an argument is empty: settings are KEY=VALUE")
         else:
             overrides.append(_readable(word, parses))
     return [*flags, *overrides]

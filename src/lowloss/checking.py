@@ -5,14 +5,17 @@ pydantic compares, strictly: a flag is no number, and no number is infinite or N
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from lowloss.errors import LowlossError, nearest
+from lowloss.errors import LowlossError, is_number, nearest
+
+C = TypeVar("C", bound=Callable[..., Any])
 
 Index = Annotated[int, Ge(0), Le(2**63 - 1)]
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
@@ -53,6 +56,34 @@ def check_arguments(
         nested = isinstance(value, dict) and value.get("_target_")  # checked where that is made
         if hint is not None and not nested and TOLD not in getattr(hint, "__metadata__", ()) and (ours or kinds(hint)):
             check_value(f"{prefix}{name}", value, hint)
+
+
+def described(call: C) -> C:
+    """The same function or class, which raises LowlossError for an argument of another kind than its annotation has: a
+    text for a number, or a fraction for a whole number. Bounds are its own affair."""
+    function: Any = call.__init__ if isinstance(call, type) else call  # type: ignore[misc]
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        hints = get_type_hints(function, include_extras=True)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            plain = kinds(hints[name]) if name in hints else []
+            if plain and not any(_is(value, kind) for kind in plain):
+                raise LowlossError(f"{name} must be {' or '.join(plain)}, got {shown(value)}")
+        return function(*args, **kwargs)
+
+    if isinstance(call, type):
+        call.__init__ = checked  # type: ignore[misc]
+        return call
+    return checked  # type: ignore[return-value]
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value, perhaps of NumPy's, is of a plain type by its name."""
+    if kind in ("int", "float"):
+        return is_number(value, int if kind == "int" else float)
+    return isinstance(value, {"bool": bool, "str": str, "null": type(None)}[kind])
 
 
 def kinds(hint: Any) -> list[str]:

@@ -25,7 +25,7 @@ from lowloss.checking import Name, check_arguments, check_value
 from lowloss.conf import config_folder, read_families
 from lowloss.errors import LowlossError, nearest
 from lowloss.overview import help_text
-from lowloss.settings import MADE, check_settings
+from lowloss.settings import MADE, SEVERAL, check_numbers, check_settings, check_study
 from lowloss.subcommands import run_other
 
 Config = dict[str, Any]
@@ -104,6 +104,7 @@ def _end_record(why: str | None, lines: Sequence[str] = ()) -> None:
 
 
 def _run_job(config: Any, overrides: Any) -> float | None:
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from lowloss import progress
@@ -114,6 +115,8 @@ def _run_job(config: Any, overrides: Any) -> float | None:
 
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_settings(plain, group_options("finder"))
+    check_study(str(plain["study"]), [stage.kind for stage in stages().values() if stage.kind is not None])
+    check_numbers(plain, HydraConfig.get().runtime.choices)
     root = Path(plain["outputs"]) / str(plain["study"])
     place, count = group.place(), device_count(plain["trainer"])
     if count > 1 and place is None and DRY not in os.environ:
@@ -274,19 +277,21 @@ def main() -> None:
             sys.exit(1)
         os.environ[DRY] = "1"
         sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != DRY_RUN]
-    sys.argv[1:] = normalised(sys.argv[1:], lambda override: bool(_parsed(override)))
     # What it says of a failed trial has been told.
     logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
     app = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run_config)
     try:
+        sys.argv[1:] = normalised(sys.argv[1:], lambda override: bool(_parsed(override)))
         os.environ[SWEPT] = os.environ.get(SWEPT) or " ".join(_swept(sys.argv[1:]))
         register_families()
         app()
     except (HydraException, OmegaConfBaseException, LowlossError) as error:
-        _tell(error)
+        told = "" if isinstance(error, LowlossError) else _explain_group()
+        _tell(LowlossError(told) if told else error)
         sys.exit(1)
     except (TypeError, ValueError, RecursionError) as error:
-        if told := str(error) if re.search("flag can only|Exceeds|recursion", str(error)) else _explain_group():
+        known = re.search("flag can only|Only one of|Exceeds|recursion", str(error))
+        if told := str(error) if known else _explain_group():
             _tell(LowlossError(told))
             sys.exit(1)
         # Optuna's, when a search has ended and there is no best trial.
@@ -333,13 +338,17 @@ def _explain_group() -> str:
         override = _parsed(argument)
         value = None if override is None else override.value()
         names = value if isinstance(value, list) else [value]
-        if override is None or override.is_delete() or all(isinstance(name, str) for name in names):
+        if override is None or override.is_delete():
             continue
         key = override.key_or_group
+        one = key not in SEVERAL and isinstance(value, list)
+        if all(isinstance(name, str) for name in names) and not one:
+            continue
         if not key:
             return f"{argument} names no key: settings are KEY=VALUE"
         if options := group_options(key):
-            return f"{argument}, but {key} takes the name of an option, of {', '.join(options)}; ~{key} leaves it out"
+            what = "one option" if one else "an option"
+            return f"{argument}, but {key} takes the name of {what}, of {', '.join(options)}; ~{key} leaves it out"
         if (config_folder() / key).is_dir():
             return f"{argument}, but {key} has nothing to choose: leave it out"
     return ""
@@ -372,6 +381,9 @@ def _swept(arguments: list[str]) -> list[str]:
             keys.append(override.key_or_group)
             r = override.value()
             count = ((r.stop or 0) - (r.start or 0)) / (r.step or 1) if isinstance(r, RangeSweep) else 1
+            values = [str(value) for value in override.value().list] if override.is_choice_sweep() else []
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise LowlossError(f"{override.input_line} has {twice[0]} twice, which is one study: name it once")
             if not 0 < count <= 100_000:
                 raise LowlossError(f"{override.input_line} has {max(0, count):.0f} values: 1 … 100000 can be swept")
     return keys

@@ -55,7 +55,12 @@ def read_families(folder: Path) -> dict[str, list[dict[str, str]]]:
 
 def options(group: str) -> dict[str, dict[str, Any]]:
     """The options of a configuration group by their names."""
+    return {file.stem: option(group, file.stem) for file in sorted((config_folder() / group).glob("*.yaml"))}
+
+
+def option(group: str, name: str) -> dict[str, Any]:
+    """An option of a configuration group, as its file has it; nothing where it is not ours."""
     import yaml
 
-    files = sorted((config_folder() / group).glob("*.yaml"))
-    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    file = config_folder() / group / f"{name}.yaml"
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}

@@ -104,6 +104,23 @@ def check_archive(file: Path) -> None:
             raise ValueError("its digest is missing, or another than when it was written")
 
 
+def seal(file: Path) -> None:
+    """Write the digest of a file beside it, as sha256sum does: of a table, which others read."""
+    _seal_of(file).write_text(f"{digest(file)}  {file.name}\n", encoding="utf-8")
+
+
+def check_seal(file: Path) -> None:
+    """Raise ValueError unless the digest beside a file is the file's."""
+    check_regular(_seal_of(file))
+    told = f"{digest(file)}  {file.name}\n"
+    if not _seal_of(file).is_file() or _seal_of(file).read_text(encoding="utf-8", errors="replace") != told:
+        raise ValueError("its digest is missing, or another than when it was written")
+
+
+def _seal_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
 def check_regular(file: Path) -> None:
     """Raise ValueError for what might never end when it is read, as a pipe, or a device."""
     if file.exists() and not file.is_file():

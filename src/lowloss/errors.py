@@ -50,7 +50,7 @@ def check_collect(key: str, epochs: object) -> None:
 
 def reason(error: Exception) -> str:
     """The first line of what an error of a library or of a user's code tells; its type where it tells nothing."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

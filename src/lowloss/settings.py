@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value
+from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value, shown
+from lowloss.conf import option
 from lowloss.errors import LowlossError, nearest
 
 Config = dict[str, Any]
@@ -199,8 +200,48 @@ TRAINER = {
 }
 """Keys of a trainer that change no result; the stages set the others."""
 
+NUMBERED, SEVERAL = ("model", "data", "optimizer", "schedule"), ("finder", "ensemble", "scan")
+"""Groups whose options have numbers: of these one is chosen, or several."""
+
+LONGEST = 200
+"""Bytes of a folder's name: file systems take 255, and some have more to their names."""
+
 MAY_BE_NONE = ("chart", "landscape", "logger")
 """Groups with an option that makes nothing."""
+
+
+def check_numbers(config: Config, choices: Mapping[str, str]) -> None:
+    """Raise LowlossError where a text stands in the place of a number that an option's file holds.
+
+    What is made of them knows their types, but takes seconds to import.
+
+    Args:
+        choices: the chosen options, by their groups.
+    """
+    chosen = [(group, choices[group], config[group]) for group in NUMBERED if isinstance(choices.get(group), str)]
+    chosen += [(group, name, node) for group in SEVERAL for name, node in config[group].items()]
+    for group, name, node in chosen:
+        given, key = option(group, name), f"{group}.{name}" if group in SEVERAL else group
+        for one, value in node.items() if node.get("_target_") == given.get("_target_") else ():
+            if isinstance(value, str) and type(given.get(one)) in (int, float):
+                check_value(f"{key}.{one}", value, type(given[one]))
+
+
+def check_study(name: str, kinds: Sequence[str]) -> None:
+    """Raise LowlossError for a name that is no folder of its own within outputs.
+
+    Args:
+        kinds: the folders that a study has.
+    """
+    parts = PurePath(name).parts
+    if not parts or PurePath(name).is_absolute() or ".." in parts:
+        raise LowlossError(f"study={name} does not lie in outputs: take another name, or set outputs")
+    longest = max(parts, key=lambda part: len(part.encode()))
+    if len(longest.encode()) > LONGEST:
+        raise LowlossError(f"study={shown(name)} has a part of more than {LONGEST} bytes: take a shorter name")
+    for part in parts:
+        if part.startswith(".") or part in (*kinds, "report"):
+            raise LowlossError(f"study={name}, but {part} is a folder that belongs to other things: take another name")
 
 
 def check_settings(config: Config, finders: Iterable[str]) -> None:
@@ -219,9 +260,6 @@ def check_settings(config: Config, finders: Iterable[str]) -> None:
         target = config[group].get("_target_")
         if not isinstance(target, str) and not (target is None and group in MAY_BE_NONE):
             raise LowlossError(f"{group}._target_ must name what is made, got {target!r}: choose {group}=OPTION")
-    place = PurePath(str(config["study"]))
-    if place.is_absolute() or not place.parts or ".." in place.parts:
-        raise LowlossError(f"study={config['study']} does not lie in outputs: take another name, or set outputs")
     finders = {*finders, *config["finder"]}
     asked = {f"path.only.{name}": name for name in config["path"]["only"]}
     asked |= {f"scan.{name}.path": node["path"] for name, node in config["scan"].items() if "path" in node}

@@ -31,7 +31,7 @@ import yaml
 
 from lowloss import files
 from lowloss.digests import check_regular, identity
-from lowloss.errors import LowlossError, OtherConfigError
+from lowloss.errors import LowlossError, OtherConfigError, reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,6 +192,20 @@ class Artifact:
         if (self.folder / DIGESTS).is_file() and identity(self.folder / name) != self.record()[0].get(name):
             raise files.unreadable(self.folder / name, ValueError("its digest is another than when it was written"))
 
+    def damages(self) -> Iterator[str]:
+        """A line, with its remedy, for each file that is another than when it was written; all bytes are read."""
+        try:
+            held, _ = self.record()
+        except LowlossError as error:
+            yield str(error)
+            return
+        for name, told in held.items():
+            try:
+                if identity(self.folder / name, whole=True) != told:
+                    raise ValueError("its digest is another than when it was written")
+            except (OSError, ValueError) as error:
+                yield str(files.unreadable(self.folder / name, ValueError(reason(error))))
+
     def check_inputs(self) -> None:
         """Raise LowlossError if a result that it was made from has been replaced by another since."""
         for title, digest in self.record()[1].items():
@@ -259,11 +273,17 @@ def studies_under(folder: Path, tell: Callable[[str], None]) -> Iterator[Path]:
         starts += sorted(links)
 
 
-def begin_work(work: Path, config: Config, begun: Config) -> Config:
+def progressed(work: Path) -> bool:
+    """Whether anything has been done in a work folder."""
+    kept = ("config.yaml", ROWS, BEGUN)
+    return any(file.name not in kept and not file.name.startswith(".") for file in work.rglob("*") if file.is_file())
+
+
+def begin_work(work: Path, config: Config, now: Config) -> Config:
     """Make a work folder that remembers its configuration, or check the one in which work was done.
 
     Args:
-        begun: `inputs`, the digests of what it starts from, and whatever else is to be as it was.
+        now: `inputs`, the digests of what it starts from, and whatever else is to be as it was.
 
     Returns:
         What it was begun with.
@@ -271,14 +291,14 @@ def begin_work(work: Path, config: Config, begun: Config) -> Config:
     Raises OtherConfigError if that was done with another configuration, LowlossError if with other inputs.
     """
     file, before = work / BEGUN, None
-    if any(path.name not in ("config.yaml", ROWS, BEGUN) for path in work.glob("[!.]*")):
+    if progressed(work):
         check_config(work, config)
         try:
             text, told = file.read_text(encoding="utf-8").splitlines()
             if hashlib.sha256(text.encode()).hexdigest() != told:
                 raise ValueError("its digest is another than when it was written")
             before = {**json.loads(text)}
-            changed = [title for title, digest in begun["inputs"].items() if before["inputs"][title] != digest]
+            changed = [title for title, digest in now["inputs"].items() if before["inputs"][title] != digest]
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise files.unreadable(file, error) from error
         if changed:
@@ -288,9 +308,9 @@ def begin_work(work: Path, config: Config, begun: Config) -> Config:
             )
         return before
     files.write_text(work / "config.yaml", _to_yaml(config))
-    text = json.dumps(begun)
+    text = json.dumps(now)
     files.write_text(file, f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
-    return begun
+    return now
 
 
 def check_config(folder: Path, config: Config) -> None:
@@ -349,10 +369,13 @@ _WORD = r"(?:api_?key|access_?key|private_?key|secret(?:_?key)?|token|password|p
 _SECRET = re.compile(rf"^([\w.+@/-]*?(?:^|[.+_]){_WORD})=.*", re.IGNORECASE | re.DOTALL)
 _NESTED = re.compile(rf"(\b(?:\w+_)?{_WORD}\s*:\s*)('[^']*'|\"[^\"]*\"|[^,}}\]]+)", re.IGNORECASE)
 
+_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/]+@", re.IGNORECASE)
+
 
 def pasteable(arguments: Sequence[str]) -> str:
-    """The command line to paste into a shell; values of keys that look like secrets are ???, which Hydra asks for."""
-    shown = [_NESTED.sub(r"\1???", _SECRET.sub(r"\1=???", argument)) for argument in arguments]
+    """The command line to paste into a shell; values of keys that look like secrets are ???, which Hydra asks for, and
+    so are passwords within addresses."""
+    shown = [_URL.sub(r"\1???@", _NESTED.sub(r"\1???", _SECRET.sub(r"\1=???", argument))) for argument in arguments]
     return shlex.join(["lowloss", *shown])
 
 

@@ -75,6 +75,8 @@ def _papers(arguments: Sequence[str]) -> None:
     parser.add_argument("outputs", nargs="?", default="outputs", metavar="OUTPUTS", help="where the studies are")
     parser.add_argument("--csv", metavar="FILE", help="write every published number, and ours where there is one")
     given = parser.parse_args(arguments)
+    if given.outputs != parser.get_default("outputs") and not Path(given.outputs).is_dir():
+        raise LowlossError(f"{given.outputs} is no folder: name the one where the studies are, such as outputs")
     results, numbers = papers.listed(Path(given.outputs))
     if given.csv:
         papers.write_csv(Path(given.csv), numbers)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 
-from lowloss.digests import check_archive, check_regular, check_tensors, digest, identity
-from lowloss.errors import LowlossError
+from lowloss.digests import check_archive, check_regular, check_seal, check_tensors, digest
+from lowloss.errors import LowlossError, reason
 from lowloss.study import DIGESTS, RESULT, Artifact, Study
 
 
@@ -31,24 +32,14 @@ def verify(root: Path) -> tuple[int, list[str]]:
 
 
 def _artifact(artifact: Artifact) -> Iterator[str]:
-    remedy = f"delete {artifact.folder} and run the same command again"
-    try:
-        held, _ = artifact.record()
-    except LowlossError as error:
-        yield str(error)
-        return
-    for name, told in held.items():
+    yield from artifact.damages()
+    with contextlib.suppress(LowlossError):  # told already
+        artifact.record()
         try:
-            if identity(artifact.folder / name, whole=True) != told:
-                raise ValueError("its digest is another than when it was written")
-        except (OSError, ValueError) as error:
-            yield f"{artifact.folder / name} is damaged ({_reason(error)}): {remedy}"
-    try:
-        artifact.check_inputs()
-    except LowlossError as error:
-        if RESULT in str(error):
-            return  # the source's own damage, told with it
-        yield str(error)
+            artifact.check_inputs()
+        except LowlossError as error:
+            if RESULT not in str(error):  # else told with the source
+                yield str(error)
 
 
 def _work(root: Path) -> Iterator[str]:
@@ -62,14 +53,14 @@ def _work(root: Path) -> Iterator[str]:
             continue
         except (OSError, ValueError) as error:
             work = root / file.relative_to(root).parts[0] / file.relative_to(root).parts[1]
-            yield f"{file} is damaged ({_reason(error)}): delete {work} to start this piece of work afresh"
+            yield f"{file} is damaged ({reason(error)}): delete {work} to start this piece of work afresh"
 
 
 def _bounds(study: Study, file: Path) -> Iterator[str]:
     """A table of bounds has to follow from its own saddles, and these have to be the paths'."""
     finder = file.stem.removeprefix("bounds-")
     try:
-        check_regular(file)
+        check_seal(file)
         rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
         bounds = {(int(row["start"]), int(row["end"])): float(row["bound"]) for row in rows}
         saddles = {(int(row["start"]), int(row["end"])): float(row["saddle"]) for row in rows if row["saddle"]}
@@ -108,20 +99,16 @@ def _report(root: Path, artifacts: list[Artifact]) -> Iterator[str]:
         told = json.loads(record.read_text(encoding="utf-8"))
         written, inputs = dict(told["written"]), dict(told["made_from"]["inputs"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        yield f"{record} is damaged ({_reason(error)}): {remedy}"
+        yield f"{record} is damaged ({reason(error)}): {remedy}"
         return
     for name, known in written.items():
         try:
             if digest(root / name) != known:
                 yield f"{root / name} is another than when it was written: {remedy}"
         except (OSError, ValueError) as error:
-            yield f"{root / name} is damaged ({_reason(error)}): {remedy}"
+            yield f"{root / name} is damaged ({reason(error)}): {remedy}"
     try:
         if {artifact.title: artifact.digest for artifact in artifacts} != inputs:
             yield f"{record.parent} was made from other results than there are: {remedy}"
     except LowlossError:
         pass  # told with the result
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

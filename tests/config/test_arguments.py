@@ -6,6 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from lowloss import LowlossError
 from lowloss.arguments import normalised
 
 
@@ -51,3 +52,14 @@ def test_flags_may_stand_anywhere() -> None:
     arguments = ["model=mlp", "-m", "seed=0,1", "--config-dir", "mine", "--cfg", "job", "~recipe"]
     flags = ["-m", "--config-dir", "mine", "--cfg", "job"]
     assert normalised(arguments, parses) == [*flags, "model=mlp", "seed=0,1", "~recipe"]
+
+
+def test_an_empty_word_is_told():
+    with pytest.raises(LowlossError, match="an argument is empty: settings are KEY=VALUE"):
+        normalised(["seed=0", ""], lambda _: True)
+
+
+def test_short_flags_may_stand_together_and_long_ones_have_values():
+    assert normalised(["-mh", "--config-dir=x", "--cfg", "job"], lambda _: True) == [
+        "-mh", "--config-dir=x", "--cfg", "job",
+    ]  # fmt: skip

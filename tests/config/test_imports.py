@@ -22,7 +22,7 @@ HEAVY = {"torch", "torchvision", "lightning", "hydra", "omegaconf", "wandb", "pa
 SMALL = {"checking", "errors", "seeding"}
 # What each part of the package may import of the others.
 MAY = {
-    "arguments": set(),
+    "arguments": {"errors"},
     "errors": set(),
     "imports": set(),
     "seeding": set(),
@@ -31,7 +31,7 @@ MAY = {
     "digests": set(),
     "files": {"digests", "errors"},
     "checking": {"errors"},
-    "settings": {"checking", "errors"},
+    "settings": {"checking", "conf", "errors"},
     "conf": {"errors"},
     "overview": {"conf"},
     "schedule": {"checking", "errors"},

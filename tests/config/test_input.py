@@ -43,14 +43,15 @@ CRASHED = {
     "data=digits data.augment=5": r"data\.augment must be callable, got 5",
     "data=arrays data.path=null": r"data\.path must be str, got None",
     "model=0.5": r"model=0\.5, but model takes the name of an option, of cnn_12x1",
-    "model=[[0,1]]": "model takes the name of an option",
-    "schedule=[1,2]": "schedule takes the name of an option",
+    "model=[[0,1]]": "model takes the name of one option",
+    "schedule=[1,2]": "schedule takes the name of one option",
     "~path.pairs": r"the configuration has no path\.pairs",
     "~trainer": "the configuration has no trainer",
     "~trainer.devices": r"trainer\.devices must be a number of devices",
     "~stages": "the configuration has no stages",
     "~study": "the configuration has no study",
     "=3": "=3 names no key: settings are KEY=VALUE",
+    "-m seed=0,1 --cfg job": "Only one of --run, --multirun, --cfg",
     "--resolve": "--resolve flag can only be used .* --cfg",
     "model._target_=torch.nn.Linear": r"model: Linear.*unexpected keyword argument 'hidden'",
     "ensemble=null": "ensemble=null, but ensemble takes the name of an option, of curve, fge",
@@ -78,6 +79,7 @@ TAKEN = {
     "path.budget.pairs=0.5 stages=[minima,path]": r"path\.budget\.pairs must be null or a positive whole number",
     "trainer.accelerator=[]": r"trainer\.accelerator must be str, got \[\]",
     "model.hidden=[0]": r"model\.hidden\[0\] must be at least 1, got 0",
+    "model.hidden=[200000,200000]": r"a point of 40,0\d\d,.* takes 480 GB to train, and this machine has",
     "model.hidden=5": r"model\.hidden must be a list, got 5",
     "model.batch_norm=1": r"model\.batch_norm must be bool, got 1",
     "scan.plane.margin=1e30": r"scan\.plane\.margin must be at most 1000, got 1e\+30",
@@ -96,6 +98,10 @@ TAKEN = {
     "study=a/../../x": "does not lie in outputs",
     "study=/tmp/x": "does not lie in outputs",
     "study=.": "does not lie in outputs",
+    "study=.sweeps": r"study=\.sweeps, but \.sweeps is a folder that belongs to other things",
+    "study=base/minima": "study=base/minima, but minima is a folder that belongs",
+    f"study={'x' * 300}": r"study='xxx.* has a part of more than 200 bytes: take a shorter name",
+    "-m seed=0,1,0": "seed=0,1,0 has 0 twice, which is one study: name it once",
     "study=null": "study must be int or str, got None",
     "minima.count=99999999999": r"minima\.count must be at most 10000",
     "minima.count=2000 path.pairs=all stages=[minima,path]": "path.pairs=all is for at most 1000 minima",
@@ -112,6 +118,8 @@ TYPED = {
     "+path.point=3": r"path has no point \(did you mean points\?\)",
     "+finder.autoneb.pivot=3": r"finder\.autoneb has no pivot \(did you mean pivots\?\)",
     "+model.hiden=[3]": r"model has no hiden \(did you mean hidden\?\)",
+    "--dry-runn": r"there is no --dry-runn \(did you mean --dry-run or --run\?\); the flags are --help",
+    "model=[mlp,mlp]": r"model=\[mlp,mlp\], but model takes the name of one option, of cnn_12x1",
     "minima.epoch=3": r"'minima\.epoch' \(did you mean epochs\?\)",
 }
 
@@ -169,7 +177,11 @@ def test_ensembles_and_paths_that_cannot_fit_are_refused_too(refused, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "arguments", ["minima.count=abc", f"scan.plane.start=abc {ALL}", "+trainer.precision=16-mixed", "~trainer"]
+    "arguments",
+    [
+        *("minima.count=abc", f"scan.plane.start=abc {ALL}", "+trainer.precision=16-mixed", "~trainer"),
+        *("optimizer.lr=abc", "finder.autoneb.momentum=abc"),
+    ],
 )
 def test_what_can_be_told_at_once_is_told_without_torch(arguments, tmp_path):
     program = (

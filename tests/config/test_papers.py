@@ -12,6 +12,7 @@ import pytest
 from lowloss import papers
 from lowloss.conf import config_folder, read_families
 from lowloss.errors import LowlossError
+from lowloss.subcommands import run_other
 
 UNITS = {
     "train_loss_min": "nats", "train_loss_saddle": "nats", "factor": "ratio", "epoch_first": "epochs",
@@ -160,3 +161,8 @@ def test_the_command_lists_all_results_and_compares_those_made(study):
     assert len(others) == 27 * len(UNITS)
     assert others["ours"].isna().all()
     assert others["published"].notna().all()
+
+
+def test_a_folder_of_studies_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(LowlossError, match="nope is no folder: name the one where the studies are"):
+        run_other(["papers", str(tmp_path / "nope")])

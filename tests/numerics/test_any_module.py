@@ -262,6 +262,18 @@ def test_a_function_that_seeds_itself_is_told(caplog: pytest.LogCaptureFixture) 
     assert "begins at one point whatever the seed" in caplog.text
 
 
+def test_an_instance_with_an_initialisation_of_its_own_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Its initial points are those of `reset_parameters`."""
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+    with caplog.at_level("WARNING", "lowloss"):
+        NetworkLandscape(net, data()).initial(0)
+        assert not caplog.text
+        nn.init.orthogonal_(net[0].weight)
+        NetworkLandscape(net, data()).initial(0)
+    assert "0.weight of the model has standard deviation" in caplog.text
+    assert "pass a function that builds the model if its own initialisation is meant" in caplog.text
+
+
 def test_a_counter_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", "lowloss"):
         NetworkLandscape(Harmless, data())

@@ -89,11 +89,13 @@ def test_refine_inserts_the_highest_where_it_may_not_insert_all() -> None:
     torch.testing.assert_close(refined.grid(2, 0), torch.tensor([0, 0.08, 0.2, 0.7, 0.76, 1], dtype=torch.float64))
 
 
-def test_status_says_whether_a_pivot_would_be_inserted() -> None:
-    finder, path, calm = AutoNEB(evaluations=4), band(), profile({0.5: 0.19})
-    assert finder.status(path, calm) == "converged"
+def test_status_says_whether_a_pivot_would_be_inserted_and_whether_a_force_is_left() -> None:
+    finder, path, still = AutoNEB(evaluations=4), band(), lambda path: (torch.zeros(len(path.bends_BP) - 2, 3), flat)
+    flat, calm, high = torch.zeros(4), profile({0.5: 0.19}), profile({0.5: 0.21})
+    assert finder.status(finder.quality(path, calm, still)) == "converged"
     assert finder.refine(path, calm, Phase(1, 1.0)) is path
-    assert finder.status(path, profile({0.5: 0.21})) == "undersampled"
+    assert finder.status(finder.quality(path, high, still)) == "undersampled"
+    assert finder.status({"residuum": 0.19, "force_left": 0.06}) == "unrelaxed"
 
 
 class Counting(MullerBrown):
@@ -114,8 +116,8 @@ def test_cost_is_steps_times_pivots_of_every_cycle() -> None:
     finder = AutoNEB(cycles, pivots=3, threshold=0, max_insertions=2, momentum=0.0)
     found = find_path(surface, a_P, b_P, finder)
     assert found.gradient_evaluations == 10 * 3 + 10 * 5 + 7 * 7
-    # Once more at the end, to tell how well the band has converged.
-    assert surface.gradients == found.gradient_evaluations + 7
+    # At the end once more, and of the highest sample and the first three pivots, to tell how well it has converged.
+    assert surface.gradients == found.gradient_evaluations + 7 + 1 + 3
     assert len(found.path.bends_BP) == 2 + 7
     assert found.status == "undersampled"
     # Looked at after every cycle: nine points between the pivots there were.

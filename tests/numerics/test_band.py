@@ -77,7 +77,7 @@ def test_a_spacing_that_is_none_of_this_band_is_refused(spacing: Any) -> None:
     [({"momentum": -0.1}, "at least"), ({"momentum": 1.0}, "at least"), ({"momentum": np.nan}, "at least"),
      ({"weight_decay": -1e-4}, "at least"), ({"weight_decay": np.inf}, "at least"),
      ({"weight_decay": np.nan}, "at least"), ({"batch_size": 0}, "a whole number of at least 1"),
-     ({"batch_size": 1.5}, "a whole number of at least 1")],
+     ({"batch_size": 1.5}, "int")],
 )  # fmt: skip
 def test_settings_with_which_sgd_cannot_descend_are_refused(finder: Any, wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(LowlossError, match=f"{next(iter(wrong))} must be {told}"):
@@ -241,7 +241,7 @@ def test_search_equals_algorithm_1(spring: float | None, spacing: Sequence[float
     given = spacing or (1.0,) * 6
     expected = band_by_hand(phases=1, steps=20, lr=1e-4, momentum=0.5, decay=3.0, spring=spring, spacing=given)
     np.testing.assert_allclose(found.path.bends_BP.numpy(), expected, rtol=0, atol=1e-10)
-    assert found.status in ("converged", "undersampled")
+    assert found.status in ("converged", "unrelaxed", "undersampled")
     assert found.gradient_evaluations == 20 * 5
 
 

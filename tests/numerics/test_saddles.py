@@ -142,11 +142,29 @@ def test_quality_by_hand() -> None:
     bent = Polyline(
         torch.tensor([[-1.0, 0.1], [0.0, 0.1], [1.0, 0.1]], dtype=torch.float64), torch.tensor([0, 0.25, 1.0])
     )
-    gradient = lambda: (torch.tensor([[0.0, 2.0]]), torch.tensor([1.1, 0.1, 1.1]))  # noqa: E731
+    losses_N = torch.tensor([1.1, 0.1, 1.1])
+    # Of its one pivot; then of the highest sample and of the pivot that it began with.
+    gradient = lambda path: (torch.tensor([[0.0, 2.0], [3.0, 4.0]])[: len(path.bends_BP) - 2], losses_N)  # noqa: E731
     # Lengths 1 and 1 over targets 1/4 and 3/4 are 4 and 4/3: mean 8/3, standard deviation 4/3.
     quality = uneven.quality(bent, lambda path, t_T: torch.ones(len(t_T)), gradient)
     assert quality["spacing_spread"] == pytest.approx(0.5)
-    assert quality["force"] == 2
+    assert (quality["force"], quality["force_at_top"], quality["force_left"]) == (2, 2, pytest.approx(2 / 5))
+
+
+def test_a_band_is_unrelaxed_where_it_hardly_moved_or_cuts_a_slope_at_its_top() -> None:
+    surface = MullerBrown()
+    for cycles, told in (
+        ([{"steps": 3, "lr": 1e-5}], "unrelaxed"),  # as good as straight
+        ([{"steps": 300, "lr": 2e-4, "repeat": 4}], "unrelaxed"),  # −37.2, of −40.665
+        ([{"steps": 300, "lr": 2e-4, "repeat": 4}, {"steps": 100, "lr": 2e-4, "climb": True}], "converged"),
+    ):
+        found = find_path(surface, *ends(surface), AutoNEB(cycles, **PLAIN), block=1000)
+        assert (found.status, found.quality["residuum"] < 0.2) == (told, True)
+    # Between the other minima even the straight line's top is right: its pivots are not.
+    a_P, b_P = (torch.tensor(minimum[:2], dtype=torch.float64) for minimum in surface.minima[1:])
+    still = find_path(surface, a_P, b_P, AutoNEB([{"steps": 3, "lr": 1e-5}], **PLAIN))
+    assert still.status == "unrelaxed"
+    assert still.quality["force_at_top"] < 0.1 * still.quality["force"]
 
 
 def test_redistribution_keeps_a_fixed_pivot_and_spaces_each_side() -> None:

@@ -223,6 +223,7 @@ def test_a_study_is_not_mixed_with_another_configuration(lowloss, whole, change,
         ("ensemble.fge.momentum=2", "ensemble.fge: momentum must be at least 0 and less than 1, got 2"),
         ("ensemble.fge.cycle_epochs=-1", "ensemble.fge: cycle_epochs must be more than 0 and finite, got -1"),
         ("optimizer.lr=abc", "optimizer.lr must be float"),
+        ("scan.random_plane.measures=2", "scan.random_plane.measures must be a list, got 2"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_told_as_such_beside_results(lowloss, whole, change, told):

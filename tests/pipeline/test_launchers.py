@@ -77,7 +77,8 @@ def test_local_launcher_makes_what_one_process_makes(lowloss, local, tmp_path):
         made = lowloss.results(local / "outputs" / "digits-mlp" / study)
         assert made == lowloss.results(tmp_path / "outputs" / study)
         assert len(made) == 2 * 3 + 2 * 4 + 2  # minima, paths, bounds
-    # Hydra's own files stay out of sight.
+    # Hydra's own files stay out of sight, and keep nothing of what was given, which may be a secret.
+    assert "model" not in (local / "outputs" / ".sweeps" / "multirun.yaml").read_text()
     assert [path.name for path in (local / "outputs").iterdir() if not path.name.startswith(".")] == ["digits-mlp"]
 
 

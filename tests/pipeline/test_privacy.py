@@ -31,6 +31,8 @@ def test_a_command_can_be_pasted_as_it_was():
         ("password=hunter2", "password=???"),
         ("+logger={api_key: hunter2, project: x}", "+logger={api_key: ???, project: x}"),
         ("+logger={a: {secret: 'hunter2, x'}}", "+logger={a: {secret: ???}}"),
+        ("data.path='https://me:hunter2@host/x'", "data.path='https://me:???@host/x'"),
+        ("+a=[s3://k:p@ss@h:80/x,http://h:80/@y]", "+a=[s3://k:???@h:80/x,http://h:80/@y]"),
     ],
 )
 def test_values_of_keys_that_look_like_secrets_are_left_out(given, kept):

@@ -164,6 +164,44 @@ def test_who_took_over_an_aged_claim_and_who_resumes_then_both_end_well(study):
     assert [path.name for path in artifact.folder.parent.iterdir()] == ["a"]
 
 
+class Row(Plain):
+    """Trains with others, one of them alone here."""
+
+    rows = True
+
+    def renamed(self, name):
+        return Row(self.bench.study, name, self.during)
+
+
+def test_who_resumes_after_others_were_done_leaves_no_folder(study):
+    """The other process has made both results, and removed the work folder, before the first one writes into it."""
+
+    def overtaken(work):
+        for job in others:
+            taken_over(job.artifact.claim)
+        make(others)
+        assert not work.exists()
+        work.mkdir()
+
+    others = [Row(study, "a"), Row(study, "b")]
+    group = [Row(study, "a", overtaken), Row(study, "b")]
+    held = [claims.take(job.artifact.claim) for job in group]
+    make(group, held)
+    for claim in held:
+        claim.release()
+    assert [path.name for path in study.root.glob("things/*.work")] == []
+
+
+def test_what_is_refused_before_anything_is_done_leaves_no_folder(study):
+    def refuse(work):
+        assert (work / "config.yaml").exists()
+        raise LowlossError("no")
+
+    with pytest.raises(LowlossError, match="no"):
+        make([Row(study, "a", refuse)])
+    assert list((study.root / "things").iterdir()) == []
+
+
 def test_who_fails_after_losing_its_claim_leaves_the_work_to_the_other(study, monkeypatch):
     told = []
     monkeypatch.setattr("lowloss.progress.say", told.append)
@@ -205,11 +243,12 @@ def test_nothing_is_left_beside_complete_results(study):
         (folder / name).touch()
     for name in aged:
         os.utime(folder / name, (0, 0))
-    for name in (".a.work", ".b.new-0123abcd", ".c.work", ".rows-01.work", ".rows-02.work"):
+    for name in (".a.work", ".b.new-0123abcd", ".c.work", ".rows-01.work", ".rows-02.work", ".rows-03.work"):
         (folder / name).mkdir()
         (folder / name / "part").touch()
     (folder / ".rows-01.work" / "rows.json").write_text('["a", "b"]')
     (folder / ".rows-02.work" / "rows.json").write_text('["a", "c"]')
+    os.utime(folder / ".rows-03.work", (0, 0))  # nothing tells whose it is
     dead = {**json.loads(claims.take(study.artifact("things", "a").claim).content), "started": "long ago"}
     (folder / ".a.claim").write_text(json.dumps(dead))
     tidy(folder)

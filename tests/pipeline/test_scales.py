@@ -59,7 +59,7 @@ KINDS = {
 BOUGHT = {"curves.csv": None, "members.csv": {"distance"}, "budgets.csv": {"brier", "ece", "disagreement", "distance"}}
 # What need not be there: how well a band has converged, for what is none, a learning curve that ends above the saddle,
 # classes without a test sample, and a dimension from which on cuts succeed.
-BANDS = {"summary.csv": {"residuum", "force", "force_at_top", "spacing_spread"}}
+BANDS = {"summary.csv": {"residuum", "force", "force_at_top", "force_left", "spacing_spread"}}
 CUTS = {"dimensions.csv": {"threshold", "high"}}
 TEXTS = ("finder", "status", "method", "place", "class", "split", "statistics", "layer")
 MAY_LACK = (

@@ -20,9 +20,9 @@ STAGES = ("minima", "path", "ensemble", "scan", "report")
 SUMMARY = """
     finder start end status pivots length_ratio saddle_arc saddle_bracket min_train_loss saddle_train_loss
     barrier_train_loss barrier_above_ends_train_loss min_test_loss saddle_test_loss test_loss_at_saddle min_test_error
-    saddle_test_error test_error_at_saddle residuum force force_at_top spacing_spread gradient_evaluations
+    saddle_test_error test_error_at_saddle residuum force force_at_top force_left spacing_spread gradient_evaluations
 """
-BANDS = ("residuum", "force", "force_at_top", "spacing_spread")
+BANDS = ("residuum", "force", "force_at_top", "force_left", "spacing_spread")
 
 
 def table(file):
@@ -52,7 +52,7 @@ def test_summary_has_a_row_a_path(whole):
         elif row["finder"] == "bezier":
             assert outcome == ("steps_done", "1", "60")
         else:
-            assert row["status"] in ("converged", "undersampled")
+            assert row["status"] in ("converged", "unrelaxed", "undersampled")
             # 60 steps with three pivots, then 60 with those that were inserted.
             assert int(row["gradient_evaluations"]) == 60 * (3 + int(row["pivots"]))
             assert int(row["pivots"]) > 3
@@ -363,3 +363,7 @@ def test_a_finder_that_is_not_the_lowest_is_named(whole):
         f"path: bezier is not the lowest on 2 of 2 pairs, at most so on 0–{end}: {saddle['bezier', end]:.4g}, "
         f"by autoneb {saddle['autoneb', end]:.4g}"
     ]
+    assert told[0].removeprefix("path: ") in (whole.root / "report" / "index.html").read_text()
+    for status in ("unrelaxed", "undersampled"):
+        count = sum(row["finder"] == "autoneb" and row["status"] == status for row in rows)
+        assert (f"path: autoneb is {status} on {count} of 2 pairs" in whole.made.err) == bool(count)

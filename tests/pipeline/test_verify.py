@@ -60,6 +60,7 @@ DAMAGES = [
     },
     {
         "bounds-line.csv": lambda file: file.write_text(file.read_text().replace("1,2,,", "1,2,,1")),
+        "bounds-bezier.csv": lambda file: file.write_text("".join(file.read_text().splitlines(True)[:2])),  # cut
         "report/index.html": flip,
         "summary.csv": lambda file: file.write_text(file.read_text()[:99]),
         "ensembles/fge-0000/digests.json": lambda file: file.write_bytes(b"\xff[1]"),
@@ -106,6 +107,22 @@ def test_damage_is_told_by_whoever_uses_it_and_its_remedy_works(lowloss, whole, 
     assert lowloss.tiny(tmp_path).status == 0
     assert lowloss.results(root) == lowloss.results(whole.root)
     assert not verified(lowloss, root)
+
+
+def test_a_rerun_tells_of_damage_that_it_has_no_use_for(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path)
+    table = root / "bounds-line.csv"
+    table.write_text(table.read_text().replace("0,1,", "0,1,9", 1))  # a changed saddle
+    again = lowloss.tiny(tmp_path)
+    assert again.status == 0, again.err
+    assert f"{table} is damaged (its digest is missing, or another" in again.err
+    assert table.read_bytes() == (whole.root / table.name).read_bytes()
+    file = root / "scans/plane-0000-0001/result.safetensors"
+    flip(file, 0.99)
+    flip(root / "paths/0000-0001-line/metrics.csv")
+    folder = root / "paths/0000-0001-line"
+    assert f"{folder}/metrics.csv is unreadable (its digest" in (message := lowloss.tiny(tmp_path).message)
+    assert message.endswith(f"delete {folder} and run the same command again (1 more by `lowloss verify {root}`)")
 
 
 def test_a_minimum_replaced_under_what_was_made_from_it_is_noticed(lowloss, whole, tmp_path):

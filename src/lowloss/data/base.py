@@ -158,10 +158,19 @@ class Data:
     ) -> None:
         self._splits: dict[str, tuple[Inputs, Tensor]] = {"train": (x_train, y_train), "test": (x_test, y_test)}
         self._splits |= more or {}
+        for name, pair in self._splits.items():
+            for what in pair:
+                if not hasattr(what, "shape") or hasattr(what, "__array_interface__"):
+                    told = f"{type(what).__name__}: torch.as_tensor makes one"
+                elif getattr(what, "is_complex", bool)():
+                    told = "complex ones: torch.view_as_real makes two of each number"
+                else:
+                    continue
+                raise LowlossError(f"the {name} split must be tensors of real numbers, got {told}")
         classes = task is None or type(task) is Classification
         if classes:
             for _, y in self._splits.values():
-                if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+                if y.is_floating_point() or y.dtype == torch.bool:
                     raise LowlossError(f"labels must be integers, got {y.dtype}: or give a task, such as Regression()")
                 if y.dim() != 1:
                     raise LowlossError(f"labels are one number a sample (N,), got {tuple(y.shape)}: or give a task")

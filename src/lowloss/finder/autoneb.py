@@ -14,7 +14,7 @@ import torch
 from annotated_types import Le
 from torch import Tensor
 
-from lowloss.checking import TOLD, Count, Few
+from lowloss.checking import TOLD, Count, Few, described
 from lowloss.errors import LowlossError, is_number
 from lowloss.finder.base import Phase, Profile
 from lowloss.finder.neb import NEB, rises
@@ -23,6 +23,7 @@ from lowloss.points.path import Path, Polyline
 DRAXLER_CYCLES = (*[Phase(1000, 0.1)] * 4, *[Phase(2000, 0.1)] * 2, *[Phase(1000, 0.01)] * 4, *[Phase(1000, 0.001)] * 4)
 
 
+@described
 class AutoNEB(NEB):
     """Cycles of NEB with pivots inserted in between (Algorithm 2); the defaults are the paper's schedule.
 

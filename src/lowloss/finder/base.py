@@ -10,7 +10,7 @@ Shapes: B bends (ends included), M = B - 2 free bends, P parameters, K sampled p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -25,8 +25,8 @@ from lowloss.schedule import Constant
 Profile = Callable[[Path, Tensor], Tensor]
 """The losses (K,) at t_K of a path, all on one minibatch, in one mode."""
 
-Gradient = Callable[[], tuple[Tensor, Tensor]]
-"""The gradient (M, P) in the free bends and the losses (K,) at the end of a search, means over some minibatches."""
+Gradient = Callable[[Path], tuple[Tensor, Tensor]]
+"""The gradient (M, P) in a path's free bends and its losses (K,), means over the same minibatches for every path."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,18 @@ class Finder(ABC):
         """Called between two phases, before the given one."""
         return path
 
-    def status(self, path: Path, profile: Profile) -> str:
-        """How the search ended.
-
-        "exact" (nothing to search), "converged" (the finder's criterion holds), "steps_done" (all steps were taken and
-        it has no criterion), "undersampled" (a band whose pivots leave out a rise of the loss between two of them).
-        """
-        return "steps_done"
-
     def quality(self, path: Path, profile: Profile, gradient: Gradient) -> dict[str, float]:
         """Numbers that tell how well the search has converged."""
         return {}
+
+    def status(self, quality: Mapping[str, float]) -> str:
+        """How the search ended, by its quality.
+
+        "exact" (nothing to search), "converged" (the finder's criteria hold), "steps_done" (all steps were taken and it
+        has no criterion), "undersampled" (a band whose pivots leave out a rise of the loss between two of them),
+        "unrelaxed" (a band that is pushed across still, see `NEB.status`).
+        """
+        return "steps_done"
 
 
 def l2(weight_decay: float, theta_KP: Tensor) -> Tensor:

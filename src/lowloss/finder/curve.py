@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowloss.checking import Count, Few
+from lowloss.checking import Count, Few, described
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError, check_sgd
 from lowloss.finder.base import Finder, Phase, l2
@@ -31,10 +31,11 @@ class Line(Finder):
     def objective(self, path: Path, landscape: Landscape, batch: Batch | None, seed: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("a line has no phases")
 
-    def status(self, path: Path, profile: object) -> str:
+    def status(self, quality: object) -> str:
         return "exact"
 
 
+@described
 @dataclass(eq=False)
 class TrainedCurve(Finder):
     """Minimises the expected loss over t uniform in [0, 1], loss (3), with the L2 term of the point on the curve.

@@ -11,13 +11,13 @@ pivots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 
 import torch
 from torch import Tensor
 
-from lowloss.checking import Count, Few
+from lowloss.checking import Count, Few, described
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError, check_sgd, is_number
 from lowloss.finder.base import Finder, Gradient, Phase, Profile, l2
@@ -25,8 +25,10 @@ from lowloss.landscape.base import Landscape
 from lowloss.points.path import Path, Polyline
 
 TANGENTS = ("higher", "improved")
+TINY = torch.finfo(torch.float64).tiny
 
 
+@described
 class NEB(Finder):
     """Nudged elastic band: pivots feel the loss force across the path only (Algorithm 1).
 
@@ -48,13 +50,14 @@ class NEB(Finder):
         climb: in the last quarter of the steps the highest pivot goes up along the band, to the saddle itself: it feels
             -F + 2 (F across) instead of (F across), and neither redistribution nor springs (Henkelman et al., eq. 5).
 
-    A band has converged where no rise between two pivots is above a fifth of the range of their losses, see `rises`.
+    Whether a band has converged tells `status`.
 
     Raises LowlossError if a setting makes no sense, say momentum outside of [0, 1) or a spring that pushes.
     """
 
     evaluations: int = 9
     threshold: float = 0.2
+    relaxed: float = 0.05
 
     def __init__(
         self,
@@ -131,29 +134,47 @@ class NEB(Finder):
         top = int(profile(sampled, t_T)[nearest_N].argmax())
         return Polyline(path.bends_BP, path.knots_B, top if 0 < top < len(nearest_N) - 1 else None)
 
-    def status(self, path: Path, profile: Profile) -> str:
-        highest_S, _, scale = rises(*self._profile(path, profile))
-        return "undersampled" if (highest_S > self.threshold * scale).any() else "converged"
+    def status(self, quality: Mapping[str, float]) -> str:
+        """Whether the band is sampled well enough, and feels no force.
+
+        "undersampled": a rise between two pivots is above `threshold` (NEB: a fifth) of the range of their losses, see
+        `rises`. Else "unrelaxed": the force left is above a twentieth (`relaxed`), as of a band that hardly moved, or
+        one that cuts across a slope between the pivots beside the saddle. Else "converged", which says nothing of
+        other bands: one may be lower.
+        """
+        if quality["residuum"] > self.threshold:
+            return "undersampled"
+        return "unrelaxed" if quality["force_left"] > self.relaxed else "converged"
 
     def quality(self, path: Path, profile: Profile, gradient: Gradient) -> dict[str, float]:
         """How well the band has converged.
 
         residuum: the largest rise between two pivots over the range of the pivots' losses, see `rises`.
         force, force_at_top: the norm of the gradient (with weight decay) across the band, the mean over the inner
-        pivots, and at the highest of them; where that climbs, of its whole gradient.
+        pivots (of one that climbs, of its whole gradient), and at the highest sample between the ends.
+        force_left: the larger of the two, over the largest norm of the gradient on the band that the search began with.
         spacing_spread: the standard deviation of the segments' lengths, relative to their targets.
         """
         assert isinstance(path, Polyline)
-        gradient_MP, losses_N = gradient()
+        gradient_MP, losses_N = gradient(path)
         tangent_MP = tangents(path.bends_BP, losses_N, self.tangent)
         force_M = _across(path, gradient_MP, tangent_MP).double().norm(dim=1)
         length_S = path.bends_BP.diff(dim=0).double().norm(dim=1).cpu() / path.knots_B.diff()
+        t_T = path.grid(points=0, between=self.evaluations)
+        top = 1 + int(profile(path, t_T)[1:-1].argmax())
+        before_P, top_P, after_P = path.points(t_T[top - 1 : top + 2])
+        a_P, b_P = path.bends_BP[0], path.bends_BP[-1]
+        seen_BP = torch.cat([a_P[None], top_P[None], self.start(a_P, b_P).bends_BP[1:]])
+        top_1P, began_IP = gradient(Polyline(seen_BP))[0].double().split([1, len(seen_BP) - 3])
+        chord_P = (after_P - before_P).double()
+        chord_P = chord_P / chord_P.norm().clamp_min(TINY)
+        force, at_top = float(force_M.mean()), float((top_1P[0] - (top_1P[0] @ chord_P) * chord_P).norm())
         highest_S, _, scale = rises(*self._profile(path, profile))
-        highest = float(highest_S.max().clamp_min(0))
         return {
-            "residuum": highest / max(float(scale), torch.finfo(torch.float64).tiny),
-            "force": float(force_M.mean()),
-            "force_at_top": float(force_M[losses_N[1:-1].argmax()]),
+            "residuum": float(highest_S.max().clamp_min(0)) / max(float(scale), TINY),
+            "force": force,
+            "force_at_top": at_top,
+            "force_left": max(force, at_top) / max(float(began_IP.norm(dim=1).max()), TINY),
             "spacing_spread": float(length_S.std(correction=0) / length_S.mean()),
         }
 

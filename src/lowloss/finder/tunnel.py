@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowloss.checking import Count, Few
+from lowloss.checking import Count, Few, described
 from lowloss.data.base import Batch
 from lowloss.errors import check_sgd
 from lowloss.finder.base import Finder, Phase, l2
@@ -19,6 +19,7 @@ from lowloss.points.path import Path, Polyline
 from lowloss.schedule import Plateau
 
 
+@described
 class Tunnel(Finder):
     """A low-loss connector: each point descends in the hyperplane normal to the line, from its place on the line.
 

@@ -6,6 +6,7 @@ Everything heavy is imported where it is used: a finished stage answers without 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,6 +95,7 @@ class Bench:
     @cached_property
     def landscape(self) -> NetworkLandscape:
         from lowloss.landscape import NetworkLandscape
+        from lowloss.landscape.initial import counted
         from lowloss.training.descent import check_trainer
 
         # Whoever needs the landscape is about to work long: find a wrong value of any stage first.
@@ -107,6 +109,7 @@ class Bench:
         else:
             factory, data = self.build("model", partial=True), self.build("data")
             data = data.some(self.config["samples"]) if self.config["samples"] else data
+        self._check_room(counted(factory, data))
         landscape = NetworkLandscape(factory, data, self.config["evaluation_batch"], self.build("engine"))
         self._check_room(landscape.dim)
         for name in self.config["stages"]:
@@ -132,7 +135,13 @@ class Bench:
         return place, shutil.disk_usage(place).free
 
     def _check_room(self, parameters: int) -> None:
-        """Raise LowlossError if the missing minima and the scans cannot fit on the disk."""
+        """Raise LowlossError if a point cannot be trained in memory, or the missing minima and scans fill the disk."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if 12 * parameters > memory:  # its parameters, their gradient and momentum
+            raise LowlossError(
+                f"a point of {parameters:,} parameters takes {size(12 * parameters)} to train, and this machine has "
+                f"{size(memory)}: make the model smaller"
+            )
         points = sum(prod(getattr(plane, "resolution", ())) for plane in self.planes.values())
         missing = max(0, self.count - len(self.study.complete("minima")))
         needed, (place, free) = Cost(0, 0, missing, grid=points).size(parameters), self._disk()

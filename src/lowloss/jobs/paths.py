@@ -166,30 +166,12 @@ def _named(bench: Bench, finders: Iterable[str]) -> list[Job]:
     return [PathJob(bench, name, *pair) for name in finders for pair in plans.pairs(bench, name)]
 
 
-def _tell_higher(bench: Bench) -> None:
-    """Tell which finders' paths are clearly above others of the same pairs: a search that ended need not be the lowest.
+def _tell_doubts(bench: Bench) -> None:
+    from lowloss.report.tables import doubts
 
-    A path is, where its saddle is higher than another's by more than a tenth of what it rises above its higher end.
-    """
     notes = [artifact.notes() for artifact in bench.study.complete("paths")]
-    notes = [path for path in notes if path["finder"] in bench.config["finder"]]
-    lowest: dict[tuple[int, int], Config] = {}
-    for path in sorted(notes, key=lambda path: -path["saddle_train_loss"]):
-        lowest[path["start"], path["end"]] = path
-    for finder in bench.config["finder"]:
-        own = [path for path in notes if path["finder"] == finder and path["status"] != "exact"]
-        found = []
-        for path in own:
-            low = lowest[path["start"], path["end"]]
-            above = path["saddle_train_loss"] - low["saddle_train_loss"]
-            if above > 0.1 * path["barrier_above_ends_train_loss"]:
-                found.append((above, path, low))
-        if found:
-            _, path, low = max(found, key=lambda one: one[0])
-            progress.say(
-                f"path: {finder} is not the lowest on {len(found)} of {len(own)} pairs, at most so on {path['start']}–"
-                f"{path['end']}: {path['saddle_train_loss']:.4g}, by {low['finder']} {low['saddle_train_loss']:.4g}"
-            )
+    for line in doubts([path for path in notes if path["finder"] in bench.config["finder"]]):
+        progress.say(f"path: {line}")
 
 
 class PathStage(Stage):
@@ -235,7 +217,7 @@ class PathStage(Stage):
                 found = plans.saddles(bench, name, job, left_out=(OtherConfigError,))
                 plans.write_bounds(bench, name, found)
         if len(bench.study.complete("paths")) > before:
-            _tell_higher(bench)
+            _tell_doubts(bench)
 
     def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
         from lowloss.report.disconnectivity import draw_graphs

@@ -68,6 +68,7 @@ def run_stages(bench: Bench) -> float | None:
                     raise
                 if stage.kind is not None:
                     tidy(bench.study.root / stage.kind)
+    _check_results(bench)
     if wanted is None:
         return None
     from lowloss.report.gather import objective
@@ -83,6 +84,22 @@ def _plan(bench: Bench) -> dict[str, Any]:
     """What the configured stages make for certain: by stage the kind and the names of its artifacts."""
     wanted = [stage for name, stage in bench.stages.items() if name in bench.config["stages"]]
     return {stage.name: [stage.kind, [job.name for job in stage.jobs(bench)]] for stage in wanted}
+
+
+READ = 1 << 28
+"""Bytes of results that a command reads whole at its end; those of larger studies are for `lowloss verify`."""
+
+
+def _check_results(bench: Bench) -> None:
+    """Raise LowlossError if a result of the configured stages, perhaps not needed now, is damaged."""
+    kinds = [stage.kind for name, stage in bench.stages.items() if name in bench.config["stages"]]
+    artifacts = [artifact for kind in kinds if kind is not None for artifact in bench.study.complete(kind)]
+    held = [file for artifact in artifacts for file in artifact.folder.rglob("*") if file.is_file()]
+    if sum(file.stat().st_size for file in held) <= READ:
+        lines = [line for artifact in artifacts for line in artifact.damages()]
+        if lines:
+            more = f" ({len(lines) - 1} more by `lowloss verify {bench.study.root}`)" if lines[1:] else ""
+            raise LowlossError(f"{lines[0]}{more}")
 
 
 def dry_run(bench: Bench) -> None:

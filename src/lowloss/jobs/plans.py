@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from lowloss import files, progress
 from lowloss.claims import Claim, Patience, living, take, wait_for
-from lowloss.errors import LowlossError, NonFiniteLossError, is_number
+from lowloss.digests import check_seal, seal
+from lowloss.errors import LowlossError, NonFiniteLossError, is_number, reason
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum
@@ -99,7 +100,19 @@ def _bounds_file(bench: Bench, finder: str) -> Path:
 def bounded(bench: Bench, finder: str) -> bool:
     """Whether the table of bounds has every pair: then what writes it need not be loaded."""
     count, file = bench.count, _bounds_file(bench, finder)
-    return file.is_file() and file.read_bytes().count(b"\n") == 1 + count * (count - 1) // 2
+    return _sealed(file) and file.read_bytes().count(b"\n") == 1 + count * (count - 1) // 2
+
+
+def _sealed(file: Path) -> bool:
+    """Whether a table is as it was written; tells where it is not."""
+    if not file.exists():
+        return False
+    try:
+        check_seal(file)
+    except (OSError, ValueError) as error:
+        progress.say(f"{file} is damaged ({reason(error)}): it is written anew from the paths")
+        return False
+    return True
 
 
 def explore(bench: Bench, finder: str, job: JobOf) -> None:
@@ -244,5 +257,6 @@ def write_bounds(bench: Bench, finder: str, known: dict[Pair, float]) -> None:
     rows = [f"{i},{j},{known.get((i, j), '')},{bound}" for (i, j), bound in bounds.items()]
     text = "\n".join(["start,end,saddle,bound", *rows, ""])
     file = _bounds_file(bench, finder)
-    if not file.is_file() or file.read_bytes() != text.encode():
+    if not _sealed(file) or file.read_bytes() != text.encode():
         files.write_text(file, text)
+        seal(file)

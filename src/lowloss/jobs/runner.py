@@ -15,7 +15,7 @@ from lowloss import claims, files, progress
 from lowloss.claims import Claim, Patience, take
 from lowloss.errors import LowlossError
 from lowloss.jobs.base import Job
-from lowloss.study import ROWS, Artifact, Config, begin_work
+from lowloss.study import ROWS, Artifact, Config, begin_work, progressed
 
 
 def make_jobs(title: str, wanted: Sequence[Job]) -> None:
@@ -52,22 +52,37 @@ def make(group: Sequence[Job], held: Sequence[Claim] = ()) -> None:
 
     Raises LowlossError if a needed artifact is missing or was made with other settings.
     """
-    for again in (True, True, False):
-        try:
-            _make(group, held)
-            return
-        except (OSError, LowlossError) as error:
-            if all(job.artifact.complete for job in group):
+    work = _work(group)
+    try:
+        for again in (True, True, False):
+            try:
+                _make(group)
                 return
-            if not all(claim.held for claim in held):
-                progress.say(f"{group[0].artifact.title} is left to the process that took it over")
-                return
-            removed = any(isinstance(cause, FileNotFoundError) for cause in (error, error.__cause__))
-            if not (again and held and removed):
-                raise
+            except (OSError, LowlossError) as error:
+                if all(job.artifact.complete for job in group):
+                    return
+                if not all(claim.held for claim in held):
+                    progress.say(f"{group[0].artifact.title} is left to the process that took it over")
+                    return
+                removed = any(isinstance(cause, FileNotFoundError) for cause in (error, error.__cause__))
+                if not (again and held and removed):
+                    raise
+    finally:
+        # Of no use to anybody: its results are there, though claims were lost meanwhile, or nothing has been done.
+        done = all(job.artifact.complete for job in group)
+        if done or (not progressed(work) and all(claim.held for claim in held)):
+            shutil.rmtree(work, ignore_errors=True)
 
 
-def _make(group: Sequence[Job], held: Sequence[Claim]) -> None:
+def _work(group: Sequence[Job]) -> Path:
+    """The work folder of jobs that are made together."""
+    first = group[0].artifact
+    # A folder's name of every row would be too long for a file system.
+    digest = hashlib.blake2b("/".join(job.name for job in group).encode(), digest_size=6).hexdigest()
+    return first.folder.parent / f".rows-{digest}.work" if group[0].rows else first.work
+
+
+def _make(group: Sequence[Job]) -> None:
     began, first = time.monotonic(), group[0]
     first.bench.tell_logger()
     for needed in first.needs():
@@ -75,10 +90,7 @@ def _make(group: Sequence[Job], held: Sequence[Claim]) -> None:
             command = f"{needed.bench.command} stages=[{needed.stage}]"
             raise LowlossError(f"{needed.artifact.folder} is missing: make it with `{command}`")
     inputs = {needed.artifact.title: needed.artifact.digest for needed in first.needs()}
-    names = [job.name for job in group]
-    # A folder's name of every row would be too long for a file system.
-    digest = hashlib.blake2b("/".join(names).encode(), digest_size=6).hexdigest()
-    work = first.artifact.folder.parent / f".rows-{digest}.work" if first.rows else first.artifact.work
+    work = _work(group)
     import torch
 
     from lowloss.training.devices import world
@@ -86,7 +98,7 @@ def _make(group: Sequence[Job], held: Sequence[Claim]) -> None:
     processors = {"threads": torch.get_num_threads(), "devices": world()}
     before = begin_work(work, first.settings(), {"inputs": inputs, **processors})
     if first.rows and not (work / ROWS).exists():
-        files.write_text(work / ROWS, json.dumps(names))
+        files.write_text(work / ROWS, json.dumps([job.name for job in group]))
     progress.at(*(job.artifact.title for job in group))
     with _as_begun(work, before, first.bench.several):
         results = first.make_all(group, work)
@@ -95,8 +107,6 @@ def _make(group: Sequence[Job], held: Sequence[Claim]) -> None:
             if not job.artifact.complete:
                 kept = replace(result, notes={**result.notes, "units": dict(job.bench.landscape.task.units)})
                 job.artifact.commit(job.settings(), kept, seconds, job.bench.landscape.arithmetic, inputs)
-    if all(claim.held for claim in held):
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def tidy(folder: Path) -> None:
@@ -109,6 +119,10 @@ def tidy(folder: Path) -> None:
             try:
                 names = json.loads((left / ROWS).read_text(encoding="utf-8"))
             except (OSError, ValueError):
+                # Nobody continues it: a process that had lost its claim wrote there once more, and was killed.
+                with contextlib.suppress(OSError):
+                    if time.time() - left.stat().st_mtime > claims.STALE:
+                        shutil.rmtree(left, ignore_errors=True)
                 continue
         beside = [Artifact(folder / str(name)) for name in names]
         if not (what in ("work", "claim") or what.startswith("new-")) or not all(one.complete for one in beside):

@@ -56,7 +56,9 @@ class Scan(Job):
         return [*([self.path] if self.path else []), *(minimum(self.bench, k) for k in self.minima)]
 
     def own_settings(self) -> Config:
-        mapped = [f"curvature.{key}" for key in ENDS] if "curvature" in self.node.get("measures", ()) else []
+        measures = self.node.get("measures")
+        maps = isinstance(measures, list) and "curvature" in measures
+        mapped = [f"curvature.{key}" for key in ENDS] if maps else []
         return self.bench.describes("seed", f"scan.{self.scan}", *mapped)
 
     def cost(self) -> Cost:

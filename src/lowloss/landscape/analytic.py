@@ -15,7 +15,7 @@ from torch import Tensor
 from lowloss.data.base import Batch
 from lowloss.data.task import Task
 from lowloss.errors import LowlossError, check_number
-from lowloss.landscape.base import BatchSource, Columns, Final, Held
+from lowloss.landscape.base import BatchSource, Columns, Final, Held, check_points
 
 Self = TypeVar("Self", bound="AnalyticSurface")
 
@@ -67,6 +67,7 @@ class AnalyticSurface(ABC):
 
     def losses(self, theta_KP: Tensor, batch: Batch | None = None) -> Tensor:
         """The K energies, differentiable once. Raises LowlossError where a second derivative is taken."""
+        check_points(theta_KP, self.dim)
         return self.energy(_Once.apply(theta_KP))
 
     def product(
@@ -82,6 +83,7 @@ class AnalyticSurface(ABC):
 
     @torch.no_grad()
     def evaluate(self, theta_KP: Tensor, split: str = "train", details: bool = False) -> Columns:
+        check_points(theta_KP, self.dim)
         return {"loss": self.energy(theta_KP).double().cpu()}
 
     def outputs(self, theta_P: Tensor, split: str) -> Iterator[tuple[Tensor, Tensor]]:

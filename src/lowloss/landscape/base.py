@@ -36,6 +36,16 @@ class Final(torch.autograd.Function):
         raise LowlossError("a landscape's losses are differentiable once: take second derivatives by landscape.product")
 
 
+def check_points(theta_KP: Tensor, dim: int, dtype: torch.dtype | None = None) -> None:
+    """Raise ValueError unless these are rows of real numbers, of a landscape's size and, if it has one, precision."""
+    if not isinstance(theta_KP, Tensor) or theta_KP.dim() != 2 or theta_KP.shape[1] != dim:
+        told = tuple(theta_KP.shape) if isinstance(theta_KP, Tensor) else type(theta_KP).__name__
+        raise ValueError(f"points are rows of a K × {dim} matrix, got {told}")
+    if not theta_KP.is_floating_point() or dtype not in (None, theta_KP.dtype):
+        wanted = dtype or torch.float64
+        raise ValueError(f"points are of {wanted}, got {theta_KP.dtype}: take them .to({wanted})")
+
+
 class BatchSource(Protocol):
     """The minibatch of every step: `source[step]` depends on the step and the seeds alone."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -15,6 +16,8 @@ from torch.nn.parameter import is_lazy
 from lowloss.data.base import Data
 from lowloss.errors import LowlossError, reason
 from lowloss.landscape.engine.loop import foreign_seed
+
+log = logging.getLogger("lowloss")
 
 
 def built(factory: Callable[..., nn.Module], data: Data, seed: int) -> nn.Module:
@@ -43,6 +46,13 @@ def built(factory: Callable[..., nn.Module], data: Data, seed: int) -> nn.Module
             raise LowlossError(f"model must make a torch.nn.Module, got {type(module).__name__}: set model._target_")
         _materialise(module, data)
         return module
+
+
+def counted(factory: Callable[..., nn.Module], data: Data) -> int:
+    """How many parameters a factory's module has, found without memory for them; 0 where it cannot be made so."""
+    with contextlib.suppress(Exception), torch.device("meta"):  # whatever it does that needs numbers
+        return sum(parameter.numel() for parameter in built(factory, data, seed=0).parameters())
+    return 0
 
 
 def copied(model: nn.Module, data: Data) -> nn.Module:
@@ -83,6 +93,30 @@ def check_redrawn(one: nn.Module, other: nn.Module) -> None:
                 f"{name} is the same for every seed, since no reset_parameters() redraws it: pass a function that "
                 "builds the model, so that seeds can draw its initial points"
             )
+
+
+def tell_own(given: nn.Module, drawn: nn.Module) -> None:
+    """Tell where an instance's values are spread otherwise than those that `reset_parameters` draws: it has been
+    trained, or has an initialisation of its own, which the initial points do not have.
+
+    Shapes: S values of a parameter.
+    """
+    own = {name: p.detach().flatten() for name, p in given.named_parameters() if not is_lazy(p) and p.requires_grad}
+    for name, parameter in drawn.named_parameters():
+        drawn_S, own_S = parameter.detach().flatten(), own.get(name)
+        if own_S is None or len(own_S) < 2:
+            continue
+        spread, wanted = float(own_S.std()), float(drawn_S.std())
+        # By more than six standard errors of a standard deviation, and a tenth.
+        if abs(spread - wanted) > wanted * max(0.1, 6 / (2 * len(own_S)) ** 0.5):
+            log.warning(
+                "%s of the model has standard deviation %.3g, and %.3g as reset_parameters() draws initial points: "
+                "pass a function that builds the model if its own initialisation is meant",
+                name,
+                spread,
+                wanted,
+            )
+            return
 
 
 def _redraw(module: nn.Module, path: str) -> None:

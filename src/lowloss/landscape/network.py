@@ -20,11 +20,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from lowloss.data.base import AUGMENTED, Batch, Data
 from lowloss.data.task import Sums
 from lowloss.errors import LowlossError, check_number, reason
-from lowloss.landscape.base import BatchSource, Columns, Final, Held
+from lowloss.landscape.base import BatchSource, Columns, Final, Held, check_points
 from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
 from lowloss.landscape.engine.loop import Buffers, Engine, Loop, near_equal
-from lowloss.landscape.initial import built, check_redrawn, copied, reset
+from lowloss.landscape.initial import built, check_redrawn, copied, reset, tell_own
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.probe import probe
 from lowloss.seeding import derive
@@ -326,6 +326,7 @@ class NetworkLandscape:
         module = reset(self.model, self.data, seed)
         if not self._redrawn:
             check_redrawn(module, reset(self.model, self.data, seed + 1))
+            tell_own(self.model, module)
             self._redrawn = True
         return self.point(module)
 
@@ -337,7 +338,10 @@ class NetworkLandscape:
         """A module at this point, its BatchNorm statistics recomputed, in evaluation mode, on the CPU."""
         (theta_P,) = self._points(theta_P[None])
         module = copy.deepcopy(self.loop.module)
-        module.load_state_dict({**self.layout.views(theta_P), **self.statistics(theta_P)}, strict=False)
+        held = dict([*module.named_parameters(), *module.named_buffers()])
+        with torch.no_grad():  # load_state_dict is overridden by some, which then want a state_dict of their own
+            for name, value in {**self.layout.views(theta_P), **self.statistics(theta_P)}.items():
+                held[name].copy_(value)
         return module.cpu().eval()
 
     def to(self, device: torch.device) -> NetworkLandscape:
@@ -400,8 +404,7 @@ class NetworkLandscape:
         return "; then ".join(told).replace("torch.", "")
 
     def _points(self, theta_KP: Tensor) -> Tensor:
-        if theta_KP.dim() != 2 or theta_KP.shape[1] != self.dim:
-            raise ValueError(f"points are rows of a K × {self.dim} matrix, got {tuple(theta_KP.shape)}")
+        check_points(theta_KP, self.dim, self.layout.dtype)
         return theta_KP.to(self.data.device)
 
     def _check_fit(self) -> None:

@@ -99,6 +99,14 @@ def _check(file: Path, root: Path | None = None) -> None:
         raise LowlossError(f"{file} is left out (it lies outside of the study)")
 
 
+def _check_written(artifact: Artifact, name: str, root: Path | None = None) -> None:
+    """Raise LowlossError for a file of a result that cannot be read, or is another than when it was written."""
+    _check(artifact.folder / name, root)
+    if (artifact.folder / DIGESTS).exists():
+        _check(artifact.folder / DIGESTS)
+        artifact.check_file(name)
+
+
 def read_study(root: Path) -> Record:
     """Read a study; what is damaged is left out and named in the record."""
     study, damaged = Study(root), list[str]()
@@ -171,10 +179,7 @@ def _path(artifact: Artifact, notes: dict[str, Any]) -> dict[str, Any]:
             raise KeyError(name)
         row[name] = str(value) if name in ("finder", "status") else None if value is None else _number(value)
     file = artifact.folder / "along.csv"
-    _check(file)
-    if (artifact.folder / DIGESTS).exists():
-        _check(artifact.folder / DIGESTS)
-        artifact.check_file(file.name)
+    _check_written(artifact, file.name)
     try:
         return row | {"folder": f"paths/{artifact.name}", "along": _columns(file, ["arc", *names])}
     except (OSError, ValueError, KeyError, csv.Error) as error:
@@ -212,7 +217,7 @@ def merged_config(study: Study, damaged: list[str] | None = None) -> Config:
                 continue
             file = artifact.folder / "config.yaml"
             try:
-                _check(file, study.root)
+                _check_written(artifact, file.name, study.root)
                 text = file.read_text(encoding="utf-8")
                 sections = [_section(part) for part in re.split(r"^(?=\w)", text, flags=re.MULTILINE) if part]
             except Exception as error:  # whatever strangers wrote

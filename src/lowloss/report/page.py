@@ -46,6 +46,7 @@ CURVES_NOTE = (
     "As table 2 of Garipov et al. 2018: least and highest value, mean over the length (int) and over t (mean); l2: "
     "with the finder's L2 term. Errors are in per cent."
 )
+PATHS_NOTE = "Errors are fractions; the columns are those of summary.csv"
 BUDGETS_NOTE = "A budget is a run; fractions are in per cent but for ece, the calibration error, and disagreement."
 MINIMA_NOTE = "Means over the minima, and their standard deviations over the seeds; fractions are in per cent."
 OVERLAP_NOTE = "Test samples that two minima misclassify, and those that both do, over the mean of the two numbers."
@@ -99,7 +100,7 @@ def build_report(
     text = yaml.safe_dump(merged_config(study), sort_keys=False)
     sections += [
         *(_table_section(name.replace("_", " ").capitalize(), table) for name, table in own.items()),
-        _table_section("Every path", paths, "Errors are fractions; the columns are those of summary.csv."),
+        _table_section("Every path", paths, ". ".join([PATHS_NOTE, *tables.doubts(paths.to_dict("records"))])),
         _table_section("Along every path", along, CURVES_NOTE),
         _table_section("Ensembles on the test split", ensembles),
         _table_section("Ensembles by budget", bought, BUDGETS_NOTE),

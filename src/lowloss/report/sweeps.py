@@ -77,8 +77,8 @@ def sweeps(folders: Sequence[Path]) -> pd.DataFrame:
     for setting in varied:
         others = [key for key in varied if key != setting]
         for key, group in pd.DataFrame(rows).groupby(["quantity", setting, *others], dropna=False):
-            told = ", ".join(f"{name}={value:g}" for name, value in zip(others, key[2:], strict=True))
-            row = {"quantity": key[0], "setting": setting, "value": key[1], "others": told}
+            fixed = ", ".join(f"{name}={value:g}" for name, value in zip(others, key[2:], strict=True))
+            row = {"quantity": key[0], "setting": setting, "value": key[1], "others": fixed}
             of = group["measured"]
             summed.append(row | {"mean": of.mean(), "sd": of.std(ddof=0), "count": len(of)})
     return pd.DataFrame(summed)

@@ -45,7 +45,7 @@ def summary_columns(of: Units) -> list[str]:
     head = ["finder", "start", "end", "status", "pivots", "length_ratio", "saddle_arc", "saddle_bracket"]
     train = [f"{level}_train_loss" for level in ("min", "saddle", "barrier", "barrier_above_ends")]
     tests = [name for m in of for name in (f"min_test_{m}", f"saddle_test_{m}", f"test_{m}_at_saddle")]
-    bands = ["residuum", "force", "force_at_top", "spacing_spread"]
+    bands = ["residuum", "force", "force_at_top", "force_left", "spacing_spread"]
     return [*head, *train, *tests, *bands, "gradient_evaluations"]
 
 
@@ -64,6 +64,42 @@ def summary(study: Study) -> pd.DataFrame:
     rows, columns = [artifact.notes() for artifact in study.complete("paths")], summary_columns(units(study))
     columns += [name for name in AUGMENTED if any(name in row for row in rows)]
     return pd.DataFrame([{name: row.get(name, nan) for name in columns} for row in rows], columns=columns)
+
+
+REMEDIES = {
+    "undersampled": "give them pivots, or cycles",
+    "unrelaxed": "give them steps, or pivots, or let the highest one climb",
+}
+"""By the status of a band that has not converged."""
+
+
+def doubts(paths: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """A line for each finder and reason for which its saddles may be too high: bands that have not converged, and paths
+    clearly above others of the same pairs, since a search that ended need not be the lowest.
+
+    A path is, where its saddle is higher than another's by more than a tenth of what it rises above its higher end.
+    """
+    lines, lowest = [], dict[tuple[int, int], Mapping[Any, Any]]()
+    for path in sorted(paths, key=lambda path: -path["saddle_train_loss"]):
+        lowest[path["start"], path["end"]] = path
+    for finder in dict.fromkeys(path["finder"] for path in paths):
+        own = [path for path in paths if path["finder"] == finder and path["status"] != "exact"]
+        for status, remedy in REMEDIES.items():
+            if count := sum(path["status"] == status for path in own):
+                lines.append(f"{finder} is {status} on {count} of {len(own)} pairs: {remedy}")
+        found = []
+        for path in own:
+            low = lowest[path["start"], path["end"]]
+            above = path["saddle_train_loss"] - low["saddle_train_loss"]
+            if above > 0.1 * path["barrier_above_ends_train_loss"]:
+                found.append((above, path, low))
+        if found:
+            _, path, low = max(found, key=lambda one: one[0])
+            lines.append(
+                f"{finder} is not the lowest on {len(found)} of {len(own)} pairs, at most so on {path['start']}–"
+                f"{path['end']}: {path['saddle_train_loss']:.4g}, by {low['finder']} {low['saddle_train_loss']:.4g}"
+            )
+    return lines
 
 
 def minima(study: Study) -> pd.DataFrame:

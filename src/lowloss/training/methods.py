@@ -15,6 +15,7 @@ from pathlib import Path as Folder
 import torch
 from torch import Tensor
 
+from lowloss.checking import Positive, check_value, described
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError, check_collect
 from lowloss.files import load_tensors, save_tensors
@@ -69,10 +70,11 @@ class Trajectory:
         return [self.collected.file(step, self.row) for step in self.collected.steps]
 
 
+@described
 def train_minima(
     landscape: Landscape,
     count: int = 2,
-    epochs: float = 100,
+    epochs: Positive = 100,
     batch_size: int | None = 128,
     optimizer: OptimizerFactory = default_optimizer,
     schedule: Callable[[float], float] | None = None,
@@ -103,11 +105,13 @@ def train_minima(
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
-        LowlossError: no minimum is asked for, or weight decay would act on the coordinates of a chart.
+        LowlossError: no minimum is asked for, an argument is of another kind, or weight decay would act on the
+            coordinates of a chart.
     """
     rows = list(range(count)) if indices is None else list(indices)
     if not rows:
         raise LowlossError(f"there is no minimum to train: set count to at least 1, got {count}")
+    check_value("epochs", epochs, Positive)
     check_collect("collect", collect)
     mine = share(rows)
     if folder is not None and len(mine) < len(rows):
@@ -286,9 +290,13 @@ def find_path(
         title: how the progress bar and messages call the search.
 
     Raises:
-        LowlossError: the ends are the same point, or a checkpoint cannot be read.
+        LowlossError: the ends are the same point, no points of the landscape, or a checkpoint cannot be read.
         NonFiniteLossError: a loss became NaN or infinite.
     """
+    for end_P in (a_P, b_P):
+        if not isinstance(end_P, Tensor) or end_P.shape != (landscape.dim,) or not end_P.isfinite().all():
+            told = f"{end_P.dtype} {tuple(end_P.shape)}" if isinstance(end_P, Tensor) else type(end_P).__name__
+            raise LowlossError(f"an end of a path is a tensor of {landscape.dim} finite numbers, got {told}")
     if torch.equal(a_P, b_P):
         raise LowlossError("the two ends of the path are the same point: choose two different minima")
     landscape = shared(landscape)
@@ -320,13 +328,13 @@ def find_path(
                 found.save(file)
                 shutil.rmtree(checkpoints)
         profile.phase = len(finder.phases)
-        found.status = finder.status(found.path, profile)
 
-        def gradient() -> tuple[Tensor, Tensor]:
+        def gradient(path: Path) -> tuple[Tensor, Tensor]:
             count = min(ceil(finder.profile_batch / finder.batch_size), batches.steps_per_epoch)
-            return Search(landscape, batches, finder, found.path, seed).gradient(range(total, total + count))
+            return Search(landscape, batches, finder, path, seed).gradient(range(total, total + count))
 
         found.quality = finder.quality(found.path, profile, gradient)
+        found.status = finder.status(found.quality)
         found.snapshots.append(profile.snapshot)
         advance(total, found.status)
     return found
