@@ -77,6 +77,26 @@ def _papers(arguments: Sequence[str]) -> None:
     print(papers.text_of(results, numbers))
 
 
+def _export(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "lowloss export", description="Write a study's scans and figures as files that other programs read."
+    )
+    parser.add_argument("study", metavar="STUDY", help="the folder of a study")
+    parser.add_argument(
+        "--to", nargs="+", required=True, metavar="FORMAT",
+        help="h5: the keys of Li et al. 2018's code; vtp: ParaView; stl: surfaces; pdf, svg: every figure; gif: "
+        "trajectories",
+    )  # fmt: skip
+    parser.add_argument("--folder", metavar="FOLDER", help="where to write; by default `export` in the study")
+    given = parser.parse_args(arguments)
+    if "" in (given.study, given.folder):
+        raise LowlossError("a folder's name is empty: name the folder of a study")
+    from lowloss.results.export import export
+
+    for file in export(given.study, given.to, given.folder):
+        print(file)
+
+
 def _verify(arguments: Sequence[str]) -> None:
     from lowloss.verify import verify
 
@@ -128,6 +148,7 @@ def _merge(arguments: Sequence[str]) -> list[str]:
 
 SUBCOMMANDS: dict[str, Callable[[Sequence[str]], list[str] | None]] = {
     "compare": _compare,
+    "export": _export,
     "papers": _papers,
     "verify": _verify,
     "merge": _merge,

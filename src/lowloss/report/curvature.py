@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from lowloss.errors import LowlossError
 from lowloss.report.pictures import COLOURS, OTHER, Picture, panels, save
-from lowloss.study import Artifact, Study
+from lowloss.study import Artifact, Source, Study
 
 SHOWN = 6
 """Densities in one figure at most."""
@@ -25,7 +27,7 @@ def spectra(study: Study) -> pd.DataFrame:
     The Hessian is that of the mean loss over so many samples of a split. index: how many of the lowest eigenvalues that
     were asked for are negative by more than the tolerance; unconverged: a residual is larger than the tolerance.
     """
-    tables = [pd.read_csv(artifact.folder / "spectra.csv") for artifact in study.complete("spectra")]
+    tables = [artifact.table("spectra.csv") for artifact in study.complete("spectra")]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -47,17 +49,39 @@ def draw_spectra(artifacts: list[Artifact], folder: Path) -> Iterator[Picture]:
     loaded.sort(key=lambda item: "t" in item[1])  # minima first
     densities = []
     for artifact, tensors, notes in loaded:
-        if "hessian_nodes" in tensors:
-            k = int(tensors["train_loss"].argmax())
-            nodes_N, weights_N = (tensors[f"hessian_{name}"][k].numpy() for name in ("nodes", "weights"))
-            if np.isfinite(nodes_N).all():
-                at = f"highest point of {artifact.name}" if "t" in tensors else f"minimum {notes['start']}"
-                densities.append((at, nodes_N, weights_N, notes))
+        if (density := _density(artifact.name, tensors, notes)) is not None:
+            densities.append(density)
     if densities:
-        yield _densities(densities[:SHOWN], folder)
+        figure, caption = _densities(densities[:SHOWN])
+        yield save(figure, folder, "density", "Density of the Hessian's eigenvalues", caption)
     paths = [(artifact.name, tensors, notes) for artifact, tensors, notes in loaded if "t" in tensors]
     if paths:
-        yield _along(paths, folder)
+        caption = "At the ends, the highest and some inner points of every path; a cross: not converged. "
+        caption += told(paths[0][2]["hessian"])
+        yield save(_along(paths), folder, "curvature", "Curvature along the paths", caption)
+
+
+def spectrum_figure(artifact: Source, figure: Figure | None = None) -> Figure:
+    """Of one artifact: the eigenvalues along a path, the density at a minimum.
+
+    Raises LowlossError if no density was measured there.
+    """
+    found = tensors, notes = artifact.load()
+    if "t" in tensors:
+        return _along([(artifact.name, *found)], figure)
+    if (density := _density(artifact.name, tensors, notes)) is None:
+        raise LowlossError(f"no density was measured at {artifact.name}: set curvature.density")
+    return _densities([density], figure)[0]
+
+
+def _density(name: str, tensors: Mapping[str, Any], notes: Mapping[str, Any]) -> Any:
+    """Where it is, its nodes and weights, and the notes: of a minimum, or of a path at its highest point."""
+    if "hessian_nodes" not in tensors:
+        return None
+    k = int(tensors["train_loss"].argmax())
+    nodes_N, weights_N = (tensors[f"hessian_{of}"][k].numpy() for of in ("nodes", "weights"))
+    at = f"highest point of {name}" if "t" in tensors else f"minimum {notes['start']}"
+    return (at, nodes_N, weights_N, notes) if np.isfinite(nodes_N).all() else None
 
 
 def smoothed(nodes_N: Any, weights_N: Any, at_T: Any, width: float) -> Any:
@@ -66,8 +90,9 @@ def smoothed(nodes_N: Any, weights_N: Any, at_T: Any, width: float) -> Any:
     return (weights_N * np.exp(-(away_TN**2) / 2)).sum(1) / (width * np.sqrt(2 * np.pi))
 
 
-def _densities(densities: list[Any], folder: Path) -> Picture:
-    figure, ((axis,),) = panels(7, 4)
+def _densities(densities: list[Any], figure: Figure | None = None) -> tuple[Figure, str]:
+    """The figure and its caption."""
+    figure, ((axis,),) = panels(7, 4, figure=figure)
     nodes_N = np.concatenate([nodes_N for _, nodes_N, _, _ in densities])
     width = max(0.01 * float(np.ptp(nodes_N)), 1e-12)
     at_T = np.linspace(nodes_N.min() - 5 * width, nodes_N.max() + 5 * width, 1000)
@@ -76,13 +101,11 @@ def _densities(densities: list[Any], folder: Path) -> Picture:
     axis.set(yscale="log", xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(1e-7 / width, None))
     axis.legend(fontsize=8)
     caption = f"By stochastic Lanczos quadrature, smoothed by Gaussians of standard deviation {width:.2g}. "
-    return save(
-        figure, folder, "density", "Density of the Hessian's eigenvalues", caption + told(densities[0][3]["hessian"])
-    )
+    return figure, caption + told(densities[0][3]["hessian"])
 
 
-def _along(paths: list[Any], folder: Path) -> Picture:
-    figure, (axes,) = panels(10, 3.6, 1, 2)
+def _along(paths: list[Any], figure: Figure | None = None) -> Figure:
+    figure, (axes,) = panels(10, 3.6, 1, 2, figure)
     seen = set[str]()
     for _, tensors, notes in paths:
         finder, t_K = notes["finder"], tensors["t"]
@@ -96,8 +119,7 @@ def _along(paths: list[Any], folder: Path) -> Picture:
         axis.set(xlabel="t along the path", ylabel=f"{text} eigenvalue", xlim=(-0.02, 1.02))
         axis.set_title(f"{text.capitalize()} eigenvalue of the Hessian")
     axes[0].legend()
-    caption = "At the ends, the highest and some inner points of every path; a cross: not converged. "
-    return save(figure, folder, "curvature", "Curvature along the paths", caption + told(paths[0][2]["hessian"]))
+    return figure
 
 
 def draw_map(name: str, grid: Mapping[str, Any], notes: Mapping[str, Any], folder: Path) -> Picture:

@@ -5,7 +5,7 @@ Shapes: T points along a path, R × C a plane's grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,25 @@ from lowloss.report import tables
 from lowloss.report.curvature import draw_map
 from lowloss.report.lines import draw_lines, draw_trajectory, falls
 from lowloss.report.pictures import COLOURS, LENGTH, OTHER, Picture, panels, save
-from lowloss.study import Artifact, Study
+from lowloss.study import Artifact, Source, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_paths(artifacts: list[Artifact], folder: Path) -> Picture:
+def draw_paths(artifacts: Sequence[Source], folder: Path) -> Picture:
     """The train loss, and the last metric of the test split, along every path."""
-    shown = shown_metrics(artifacts[0].notes()["units"])
+    told = "Exact, over the whole un-augmented splits, at every sampled point."
+    return save(paths_figure(artifacts), folder, "paths", "Along the paths", told)
+
+
+def paths_figure(artifacts: Sequence[Source], figure: Figure | None = None) -> Figure:
+    """The figure of `draw_paths`."""
+    notes = artifacts[0].notes()
+    shown = [one for one in shown_metrics(notes["units"]) if f"saddle_{one[0]}" in notes]  # a surface has no test split
     needed = ["arc", *(name for name, _, _ in shown)]
     loaded = [(artifact.notes(), artifact.table("along.csv", needed)) for artifact in artifacts]
-    figure, (axes,) = panels(10, 3.6, 1, 2)
+    figure, (axes,) = panels(5 * len(shown), 3.6, 1, len(shown), figure)
     labelled = set[str]()
     # Paths of a finder share a colour; the straight line lies behind all others.
     for notes, along in sorted(loaded, key=lambda item: item[0]["finder"] != "line"):
@@ -44,8 +51,7 @@ def draw_paths(artifacts: list[Artifact], folder: Path) -> Picture:
     if all((along["train_loss"] > 0).all() for _, along in loaded):
         axes[0].set_yscale("log")
     axes[0].legend()
-    told = "Exact, over the whole un-augmented splits, at every sampled point."
-    return save(figure, folder, "paths", "Along the paths", told)
+    return figure
 
 
 def shown_metrics(units: Mapping[str, str]) -> list[tuple[str, str, float]]:
@@ -58,11 +64,11 @@ def shown_metrics(units: Mapping[str, str]) -> list[tuple[str, str, float]]:
 
 def draw_scan(study: Study, artifact: Artifact, folder: Path) -> Iterator[Picture]:
     """Lines as curves; a plane as contours, with the path that it goes through, and as a surface."""
-    grid, notes = _grid(artifact)
+    grid, notes = arrays(artifact)
     if notes.get("lines"):
         yield draw_lines(artifact.name, grid, notes, folder)
         return
-    yield _plane(artifact.name, grid, notes, folder)
+    yield save(plane_figure(grid, notes), folder, artifact.name, f"Plane {artifact.name}", _caption(grid, notes))
     if "trajectory_projected" in grid:
         yield draw_trajectory(artifact.name, grid, notes, folder)
     if "path_projected" in grid:
@@ -72,22 +78,23 @@ def draw_scan(study: Study, artifact: Artifact, folder: Path) -> Iterator[Pictur
     yield _surface(artifact.name, grid, folder)
 
 
-def _grid(artifact: Artifact) -> tuple[dict[str, Any], dict[str, Any]]:
+def arrays(artifact: Source) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of an artifact as arrays, and its notes."""
     tensors, notes = artifact.load()
     return {name: tensor.numpy() for name, tensor in tensors.items()}, notes
 
 
-def _plane(name: str, grid: dict[str, Any], notes: dict[str, Any], folder: Path) -> Picture:
-    figure, ((left, right),) = panels(11, 4.4, 1, 2)
-    (loss, loss_label, _), (metric, metric_label, factor) = shown_metrics(notes["units"])
-    _contours(figure, left, grid, grid[loss], loss_label, logarithmic=True)
-    _contours(figure, right, grid, factor * grid[metric], metric_label, logarithmic=False)
-    for axis in (left, right):
+def plane_figure(grid: dict[str, Any], notes: dict[str, Any], figure: Figure | None = None) -> Figure:
+    """The train loss and the last metric of the test split on a plane, with what lies on it."""
+    shown = [one for one in shown_metrics(notes["units"]) if one[0] in grid]
+    figure, (axes,) = panels(5.5 * len(shown), 4.4, 1, len(shown), figure)
+    for axis, (column, label, factor) in zip(axes, shown, strict=True):
+        contours(figure, axis, grid, factor * grid[column], label, logarithmic=column == "train_loss")
         _mark(axis, grid, notes)
         width, height = (np.ptp(grid[f"axis-{d}"]) for d in range(2))
         axis.set_aspect("equal" if 1 / 3 < height / width < 3 else "auto")
-        axis.set_title((loss if axis is left else metric).replace("_", " ").capitalize())
-    return save(figure, folder, name, f"Plane {name}", _caption(grid, notes))
+        axis.set_title(column.replace("_", " ").capitalize())
+    return figure
 
 
 def _slice(study: Study, name: str, grid: dict[str, Any], notes: dict[str, Any], folder: Path) -> Picture:
@@ -96,7 +103,7 @@ def _slice(study: Study, name: str, grid: dict[str, Any], notes: dict[str, Any],
     start, end = sorted((settings["start"], settings["end"]))  # as paths lead
     figure, ((left, right),) = panels(10, 4, 1, 2)
     label = shown_metrics(notes["units"])[0][1]
-    _contours(figure, left, grid, grid["train_loss"], label, logarithmic=True)
+    contours(figure, left, grid, grid["train_loss"], label, logarithmic=True)
     _mark(left, grid, notes)
     left.set(xticks=[], yticks=[], title="Slice through the train loss")
     for finder, style in ((settings["path"], "-"), ("line", "--")):
@@ -150,7 +157,8 @@ def _caption(grid: dict[str, Any], notes: dict[str, Any]) -> str:
     )
 
 
-def _contours(figure: Figure, axis: Axes, grid: dict[str, Any], values_RC: Any, label: str, logarithmic: bool) -> None:
+def contours(figure: Figure, axis: Axes, grid: dict[str, Any], values_RC: Any, label: str, logarithmic: bool) -> None:
+    """Filled contours of values on a plane, with their colour bar; values that are not finite are left white."""
     shown = np.ma.masked_invalid(values_RC)
     logarithmic = logarithmic and bool((shown > 0).any())
     if logarithmic:
@@ -209,35 +217,45 @@ def log_height(loss_RC: Any) -> Any:
 def interactive_surface(study: Study) -> Any:
     """The scanned planes as one plotly figure with a menu, or None without one."""
     artifacts = [artifact for artifact in study.complete("scans") if not artifact.notes().get("lines")]
-    if not artifacts:
-        return None
+    return surface_figure(artifacts) if artifacts else None
+
+
+def surface_figure(artifacts: Sequence[Source]) -> Any:
+    """Planes as one plotly figure, of several with a menu."""
     import plotly.graph_objects as go
 
     figure, buttons = go.Figure(), []
     for i, artifact in enumerate(artifacts):
-        grid, notes = _grid(artifact)
-        metric, text, factor = shown_metrics(notes["units"])[1]
+        grid, notes = arrays(artifact)
+        shown = [one for one in shown_metrics(notes["units"]) if one[0] in grid]
+        told = [f"{text} %{{customdata[{i}]:.4g}}" for i, (_, text, _) in enumerate(shown)]
         figure.add_surface(
             x=grid["axis-0"], y=grid["axis-1"], z=log_height(grid["train_loss"]).T, visible=i == 0,
-            customdata=np.dstack([grid["train_loss"].T, factor * grid[metric].T]),
-            hovertemplate=f"train loss %{{customdata[0]:.4g}}<br>{text} %{{customdata[1]:.4g}}<extra></extra>",
+            customdata=np.dstack([factor * grid[column].T for column, _, factor in shown]),
+            hovertemplate="<br>".join(told) + "<extra></extra>",
             colorscale="Viridis", colorbar={"title": "log10<br>train loss"},
             contours={"z": {"show": True, "usecolormap": True, "width": 1}},
         )  # fmt: skip
         visible = [i == j for j in range(len(artifacts))]
         buttons.append({"label": artifact.name, "method": "update", "args": [{"visible": visible}]})
     figure.update_layout(
-        updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.08}],
+        updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.08}] if len(buttons) > 1 else [],
         scene={"zaxis": {"title": "log10 train loss"}, "aspectratio": {"x": 1, "y": 1, "z": 0.7}},
         margin={"l": 0, "r": 0, "t": 40, "b": 0}, height=560,
     )  # fmt: skip
     return figure
 
 
-def draw_ensembles(artifacts: list[Artifact], folder: Path) -> Picture:
+def draw_ensembles(artifacts: Sequence[Source], folder: Path) -> Picture:
     """The metrics of each ensemble's first members together, and of each alone."""
+    caption = "The first 1, 2, … members together, and each member alone, on the test split."
+    return save(ensembles_figure(artifacts), folder, "ensembles", "Ensembles", caption)
+
+
+def ensembles_figure(artifacts: Sequence[Source], figure: Figure | None = None) -> Figure:
+    """The figure of `draw_ensembles`."""
     units = artifacts[0].notes()["units"]
-    figure, (axes,) = panels(5 * len(units), 3.6, 1, len(units))
+    figure, (axes,) = panels(5 * len(units), 3.6, 1, len(units), figure)
     shown = list(zip(axes, reversed(units.items()), strict=True))
     colours = iter(("#1f5fbf", "#2a9d6f", "#d9822b", "#7a4fbf"))
     rows = []
@@ -259,5 +277,4 @@ def draw_ensembles(artifacts: list[Artifact], folder: Path) -> Picture:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(fontsize=8)
     axes[0].set_title("Ensembles")
-    caption = "The first 1, 2, … members together, and each member alone, on the test split."
-    return save(figure, folder, "ensembles", "Ensembles", caption)
+    return figure
