@@ -11,7 +11,7 @@ from lowloss import NetworkLandscape
 from lowloss.data import digits
 from lowloss.files import load_tensors
 from lowloss.model import MLP
-from lowloss.report.curvature import pits
+from lowloss.report.spectra import pits
 from lowloss.seeding import derive
 
 SETTINGS = ("curvature.samples=60", "curvature.tolerance=1e-5", "curvature.density.steps=12", "curvature.pivots=2")

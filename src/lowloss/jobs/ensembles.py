@@ -5,7 +5,7 @@ Shapes: R walks, M members, T points of a path, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,14 +19,13 @@ from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
+from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
     from lowloss.points.path import Path as WeightPath
-    from lowloss.report.pictures import Picture
     from lowloss.training.ensembles import Ensemble
 
 
@@ -418,19 +417,6 @@ class EnsembleStage(Stage):
         return [
             KINDS[node["_target_"].rpartition(".")[2]](bench, key) for key, node in bench.config["ensemble"].items()
         ]
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.ensembles import draw_costs
-        from lowloss.report.ensembles_along import draw_curves, draw_walks
-        from lowloss.report.figures import draw_ensembles
-
-        ensembles = study.complete("ensembles")
-        shown = [artifact for artifact in ensembles if "ways" not in artifact.notes()]
-        if shown:
-            yield draw_ensembles(shown, folder)
-            yield draw_costs(shown, folder)
-        yield from draw_walks(shown, folder)
-        yield from draw_curves(study, [artifact for artifact in ensembles if artifact not in shown], folder)
 
 
 STAGE = EnsembleStage()

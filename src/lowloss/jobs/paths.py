@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isnan
 from pathlib import Path
@@ -17,16 +17,14 @@ from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.runner import make_jobs
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
+from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
     from lowloss.landscape import NetworkLandscape
     from lowloss.landscape.base import Columns, Landscape
     from lowloss.points.path import Path as WeightPath
-    from lowloss.report.pictures import Picture
     from lowloss.training.methods import FoundPath
 
 ALIGNMENTS = ("weights", "activations", "ste")
@@ -251,24 +249,6 @@ class PathStage(Stage):
                 plans.write_bounds(bench, name, found)
         if len(bench.study.complete("paths")) > before:
             _tell_higher(bench)
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.disconnectivity import draw_graphs
-        from lowloss.report.figures import draw_paths
-        from lowloss.report.search import draw_searches
-        from lowloss.report.tunnels import draw_tunnels
-
-        paths = study.complete("paths")
-        if paths:
-            yield draw_paths(paths, folder)
-            yield from draw_graphs(study, folder)
-            yield from draw_searches(study, folder)
-            yield from draw_tunnels(paths, folder)
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        from lowloss.report.tunnels import deviations
-
-        return {"deviations": deviations(study)}
 
 
 STAGE = PathStage()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -18,7 +18,7 @@ from lowloss.jobs.spectra import ENDS, extremes
 from lowloss.jobs.stage import Stage
 from lowloss.jobs.trajectories import collected, losses_of, trajectory
 from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
+from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from lowloss.measure.exact import Statistics
     from lowloss.points import Grid
     from lowloss.points.path import Path as WeightPath
-    from lowloss.report.pictures import Picture
     from lowloss.training.tabulate import Measure
 
 
@@ -230,12 +229,6 @@ class ScanStage(Stage):
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [Scan(bench, name) for name in bench.config["scan"]]
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.figures import draw_scan
-
-        for artifact in study.complete("scans"):
-            yield from draw_scan(study, artifact, folder)
 
 
 STAGE = ScanStage()

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.runner import make_jobs
-from lowloss.study import Study
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lowloss.landscape import NetworkLandscape
-    from lowloss.report.pictures import Picture
 
 
 class Stage:
@@ -23,7 +17,7 @@ class Stage:
 
     Attributes:
         name: the word.
-        kind: of its artifacts, if it has any.
+        kind: of its artifacts, if it has any; the module of lowloss.report of that name says how they are shown.
         after: the stages whose artifacts it needs.
     """
 
@@ -47,11 +41,3 @@ class Stage:
     def run(self, bench: Bench) -> None:
         """Make what is missing."""
         make_jobs(self.name, self.jobs(bench))
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        """The figures of its complete artifacts, drawn into a folder."""
-        return iter(())
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        """Tables of its complete artifacts by their names; the report writes and shows those that have rows."""
-        return {}

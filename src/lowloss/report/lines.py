@@ -12,9 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lowloss.report import tables
+from lowloss.report.looks import GREY, PALETTE
 from lowloss.report.pictures import Picture, panels, save
 
-SPLITS = {"train": ("#1f5fbf", "-"), "test": ("#d1495b", "--")}
+SPLITS = {"train": (PALETTE[0], "-"), "test": (PALETTE[1], "--")}
 
 
 def draw_lines(name: str, grid: dict[str, Any], notes: dict[str, Any], folder: Path) -> Picture:
@@ -42,9 +43,9 @@ def lines_figure(grid: dict[str, Any], notes: dict[str, Any], figure: Figure | N
         axis.set(xlabel="coordinate", ylabel=label, xlim=(x_T[0], x_T[-1]), title=metric.capitalize())
         marks = [0.0] if random else grid["anchors"][:, 0]
         for x, mark in zip(marks, notes["anchor_names"], strict=True):
-            axis.axvline(x, color="#8a8f98", linewidth=0.8, linestyle=":")
+            axis.axvline(x, color=GREY, linewidth=0.8, linestyle=":")
             axis.annotate(mark, (x, 1), (2, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                          rotation=90, va="top", fontsize=7, color="#8a8f98")  # fmt: skip
+                          rotation=90, va="top", fontsize=7, color=GREY)  # fmt: skip
     if all((grid[f"{split}_loss"] > 0).all() for split in SPLITS if f"{split}_loss" in grid):
         axes[0].set_yscale("log")
     axes[0].legend()
@@ -87,7 +88,7 @@ def trajectory_figure(grid: dict[str, Any], notes: dict[str, Any], figure: Figur
                 values = grid[f"{what}_{split}_loss"]
                 axis.plot(grid["trajectory_epochs"], values, f".{style}", color=colour, label=f"{split}, {what}")
     for epoch in grid["trajectory_epochs"][falls(grid["trajectory_lr"])]:
-        axis.axvline(epoch, color="#8a8f98", linewidth=0.8, linestyle=":")
+        axis.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
     label = tables.label("", "loss", notes["units"]["loss"]).strip()
     axis.set(xlabel="epoch", ylabel=label, title="The trajectory and its projection")
     axis.legend()

@@ -6,8 +6,10 @@ Shapes: R × C a plane's grid (axis-0 is x, axis-1 is y), N its points, E epochs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from xml.etree import ElementTree as Xml
 
@@ -103,7 +105,7 @@ def _columns(scan: ScanResult) -> dict[str, Any]:
 def _surface(scan: ScanResult) -> tuple[Any, Any]:
     """The points (N, 3) of a plane, z the log10 of the train loss, and its cells (·, 4), without those that have a
     corner where there is none, which are put as high as the highest."""
-    from lowloss.report.figures import log_height
+    from lowloss.report.planes import log_height
 
     grid = scan.arrays
     x_RC, y_RC = np.meshgrid(grid["axis-0"], grid["axis-1"], indexing="ij")
@@ -174,9 +176,12 @@ def _figures(form: str) -> Callable[[StudyResults, Path], Drawn]:
         from lowloss.jobs.pipeline import stages
         from lowloss.report.pictures import STYLE
 
-        with mpl.rc_context({**STYLE, "savefig.format": form, "svg.hashsalt": "lowloss"}):
-            for stage in stages().values():
-                yield from (picture.file for picture in stage.draw(study.study, folder))
+        kinds = [stage.kind for stage in stages().values() if stage.kind]
+        with mpl.rc_context(STYLE), TemporaryDirectory(dir=folder) as temporary:
+            for kind in kinds:
+                for picture in import_module(f"lowloss.report.{kind}").SHOWN.draw(study.study, Path(temporary)):
+                    drawn = picture.file.with_suffix(f".{form}")
+                    yield drawn.replace(folder / drawn.name)
 
     return write
 
@@ -187,8 +192,9 @@ def _to_gif(study: StudyResults, folder: Path) -> Drawn:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    from lowloss.report.figures import contours, shown_metrics
+    from lowloss.report.paths import shown_metrics
     from lowloss.report.pictures import STYLE, panels
+    from lowloss.report.scans import contours
 
     for scan in _planes(study):
         grid = scan.arrays

@@ -74,7 +74,7 @@ class PathResult(OneResult):
 
     @classmethod
     def draw_all(cls, found: Sequence[PathResult], figure: Figure) -> None:
-        from lowloss.report.figures import paths_figure
+        from lowloss.report.paths import paths_figure
 
         paths_figure([one.source for one in found], figure)
 
@@ -90,14 +90,14 @@ class ScanResult(OneResult):
         return {name: tensor.numpy() for name, tensor in self.tensors.items()}
 
     def draw(self, figure: Figure) -> None:
-        from lowloss.report.figures import plane_figure
         from lowloss.report.lines import lines_figure
+        from lowloss.report.scans import plane_figure
 
         (lines_figure if self.notes["lines"] else plane_figure)(self.arrays, self.notes, figure)
 
     def surface(self) -> Any:
         """The plane's log10 train loss as an interactive plotly figure. Raises LowlossError for lines."""
-        from lowloss.report.figures import surface_figure
+        from lowloss.report.scans import surface_figure
 
         if self.notes["lines"]:
             raise LowlossError(f"{self.name} is of lines and has no surface: call plot()")
@@ -130,7 +130,7 @@ class EnsembleResult(OneResult):
 
     @classmethod
     def draw_all(cls, found: Sequence[EnsembleResult], figure: Figure) -> None:
-        from lowloss.report.figures import ensembles_figure
+        from lowloss.report.ensembles import ensembles_figure
 
         shown = [one.source for one in found if "ways" not in one.notes]
         if not shown:
@@ -144,7 +144,7 @@ class SpectrumResult(OneResult):
     main, told = "spectra.csv", ("finder", "start", "end")
 
     def draw(self, figure: Figure) -> None:
-        from lowloss.report.curvature import spectrum_figure
+        from lowloss.report.spectra import spectrum_figure
 
         spectrum_figure(self.source, figure)
 

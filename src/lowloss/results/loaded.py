@@ -52,7 +52,7 @@ class StudyResults:
 
     def surface(self) -> Any:
         """All planes as one plotly figure with a menu. Raises LowlossError where there is none."""
-        from lowloss.report.figures import interactive_surface
+        from lowloss.report.scans import interactive_surface
 
         figure = interactive_surface(self.study)
         if figure is None:

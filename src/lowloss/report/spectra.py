@@ -1,4 +1,4 @@
-"""The table and the figures of curvature: spectra at points, and maps of a plane.
+"""What the report shows of curvature: spectra at points, and maps of a plane.
 
 Shapes: K points, N nodes of a density, T values of an axis.
 """
@@ -14,10 +14,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lowloss.errors import LowlossError
-from lowloss.report.pictures import COLOURS, OTHER, Picture, panels, save
+from lowloss.report.looks import look, looks
+from lowloss.report.pictures import Picture, Shown, Table, panels, save
 from lowloss.study import Artifact, Source, Study
 
-SHOWN = 6
+MOST = 6
 """Densities in one figure at most."""
 
 
@@ -52,7 +53,7 @@ def draw_spectra(artifacts: list[Artifact], folder: Path) -> Iterator[Picture]:
         if (density := _density(artifact.name, tensors, notes)) is not None:
             densities.append(density)
     if densities:
-        figure, caption = _densities(densities[:SHOWN])
+        figure, caption = _densities(densities[:MOST])
         yield save(figure, folder, "density", "Density of the Hessian's eigenvalues", caption)
     paths = [(artifact.name, tensors, notes) for artifact, tensors, notes in loaded if "t" in tensors]
     if paths:
@@ -96,8 +97,10 @@ def _densities(densities: list[Any], figure: Figure | None = None) -> tuple[Figu
     nodes_N = np.concatenate([nodes_N for _, nodes_N, _, _ in densities])
     width = max(0.01 * float(np.ptp(nodes_N)), 1e-12)
     at_T = np.linspace(nodes_N.min() - 5 * width, nodes_N.max() + 5 * width, 1000)
+    own = looks(name for name, *_ in densities)
     for name, nodes_N, weights_N, _ in densities:
-        axis.plot(at_T, smoothed(nodes_N, weights_N, at_T, width).clip(1e-12), label=name, linewidth=1.4)
+        density_T = smoothed(nodes_N, weights_N, at_T, width).clip(1e-12)
+        axis.plot(at_T, density_T, label=name, linewidth=1.4, **own[name].line)
     axis.set(yscale="log", xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(1e-7 / width, None))
     axis.legend(fontsize=8)
     caption = f"By stochastic Lanczos quadrature, smoothed by Gaussians of standard deviation {width:.2g}. "
@@ -111,8 +114,9 @@ def _along(paths: list[Any], figure: Figure | None = None) -> Figure:
         finder, t_K = notes["finder"], tensors["t"]
         label = None if finder in seen else finder
         seen.add(finder)
+        own = look(finder)
         for axis, name in zip(axes, ("hessian_max", "hessian_min"), strict=True):
-            axis.plot(t_K, tensors[name], "o-", markersize=4, color=COLOURS.get(finder, OTHER), label=label)
+            axis.plot(t_K, tensors[name], marker=own.marker, markersize=4, label=label, **own.line)
             open_K = ~tensors["hessian_converged"]
             axis.plot(t_K[open_K], tensors[name][open_K], "x", markersize=9, color="black")
     for axis, text in zip(axes, ("largest", "smallest"), strict=True):
@@ -157,3 +161,28 @@ def pits(loss_RC: Any) -> int:
     around = [loss_RC[r, c] for r in rows for c in columns]
     centre = around.pop(4)
     return int(np.all([centre < other for other in around], axis=0).sum())
+
+
+def found(study: Study) -> Iterator[str]:
+    """The largest eigenvalues, and how many are negative where the paths are highest."""
+    table = spectra(study)
+    if table.empty:
+        return
+    at = table[table["finder"] == "minimum"] if (table["finder"] == "minimum").any() else table[table["t"] == 0]
+    yield f"The largest eigenvalue of the Hessian at the minima is {at['hessian_max'].mean():.2g} on average."
+    for finder, paths in table[table["finder"] != "minimum"].groupby("finder", sort=False):
+        tops = paths.loc[paths.groupby(["start", "end"])["train_loss"].idxmax().dropna()]
+        negative = int((tops["hessian_index"] > 0).sum())
+        yield f"At {negative} of {len(tops)} highest points of {finder} an eigenvalue is negative."
+
+
+def draw(study: Study, folder: Path) -> Iterator[Picture]:
+    return draw_spectra(study.complete("spectra"), folder)
+
+
+def shown_tables(study: Study) -> Iterator[Table]:
+    note = "Eigenvalues of the Hessian of the mean train loss; index: how many of the lowest ones are negative."
+    yield Table("report/spectra.csv", spectra(study), "Spectra", note)
+
+
+SHOWN = Shown("Curvature", found, draw, shown_tables)
