@@ -41,7 +41,8 @@ def show(driver, page, ready, address=""):
 
 def check(driver):
     """Whatever was done, nothing went wrong and nothing but files was asked for."""
-    assert driver.get_log("browser") == []
+    # Without a GPU Chromium warns of its own rendering of 3-D.
+    assert [entry for entry in driver.get_log("browser") if entry["source"] != "rendering"] == []
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
     assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
