@@ -26,6 +26,7 @@ MAY = {
     "errors": set(),
     "imports": set(),
     "seeding": set(),
+    "spanning": set(),
     "progress": set(),
     "digests": set(),
     "files": {"digests", "errors"},
@@ -61,8 +62,8 @@ MAY = {
     "study": {"digests", "errors", "files"},
     "launch": {"errors", "files", "group", "progress"},
     "papers": {"conf", "errors", "files", "launch"},
-    # The jobs draw their figures: the report takes a function for it.
-    "report": {"errors", "files", "launch", "papers", "progress", "study", "finder.spanning", "points.path"},
+    # A module of the report shows the kind of artifact of its name; the stages name the kinds.
+    "report": {"errors", "files", "launch", "papers", "progress", "study", "spanning", "points.path"},
     "logger": {"claims", "errors", "files", "progress", "study"},
     "group": {"errors"},
     "jobs": {
@@ -72,6 +73,7 @@ MAY = {
         "files",
         "launch",
         "progress",
+        "spanning",
         "study",
         "ensemble",
         "finder",

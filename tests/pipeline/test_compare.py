@@ -329,6 +329,7 @@ def test_many_studies_scroll_in_a_page_of_one_width(lowloss, driver, sweep, tmp_
         assert find(driver, "#count")[0].text == "300 of 300 rows"
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
         assert len(find(driver, "#table tbody td:first-child")) < 60
+        driver.execute_script("document.querySelector('#table').scrollIntoView()")
         for place in (0.5, 1):
             driver.execute_script(
                 "t = document.getElementById('table'); t.scrollTop = arguments[0] * t.scrollHeight", place

@@ -160,12 +160,10 @@ def _cell(value: Any) -> Any:
     return text if len(text := str(value)) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def _along(columns: dict[str, list[float]], points: int) -> dict[str, Any]:
+def _along(columns: dict[str, Any], points: int) -> dict[str, Any]:
     """Columns of a path; of more points than that, by linear interpolation at so many equal steps of its length."""
     arc = columns["arc"]
     if len(arc) <= points:
         return columns
     at = np.linspace(0, 1, points)
-    return {name: np.interp(at, arc, values).tolist() for name, values in columns.items() if name != "arc"} | {
-        "points": points
-    }
+    return {name: np.interp(at, arc, values) for name, values in columns.items() if name != "arc"} | {"points": points}

@@ -15,10 +15,10 @@ from typing import Any
 
 from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 
-from lowloss.finder.spanning import Pair, spanning_tree, upper_bounds
 from lowloss.report import tables
 from lowloss.report.looks import GREY, PALETTE, look
 from lowloss.report.pictures import Picture, panels, save
+from lowloss.spanning import Pair, spanning_tree, upper_bounds
 from lowloss.study import Study
 
 

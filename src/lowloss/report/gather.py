@@ -127,6 +127,9 @@ def _leave_out(line: str) -> None:
     progress.say(f"left out: {shown if len(shown) <= 1000 else shown[:1000] + '…'}")
 
 
+_real = cache(os.path.realpath)
+
+
 def _check(file: Path, root: Path | None = None) -> None:
     """Raise LowlossError for what is no regular file, lies outside of the study of which root is given, or is large."""
     size = file.stat().st_size if file.is_file() else 0  # what /proc has is of no size
@@ -135,7 +138,7 @@ def _check(file: Path, root: Path | None = None) -> None:
             size = int.from_bytes(stream.read(8), "little")
     if not size or size > MOST.get(file.name, size):
         raise LowlossError(f"{file} is unreadable (it is {f'of {size} bytes' if size else 'empty, or no file'})")
-    if root is not None and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root)):
+    if root is not None and not Path(os.path.realpath(file)).is_relative_to(_real(root)):
         raise LowlossError(f"{file} is left out (it lies outside of the study)")
 
 
@@ -240,7 +243,7 @@ def _plane(artifact: Artifact, notes: dict[str, Any]) -> tuple[str, dict[str, An
     rows, columns = (slice(None, None, -(-len(axis) // PLANE)) for axis in (x, y))
     loss_RC = loss_RC[rows, columns].astype(float)
     height_RC = np.log10(loss_RC, out=np.full_like(loss_RC, np.nan), where=np.isfinite(loss_RC) & (loss_RC > 0))
-    return artifact.name, {"x": x[rows].tolist(), "y": y[columns].tolist(), "z": height_RC.T.tolist()}
+    return artifact.name, {"x": x[rows], "y": y[columns], "z": height_RC.T.astype(np.float32)}
 
 
 def _undone(root: Path) -> Iterator[dict[str, Any]]:
@@ -280,11 +283,12 @@ def _ends(sweeps: Path) -> dict[str, str]:
     return ends
 
 
-def _columns(file: Path, names: Sequence[str]) -> dict[str, list[float]]:
+def _columns(file: Path, names: Sequence[str]) -> dict[str, Any]:
     head, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
     columns = dict(zip(head, zip(*rows, strict=True), strict=True))
     # pandas leaves a cell empty where there is no number.
-    return {name: [float(cell or "nan") for cell in columns[name]] for name in names}
+    with np.errstate(over="ignore"):
+        return {name: np.array([cell or "nan" for cell in columns[name]], float).astype(np.float32) for name in names}
 
 
 def merged_config(study: Study, damaged: list[str] | None = None) -> Config:

@@ -64,8 +64,9 @@ def look(name: Any) -> Look:
         return Look(GREY, 1)
     if isinstance(name, int):
         return LOOKS[name % len(LOOKS)]
-    place = NAMED.index(name) if name in NAMED else int(hashlib.sha256(str(name).encode()).hexdigest(), 16)
-    return LOOKS[place % len(LOOKS)]
+    if name in NAMED:
+        return LOOKS[NAMED.index(name)]
+    return LOOKS[hashlib.sha256(str(name).encode(errors="replace")).digest()[0] % len(LOOKS)]
 
 
 def looks(names: Iterable[Any]) -> dict[Any, Look]:

@@ -36,19 +36,15 @@ def packed(text: str) -> str:
 
 def to_json(value: Any) -> str:
     """JSON with numbers of five digits, which are more than a screen shows; null for what is not finite."""
-    return json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
-
-
-def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return "{" + ",".join([f"{json.dumps(str(key))}:{to_json(one)}" for key, one in value.items()]) + "}"
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(one) for one in value]
+        return "[" + ",".join([to_json(one) for one in value]) + "]"
     if isinstance(value, (float, np.floating)):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
+        return f"{value:.5g}" if math.isfinite(value) else "null"
     if isinstance(value, np.integer):
-        return int(value)
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+        return str(int(value))
+    return json.dumps(value if value is None or isinstance(value, (bool, int, str)) else str(value))
 
 
 def data_url(file: Path) -> str:

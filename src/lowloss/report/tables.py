@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lowloss.finder.spanning import spanning_tree
+from lowloss.spanning import spanning_tree
 from lowloss.study import Artifact, Study
 
 Units = Mapping[str, str]
