@@ -41,7 +41,7 @@ def draw_scan(study: Study, artifact: Artifact, folder: Path) -> Iterator[Pictur
     if notes.get("lines"):
         yield draw_lines(artifact.name, grid, notes, folder)
         return
-    ways = _ways(study, grid, notes)
+    ways = ways_of(study, grid, notes)
     yield _plane(artifact.name, grid, notes, ways, folder)
     yield _surface(artifact.name, grid, notes, ways, folder)
     if "trajectory_projected" in grid:
@@ -56,27 +56,32 @@ def arrays(artifact: Source) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}, notes
 
 
-def _ways(study: Study, grid: dict[str, Any], notes: dict[str, Any]) -> list[Way]:
+def ways_of(study: Study | None, grid: dict[str, Any], notes: dict[str, Any]) -> list[Way]:
     """The straight line and the path through which a plane goes, at the points of their tables; or its trajectory."""
     if "trajectory_projected" in grid:
         points = grid["trajectory_projected"]
         loss = grid.get("trajectory_train_loss", np.full(len(points), np.nan))
         return [Way("", "trajectory", points, grid["trajectory_epochs"], loss)]
-    if "path_projected" not in grid:
+    if "path_projected" not in grid or study is None:
         return []
-    from lowloss.points.path import path_from_tensors
-
     settings, ways = notes["settings"], []
     start, end = sorted((settings["start"], settings["end"]))  # as paths lead
     ends = grid["anchors"][[0, 1] if settings["start"] == start else [1, 0]]
     for finder, bends_B2 in {"line": ends, settings["path"]: grid["bends_projected"]}.items():
         path = study.artifact("paths", f"{start:04d}-{end:04d}-{finder}")
         if path.complete:
-            tensors, own = path.load()
-            weights_TB = path_from_tensors(own["kind"], tensors).coefficients(tensors["t"]).numpy()
-            arc_T, loss_T = (tensors[name].double().numpy() for name in ("arc", "train_loss"))
-            ways.append(Way(path.name, finder, weights_TB @ bends_B2, arc_T, loss_T))
+            ways.append(way_of(path, bends_B2))
     return ways
+
+
+def way_of(path: Source, bends_B2: Any) -> Way:
+    """What a plane shows of a path whose bends are projected there."""
+    from lowloss.points.path import path_from_tensors
+
+    tensors, notes = path.load()
+    weights_TB = path_from_tensors(notes["kind"], tensors).coefficients(tensors["t"]).numpy()
+    arc_T, loss_T = (tensors[name].double().numpy() for name in ("arc", "train_loss"))
+    return Way(path.name, notes["finder"], weights_TB @ bends_B2, arc_T, loss_T)
 
 
 def _plane(name: str, grid: dict[str, Any], notes: dict[str, Any], ways: Sequence[Way], folder: Path) -> Picture:
@@ -188,28 +193,6 @@ def _surface(name: str, grid: dict[str, Any], notes: dict[str, Any], ways: Seque
     axis.set(zlabel="log10 train loss", xlabel=names[0], ylabel=names[1], title=name)
     plots = {"surface": surface(grid, notes, ways)}
     return save(figure, folder, f"surface-{name}", f"Plane {name}", SURFACE, plots=plots)
-
-
-def interactive_surface(study: Study) -> Any:
-    """The scanned planes as one plotly figure with a menu, or None without one."""
-    artifacts = [artifact for artifact in study.complete("scans") if not artifact.notes().get("lines")]
-    return surface_figure(artifacts) if artifacts else None
-
-
-def surface_figure(artifacts: Sequence[Source]) -> Any:
-    """Planes as one plotly figure, of several with a menu."""
-    import plotly.graph_objects as go
-
-    drawn = [surface(*arrays(artifact), []) for artifact in artifacts]
-    data = [{**one["data"][0], "visible": i == 0} for i, one in enumerate(drawn)]
-    buttons = [
-        {"label": artifact.name, "method": "update", "args": [{"visible": [i == j for j in range(len(data))]}]}
-        for i, artifact in enumerate(artifacts)
-    ]
-    menus = [{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.08}] if len(buttons) > 1 else []
-    margin = {"l": 0, "r": 0, "t": 40, "b": 0}
-    layout = {**drawn[0]["layout"], "updatemenus": menus, "margin": margin, "height": 560}
-    return go.Figure({"data": data, "layout": layout})
 
 
 SHOWN = Shown("Scans", draw=draw)

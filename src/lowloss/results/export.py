@@ -6,10 +6,8 @@ Shapes: R × C a plane's grid (axis-0 is x, axis-1 is y), N its points, E epochs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from xml.etree import ElementTree as Xml
 
@@ -168,20 +166,13 @@ def _to_stl(study: StudyResults, folder: Path) -> Drawn:
 
 
 def _figures(form: str) -> Callable[[StudyResults, Path], Drawn]:
-    """Writes every figure of the report in a vector format."""
+    """Copies every figure of the report in a vector format."""
 
     def write(study: StudyResults, folder: Path) -> Drawn:
-        import matplotlib as mpl
-
-        from lowloss.jobs.pipeline import stages
-        from lowloss.report.pictures import STYLE
-
-        kinds = [stage.kind for stage in stages().values() if stage.kind]
-        with mpl.rc_context(STYLE), TemporaryDirectory(dir=folder) as temporary:
-            for kind in kinds:
-                for picture in import_module(f"lowloss.report.{kind}").SHOWN.draw(study.study, Path(temporary)):
-                    drawn = picture.file.with_suffix(f".{form}")
-                    yield drawn.replace(folder / drawn.name)
+        for file in sorted((study.root / "report" / "figures").glob(f"*.{form}")):
+            with files.replacing(folder / file.name) as temporary:
+                temporary.write_bytes(file.read_bytes())
+            yield folder / file.name
 
     return write
 
@@ -224,8 +215,8 @@ FORMATS: dict[str, tuple[Callable[[StudyResults, Path], Drawn], str]] = {
     "h5": (_to_h5, "make lines or planes, say with scan=[plane] stages=[scan]"),
     "vtp": (_to_vtp, "make a plane, say with scan=[plane] stages=[scan]"),
     "stl": (_to_stl, "make a plane, say with scan=[plane] stages=[scan]"),
-    "pdf": (_figures("pdf"), "make paths or scans"),
-    "svg": (_figures("svg"), "make paths or scans"),
+    "pdf": (_figures("pdf"), "make its report, with stages=[report]"),
+    "svg": (_figures("svg"), "make its report, with stages=[report]"),
     "gif": (_to_gif, "make a trajectory's plane, with minima.collect=every scan=[trajectory]"),
 }
 """How each format is written, and what makes something to write."""

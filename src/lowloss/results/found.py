@@ -119,6 +119,8 @@ def scan(
         statistics = statistics_on(landscape, grid, recipe.statistics)  # type: ignore[arg-type]
     elif isinstance(where, Grid):
         grid = where
+    if path is not None:
+        settings["path"] = path.finder if isinstance(path, PathResult) else "path"
     if isinstance(grid, Rays):
         settings["directions"] = len(grid.directions_DP)
     every: list[Measure] = [Exact(statistics=statistics), *measures]
@@ -138,7 +140,8 @@ def scan(
         )
         tensors |= more
     result = _with_units(landscape, Result(tensors, notes, tables))
-    return ScanResult("scans", Made(notes["scan"], lambda: result, {**result.notes}))
+    known = {**result.notes, "_path": path.source if isinstance(path, PathResult) else None}
+    return ScanResult("scans", Made(notes["scan"], lambda: result, known))
 
 
 def _points(recipe: Plane, minima: Any, path: Path | None) -> tuple[Tensor, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowloss.errors import LowlossError
 from lowloss.results.base import Made, OneResult, Results
+from lowloss.study import Artifact, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,12 +97,22 @@ class ScanResult(OneResult):
         (lines_figure if self.notes["lines"] else plane_figure)(self.arrays, self.notes, figure)
 
     def surface(self) -> Any:
-        """The plane's log10 train loss as an interactive plotly figure. Raises LowlossError for lines."""
-        from lowloss.report.scans import surface_figure
+        """The plane's log10 train loss as an interactive plotly figure, with the minima, and the paths of its study or
+        with which it was scanned. Raises LowlossError for lines."""
+        import plotly.graph_objects as go
+
+        from lowloss.report.planes import surface
+        from lowloss.report.scans import way_of, ways_of
 
         if self.notes["lines"]:
             raise LowlossError(f"{self.name} is of lines and has no surface: call plot()")
-        return surface_figure([self.source])
+        if isinstance(self.source, Artifact):
+            ways = ways_of(Study(self.source.folder.parent.parent), self.arrays, self.notes)
+        else:
+            path = self.source.known.get("_path")
+            ways = [way_of(path, self.arrays["bends_projected"])] if path is not None else []
+            ways += ways_of(None, self.arrays, self.notes)
+        return go.Figure(surface(self.arrays, self.notes, ways))
 
     @property
     def trajectory(self) -> TrajectoryResult:

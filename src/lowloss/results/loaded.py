@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from functools import cached_property, partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,15 +51,6 @@ class StudyResults:
 
         return merged_config(self.study)
 
-    def surface(self) -> Any:
-        """All planes as one plotly figure with a menu. Raises LowlossError where there is none."""
-        from lowloss.report.scans import interactive_surface
-
-        figure = interactive_surface(self.study)
-        if figure is None:
-            raise LowlossError(f"{self.root} has no plane: make one with scan=[plane] stages=[scan]")
-        return figure
-
     def __getattr__(self, kind: str) -> Any:
         if kind.startswith("_"):
             raise AttributeError(kind)
@@ -70,17 +62,20 @@ class StudyResults:
         begun = "".join(f", but {title} has begun" for title in self.unfinished if title.startswith(f"{kind}/"))
         none = f"{self.root} has no {kind}{begun}: make them with the study's command, stages=[{stage.name}] among it"
         collection: Any = Minima if kind == "minima" else Results
-        results = collection(kind, found, partial(self._frame, kind, stage), none)
+        results = collection(kind, found, partial(self._frame, kind), none)
         setattr(self, kind, results)
         return results
 
-    def _frame(self, kind: str, stage: Any) -> pd.DataFrame | None:
+    def _frame(self, kind: str) -> pd.DataFrame | None:
         """The report's table of a kind, if it has one of its name."""
         if kind == "ensembles":
             from lowloss.report.tables import ensembles
 
             return ensembles(self.study)
-        return None if kind in ("minima", "paths", "scans") else stage.tables(self.study).get(kind)
+        if kind in ("minima", "paths", "scans"):
+            return None
+        shown = import_module(f"lowloss.report.{kind}").SHOWN.tables(self.study)
+        return next((table.frame for table in shown if Path(table.file).stem == kind), None)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *_stages()]
