@@ -80,7 +80,7 @@ def _page(records: list[Record], table: pd.DataFrame, options: Options, common: 
     split = columns.index("minima")
     kept = [name for name in columns[:split] if name not in ("data", "parameters")]
     points = min(201, max(15, NUMBERS // max(1, sum(len(record.paths) for record in records) * len(labels))))
-    grouped = [name for name in ("finder", *columns[:split]) if name in columns and table[name].nunique() <= 1000]
+    keys = {name: {*map(_key, table[name])} for name in ("finder", *columns[:split]) if name in columns}
     settings = [flat(record.config) for record in records]
     shared = {key: value for key, value in settings[0].items() if all(own.get(key, own) == value for own in settings)}
     data = {
@@ -94,13 +94,15 @@ def _page(records: list[Record], table: pd.DataFrame, options: Options, common: 
         "shared": shared,
         "overview": _overview(records, options),
         "metrics": labels,
-        "looks": {name: {key: one.plotly for key, one in looks(map(_key, table[name])).items()} for name in grouped},
+        "looks": {name: {key: one.plotly for key, one in looks(found).items()} for name, found in keys.items()},
         "paths": [_along(path["along"], points) if path else None for _, path in owned],
     }
     paths = sum(len(record.paths) for record in records)
     undone = sum(len(record.undone) for record in records)
     sub = f"{len(records)} lowloss studies, {paths} paths{f', {undone} jobs not done' if undone else ''}"
-    return render("compare.html", name=common.name, kind="lowloss compare", sub=sub, data=packed(to_json(data)))
+    return render(
+        "compare.html", name=common.name, kind="lowloss compare", sub=sub, data=packed(to_json(data, exact=True))
+    )
 
 
 def _key(value: Any) -> str:
@@ -166,4 +168,6 @@ def _along(columns: dict[str, Any], points: int) -> dict[str, Any]:
     if len(arc) <= points:
         return columns
     at = np.linspace(0, 1, points)
-    return {name: np.interp(at, arc, values) for name, values in columns.items() if name != "arc"} | {"points": points}
+    return {
+        name: np.interp(at, arc, values).astype(np.float32) for name, values in columns.items() if name != "arc"
+    } | {"points": points}

@@ -34,14 +34,16 @@ def packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(errors="replace"), 9, mtime=0)).decode()
 
 
-def to_json(value: Any) -> str:
-    """JSON with numbers of five digits, which are more than a screen shows; null for what is not finite."""
+def to_json(value: Any, exact: bool = False) -> str:
+    """JSON; null for what is not finite. Numbers have five digits, more than a screen shows, or with `exact` all, but for
+    those in single precision."""
     if isinstance(value, dict):
-        return "{" + ",".join([f"{json.dumps(str(key))}:{to_json(one)}" for key, one in value.items()]) + "}"
+        return "{" + ",".join([f"{json.dumps(str(key))}:{to_json(one, exact)}" for key, one in value.items()]) + "}"
     if isinstance(value, (list, tuple, np.ndarray)):
-        return "[" + ",".join([to_json(one) for one in value]) + "]"
+        return "[" + ",".join([to_json(one, exact) for one in value]) + "]"
     if isinstance(value, (float, np.floating)):
-        return f"{value:.5g}" if math.isfinite(value) else "null"
+        digits = repr(float(value)) if exact and not isinstance(value, np.float32) else f"{value:.5g}"
+        return digits if math.isfinite(value) else "null"
     if isinstance(value, np.integer):
         return str(int(value))
     return json.dumps(value if value is None or isinstance(value, (bool, int, str)) else str(value))
