@@ -97,12 +97,12 @@ def _page(records: list[Record], table: pd.DataFrame, options: Options, common: 
         "looks": {name: {key: one.plotly for key, one in looks(found).items()} for name, found in keys.items()},
         "paths": [_along(path["along"], points) if path else None for _, path in owned],
     }
-    paths = sum(len(record.paths) for record in records)
-    undone = sum(len(record.undone) for record in records)
-    sub = f"{len(records)} lowloss studies, {paths} paths{f', {undone} jobs not done' if undone else ''}"
-    return render(
-        "compare.html", name=common.name, kind="lowloss compare", sub=sub, data=packed(to_json(data, exact=True))
-    )
+    counts = {"lowloss studies": len(records), "paths": sum(len(record.paths) for record in records)}
+    if undone := sum(len(record.undone) for record in records):
+        counts["jobs not done"] = undone
+    sub = ", ".join(f"{count} {what}" for what, count in counts.items())
+    held = packed(to_json(data, exact=True))
+    return render("compare.html", name=common.name, kind="lowloss compare", sub=sub, data=held)
 
 
 def _key(value: Any) -> str:
@@ -167,7 +167,8 @@ def _along(columns: dict[str, Any], points: int) -> dict[str, Any]:
     arc = columns["arc"]
     if len(arc) <= points:
         return columns
-    at = np.linspace(0, 1, points)
-    return {
-        name: np.interp(at, arc, values).astype(np.float32) for name, values in columns.items() if name != "arc"
-    } | {"points": points}
+    at, shown = np.linspace(0, 1, points), dict[str, Any](points=points)
+    for name, values in columns.items():
+        if name != "arc":
+            shown[name] = np.interp(at, arc, values).astype(np.float32)
+    return shown

@@ -347,7 +347,8 @@ def option_name(node: Any, options: Mapping[str, Config]) -> str:
             near[name] = sum(settings.get(key) == value for key, value in own.items())
     target = str(node.get("_target_", "?")).rpartition(".")[2][:40]
     text = json.dumps(settings, sort_keys=True, default=str)
-    return f"{max(near, key=lambda name: near[name]) or target} {hashlib.sha256(text.encode()).hexdigest()[:4]}"
+    nearest = max(near, key=lambda name: (name == target.lower(), near[name]))
+    return f"{nearest or target} {hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
 def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.DataFrame]:

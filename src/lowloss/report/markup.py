@@ -35,8 +35,8 @@ def packed(text: str) -> str:
 
 
 def to_json(value: Any, exact: bool = False) -> str:
-    """JSON; null for what is not finite. Numbers have five digits, more than a screen shows, or with `exact` all, but for
-    those in single precision."""
+    """JSON; null for what is not finite. Numbers have five digits, more than a screen shows, or with `exact` all, but
+    for those in single precision."""
     if isinstance(value, dict):
         return "{" + ",".join([f"{json.dumps(str(key))}:{to_json(one, exact)}" for key, one in value.items()]) + "}"
     if isinstance(value, (list, tuple, np.ndarray)):
