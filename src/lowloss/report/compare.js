@@ -55,6 +55,7 @@ function makeTable() {
     filters.append(element("th", {}, input));
   }
   $("table").replaceChildren(element("table", {}, element("thead", {}, head, filters), element("tbody")));
+  filters.querySelectorAll("th").forEach((cell) => { cell.style.top = `${head.offsetHeight}px`; });
 }
 
 // Only the rows in view are there, between two spacers.
@@ -249,7 +250,7 @@ function start() {
   $("csv").addEventListener("click", () => { $("csv").href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" })); });
   document.querySelector("#columns div").append(...data.columns.map((name) => {
     const box = element("input", { type: "checkbox", checked: state.columns.includes(name), ariaLabel: `column ${name}` });
-    box.addEventListener("change", () => { state.columns = data.columns.filter((one) => (one === name ? box.checked : state.columns.includes(one))); makeTable(); update(); });
+    box.addEventListener("change", () => { state.columns = [...state.columns.filter((one) => one !== name), ...(box.checked ? [name] : [])]; makeTable(); update(); });
     return element("label", {}, box, ` ${heading(name)}`);
   }));
   $("table").addEventListener("scroll", () => requestAnimationFrame(fill));

@@ -20,8 +20,8 @@ from lowloss.report.markup import packed, render, to_json
 from lowloss.study import Config, flat
 
 MAIN = (
-    *("finder", "start", "end", "status", "barrier_train_loss", "saddle_train_loss", "min_test_error"),
-    *("saddle_test_error", "min_test_loss", "saddle_test_loss"),
+    *("finder", "barrier_train_loss", "min_test_error", "saddle_test_error", "saddle_train_loss", "start", "end"),
+    *("status", "saddle_test_loss"),
 )
 """Columns that are shown at first, after those that tell the studies apart."""
 
@@ -85,7 +85,7 @@ def _page(records: list[Record], table: pd.DataFrame, options: Options, common: 
     shared = {key: value for key, value in settings[0].items() if all(own.get(key, own) == value for own in settings)}
     data = {
         "columns": columns,
-        "main": [name for name in columns if name in (*kept[: 2 + TOLD_APART], *MAIN)],
+        "main": [*kept[: 2 + TOLD_APART], *(name for name in MAIN if name in columns)],
         "percent": [name for name in columns if any(name.endswith(f"_{metric}") for metric in shares)],
         "rows": [[_cell(value) for value in row] for row in table.itertuples(index=False)],
         "owners": [index for index, _ in owned],

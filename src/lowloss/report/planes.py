@@ -101,11 +101,9 @@ def surface(grid: dict[str, Any], notes: dict[str, Any], ways: Sequence[Way]) ->
     for way in ways:
         x, y = way.points_T2.T.tolist()
         drawn = _way(way)
-        drawn["line"] = {
-            **drawn["line"],
-            "color": "white" if way.finder == "line" else drawn["line"]["color"],
-            "width": 6,
-        }
+        straight = way.finder == "line"  # white, which the legend has no ground for
+        drawn |= {"line": {**drawn["line"], "width": 6, **({"color": "white"} if straight else {})}}
+        drawn["showlegend"] = not straight
         data.append({"type": "scatter3d", "x": x, "y": y, "z": [*height(way.points_T2) + lift], **drawn})
     x, y, names = _minima(grid, notes)
     data.append({
@@ -113,9 +111,10 @@ def surface(grid: dict[str, Any], notes: dict[str, Any], ways: Sequence[Way]) ->
         "z": [*height(np.array([x, y]).T) + lift] if x else [], "marker": {**_DOT, "size": 5},
         "textfont": {"size": 14}, "hovertemplate": "minimum %{text}<extra></extra>",
     })  # fmt: skip
+    camera = {"eye": {"x": 1.5, "y": -1.7, "z": 1.1}, "center": {"z": -0.15}}
     titles = zip("xyz", (x_name, y_name, "log10 train loss"), strict=True)
     scene = {f"{axis}axis": {"title": title} for axis, title in titles}
-    return {"data": data, "layout": {"scene": {**scene, "aspectratio": {"x": 1, "y": 1, "z": 0.7}}}}
+    return {"data": data, "layout": {"scene": {**scene, "aspectratio": {"x": 1, "y": 1, "z": 0.7}, "camera": camera}}}
 
 
 _DOT = {"color": "white", "size": 10, "line": {"color": "black", "width": 1.2}}
