@@ -25,7 +25,7 @@ MAIN = (
 )
 """Columns that are shown at first, after those that tell the studies apart."""
 
-TOLD_APART = 4
+TOLD_APART = 3
 """Of the settings in which studies differ, so many are shown at first."""
 
 NUMBERS = 600_000

@@ -111,7 +111,7 @@ def surface(grid: dict[str, Any], notes: dict[str, Any], ways: Sequence[Way]) ->
         "z": [*height(np.array([x, y]).T) + lift] if x else [], "marker": {**_DOT, "size": 5},
         "textfont": {"size": 14}, "hovertemplate": "minimum %{text}<extra></extra>",
     })  # fmt: skip
-    camera = {"eye": {"x": 1.5, "y": -1.7, "z": 1.1}, "center": {"z": -0.15}}
+    camera = {"eye": {"x": 1.5, "y": 1.7, "z": 1.1}, "center": {"z": -0.15}}
     titles = zip("xyz", (x_name, y_name, "log10 train loss"), strict=True)
     scene = {f"{axis}axis": {"title": title} for axis, title in titles}
     return {"data": data, "layout": {"scene": {**scene, "aspectratio": {"x": 1, "y": 1, "z": 0.7}, "camera": camera}}}
