@@ -141,7 +141,9 @@ def test_published_numbers_stand_beside_ours(lowloss, whole, tmp_path):
     rounded = [(row["method"], f"{float(row['ours']):.4g}") for row in rows if row["column"] == "train_loss_min"]
     assert [(line[2], line[6]) for line in lines] == rounded
     assert [line[3:6] for line in lines] == [["train_loss_min", "nats", "0.5428"]] * 2
-    assert "Beside what was published (Table B.1)" in (root / "report" / "index.html").read_text(encoding="utf-8")
+    page = (root / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<h2>Beside what was published</h2>" in page
+    assert "<h3>Table B.1</h3>" in page
 
 
 def test_minima_on_average_are_compared_with_published_errors(lowloss, whole, tmp_path):
@@ -191,7 +193,7 @@ def test_an_epoch_that_there_is_not_is_a_dash_on_the_page(lowloss, whole, tmp_pa
     rows, _ = table(root / "report" / "table_b1.csv")
     assert {(row["epoch"], row["epoch_first"]) for row in rows} == {("", "")}
     page = (root / "report" / "index.html").read_text(encoding="utf-8")
-    (section,) = [part for part in page.split("<section>") if part.startswith("<h2>Minima and saddles</h2>")]
+    (section,) = [part for part in page.split('<div class="table"') if part.startswith(' id="table-table-b1"')]
     assert section.count("<td>–</td><td>–</td>") == len(rows)
     assert "<td>nan</td>" not in page
 
@@ -202,7 +204,9 @@ def test_studies_are_put_together(whole, tmp_path):
     }
     assert set(overview([Study(whole.root)], options)["model"]) == {"wide"}
     table = overview([Study(whole.root), Study(whole.root)], {"data": options_of("data")})
-    assert list(table["model"]) == ["MLP(hidden=[16], batch_norm=True, activation=ReLU)"] * 6
+    (name,) = {*table["model"]}  # no option, but a digest
+    assert len(table) == 6
+    assert re.fullmatch(r"MLP [0-9a-f]{4}", name)
     assert list(table["data"]) == ["digits"] * 6
     picture = draw_architectures(table, "autoneb", tmp_path / "figures")
     assert picture.file.read_bytes().startswith(b"\x89PNG")
