@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from lowloss.measure import Exact
     from lowloss.papers import compare, published
     from lowloss.points import Grid, plane
+    from lowloss.results.export import export
+    from lowloss.results.found import find_path, scan, train_minima
+    from lowloss.results.loaded import load
     from lowloss.training.ensembles import fast_ensemble
-    from lowloss.training.methods import find_path, train_minima
     from lowloss.training.tabulate import tabulate
 
 __version__ = version("lowloss")
@@ -51,8 +53,10 @@ _HOMES = {
     "lowloss.measure": ("Exact",),
     "lowloss.papers": ("compare", "published"),
     "lowloss.points": ("Grid", "plane"),
+    "lowloss.results.export": ("export",),
+    "lowloss.results.found": ("find_path", "scan", "train_minima"),
+    "lowloss.results.loaded": ("load",),
     "lowloss.training.ensembles": ("fast_ensemble",),
-    "lowloss.training.methods": ("find_path", "train_minima"),
     "lowloss.training.tabulate": ("tabulate",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -84,10 +88,13 @@ __all__ = [
     "Wedge",
     "compare",
     "ensemble_metrics",
+    "export",
     "fast_ensemble",
     "find_path",
+    "load",
     "plane",
     "published",
+    "scan",
     "tabulate",
     "train_minima",
 ]

@@ -9,7 +9,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,15 @@ def tensor_shape(file: Path, name: str) -> list[int]:
     """The shape of one tensor of a foreign safetensors file, without torch. Raises LowlossError if it is damaged."""
     with _opened(file, "np", foreign=True) as archive:
         return list(archive.get_slice(name).get_shape())
+
+
+def load_arrays(file: Path, names: Sequence[str], most: int) -> list[Any]:
+    """Some arrays of a foreign safetensors file, without torch. Raises LowlossError if it is damaged, or one has more
+    than so many elements."""
+    with _opened(file, "np", foreign=True) as archive:
+        if any(prod(archive.get_slice(name).get_shape()) > most for name in names):
+            raise ValueError(f"an array has more than {most} elements")
+        return [archive.get_tensor(name) for name in names]
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
@@ -68,7 +68,24 @@ class Result:
     tensors: Mapping[str, Tensor]
     notes: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """What figures and tables are drawn from: an artifact, or a result that is in memory alone."""
+
+    @property
+    def name(self) -> str:
+        """By which its kind knows it."""
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and notes."""
+
+    def notes(self) -> dict[str, Any]:
+        """The notes alone."""
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Columns of numbers of a table, or with None all of it."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +160,9 @@ class Artifact:
         """The notes alone, without torch. Raises LowlossError if the file is damaged."""
         return files.load_notes(self.folder / RESULT)
 
-    def table(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
-        """Columns of numbers of a CSV table. Raises LowlossError if the file is damaged or has no row."""
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Columns of numbers of a CSV table, or with None all of it. Raises LowlossError if the file is damaged or has
+        no row."""
         import pandas as pd
 
         file = self.folder / name
@@ -154,7 +172,8 @@ class Artifact:
                 raise ValueError("it is cut off")
             if identity(file) != self.record()[0].get(name):
                 raise ValueError("its digest is another than when it was written")
-            table = pd.read_csv(io.StringIO(text), usecols=list(columns), dtype=float)
+            numbers: Any = {"usecols": list(columns), "dtype": float} if columns is not None else {}
+            table: pd.DataFrame = pd.read_csv(io.StringIO(text), **numbers)
             if table.empty:
                 raise ValueError("it has no row")
         except (OSError, ValueError) as error:

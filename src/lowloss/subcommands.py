@@ -134,6 +134,26 @@ def _logs(arguments: Sequence[str]) -> None:
     print(status.logs(Path(given.study), given.n))
 
 
+def _export(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "lowloss export", description="Write a study's scans and figures as files that other programs read."
+    )
+    parser.add_argument("study", metavar="STUDY", help="the folder of a study")
+    parser.add_argument(
+        "--to", nargs="+", required=True, metavar="FORMAT",
+        help="h5: the keys of Li et al. 2018's code; vtp: ParaView; stl: surfaces; pdf, svg: every figure; gif: "
+        "trajectories",
+    )  # fmt: skip
+    parser.add_argument("--folder", metavar="FOLDER", help="where to write; by default `export` in the study")
+    given = parser.parse_args(arguments)
+    if "" in (given.study, given.folder):
+        raise LowlossError("a folder's name is empty: name the folder of a study")
+    from lowloss.results.export import export
+
+    for file in export(given.study, given.to, given.folder):
+        print(file)
+
+
 def _verify(arguments: Sequence[str]) -> None:
     from lowloss.verify import verify
 
@@ -188,6 +208,7 @@ SUBCOMMANDS: dict[str, Callable[[Sequence[str]], list[str] | None]] = {
     "status": _status,
     "watch": _watch,
     "logs": _logs,
+    "export": _export,
     "papers": _papers,
     "verify": _verify,
     "merge": _merge,

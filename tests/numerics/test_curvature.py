@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from lowloss import Data, LowlossError, MullerBrown, NetworkLandscape, tabulate
 from lowloss.landscape.analytic import AnalyticSurface, Quadratic, Rosenbrock
 from lowloss.measure import Density, Extremes, Hessian, Large, Trace, curvature
-from lowloss.report.curvature import smoothed
+from lowloss.report.spectra import smoothed
 
 EIGENVALUES = [-3.0, -0.5, *np.linspace(-0.01, 0.01, 190).tolist(), 0.3, 1.0, 2.0, 2.5, 7.0, 7.2, 9.0, 40.0]
 

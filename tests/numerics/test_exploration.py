@@ -7,7 +7,7 @@ from random import Random
 import networkx as nx
 import pytest
 
-from lowloss.finder.spanning import Pair, next_pair, spanning_tree, upper_bounds
+from lowloss.spanning import Pair, next_pair, spanning_tree, upper_bounds
 
 SEEDS = range(200)
 

@@ -1,5 +1,6 @@
 """The graph of minima: how they merge as the allowed loss rises."""
 
+import plotly.graph_objects as go
 import pytest
 
 from lowloss.report.disconnectivity import interactive_graph, merge
@@ -44,7 +45,7 @@ def test_minima_join_at_the_saddles_of_the_spanning_tree() -> None:
 
 def test_slider_floods_to_every_saddle() -> None:
     merging = merge("autoneb", NAMED, LOSSES, SADDLES)
-    figure = interactive_graph(merging)
+    figure = go.Figure(interactive_graph(merging))
     assert [line.hovertext for line in figure.data[:3]] == [
         f"path {i}–{j}<br>saddle {saddle}" for i, j, saddle in figure_edges(merging)
     ]
@@ -68,7 +69,7 @@ def test_a_minimum_that_no_path_reaches_stands_alone() -> None:
     assert sorted(merging.minima) == NAMED
     assert merging.levels == [joint[0] for joint in merging.joints] == [1.0, 2.0]
     assert merging.trees == 2
-    figure = interactive_graph(merging)
+    figure = go.Figure(interactive_graph(merging))
     (slider,) = figure.layout.sliders
     assert [step.label for step in slider.steps] == ["0.1", "1", "2"]
     assert len(set(slider.steps[-1].args[0]["marker.color"][0])) == 2

@@ -1,6 +1,8 @@
 """A headless Chromium for the tests of pages, where there is one."""
 
+import json
 import shutil
+import time
 
 import pytest
 
@@ -23,3 +25,24 @@ def start(profile):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
+def show(driver, page, ready, address=""):
+    """Open a page, and wait until a condition in JavaScript holds, at most 30 s. Returns the seconds that it took."""
+    driver.get("data:,")
+    driver.get_log("browser"), driver.get_log("performance")
+    began = time.monotonic()
+    driver.get(f"{page.as_uri()}#{address}")
+    while not driver.execute_script(f"return {ready}"):
+        assert time.monotonic() < began + 30, driver.get_log("browser")
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def check(driver):
+    """Whatever was done, nothing went wrong and nothing but files was asked for."""
+    # Without a GPU Chromium warns of its own rendering of 3-D.
+    assert [entry for entry in driver.get_log("browser") if entry["source"] != "rendering"] == []
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}

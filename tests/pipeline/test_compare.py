@@ -1,9 +1,12 @@
 """`lowloss compare`: what it gathers, and its page in a real browser."""
 
+import base64
 import csv
+import gzip
 import importlib.util
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from lowloss import files
 from lowloss.report import gather
+from lowloss.report.looks import look as looks_of
 from lowloss.report.sweeps import draw_sweeps
 
 # Test modules have no package, so what stands beside them is loaded by its path.
@@ -49,12 +53,16 @@ def rows_of(folder):
         return list(csv.DictReader(lines))
 
 
+def names_by_width(rows):
+    return {row["model.hidden"]: row["model"] for row in rows}
+
+
 def test_table_has_a_row_a_path_and_what_the_studies_differ_in(sweep, compared):
     rows = rows_of(compared)
     assert len(rows) == 4 * 2 * 2
-    assert {row["model"] for row in rows} == {
-        f"MLP(hidden=[{width}], batch_norm=True, activation=ReLU)" for width in (8, 16)
-    }
+    # Not an option, but near one; what they differ in has columns.
+    assert {re.fullmatch(r"\w+ [0-9a-f]{4}", row["model"])[0] for row in rows} == {*names_by_width(rows).values()}
+    assert set(names_by_width(rows)) == {"[8]", "[16]"}
     assert {row["data"] for row in rows} == {"digits"}
     assert {row["seed"] for row in rows} == {"0", "1"}
     # What all studies share tells none apart.
@@ -107,8 +115,7 @@ def test_a_stray_folder_an_old_result_and_odd_names_spoil_nothing(lowloss, whole
     assert len(left_out) == 2, done.err
     assert len(rows_of(tmp_path / "compare")) == 6 - 1
     page = (tmp_path / "compare" / "index.html").read_text(encoding="utf-8")
-    data = page.partition('id="data">')[2].partition("</script>")[0]
-    assert "<" not in data
+    data = gzip.decompress(base64.b64decode(page.partition('id="data">')[2].partition("</script>")[0]))
     assert "<!--<script>" in json.loads(data)["studies"][0]["name"]
 
 
@@ -127,14 +134,25 @@ def test_links_are_followed_and_every_study_is_compared_once(lowloss, whole, tmp
     assert {row["study"] for row in rows} == {"t"}
 
 
-def test_a_study_without_results_is_left_out(lowloss, whole, tmp_path):
-    whole.copy(tmp_path)
-    (tmp_path / "begun" / "minima" / ".0000.work").mkdir(parents=True)
-    done = lowloss.plain(tmp_path, "compare", ".")
+def test_what_is_not_done_has_a_row(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path / "outputs")
+    (root / "paths" / ".0001-0002-bezier.work").mkdir()
+    begun = tmp_path / "outputs" / "begun" / "minima"
+    (begun / ".0000.work").mkdir(parents=True)
+    (begun / ".0000.claim").write_text("{}")
+    sweep = tmp_path / "outputs" / ".sweeps" / "1"
+    sweep.mkdir(parents=True)
+    for number, (status, reason) in enumerate([(1, "the first"), (1, "loss is\nNaN")]):
+        (sweep / f"00{number}.json").write_text(json.dumps({"status": status, "reason": reason}))
+        (sweep / f"00{number}.log").write_text("study: outputs/t\n")
+    done = lowloss.plain(tmp_path, "compare", "outputs")
     assert done.status == 0, done.err
-    assert f"left out: {tmp_path / 'begun'} has no results yet" in done.err
-    assert {row["study"] for row in rows_of(tmp_path / "compare")} == {"t"}
-    assert "no study there has results yet" in lowloss.plain(tmp_path, "compare", "begun").message
+    rows = [row for row in rows_of(tmp_path / "outputs" / "compare") if ": " in row["status"]]
+    assert {(row["study"], row["status"]) for row in rows} == {
+        ("begun", "running: minima/0000"), ("t", "stopped: paths/0001-0002-bezier"), ("t", "failed: loss is NaN"),
+    }  # fmt: skip
+    shutil.rmtree(root)
+    assert "no study there has results yet" in lowloss.plain(tmp_path, "compare", "outputs").message
 
 
 def test_what_is_no_folder_to_write_to_is_refused(lowloss, whole, tmp_path):
@@ -160,17 +178,15 @@ def driver(tmp_path_factory):
         yield started
 
 
+def show(driver, folder, address=""):
+    browser.show(driver, folder / "index.html", "typeof rows !== 'undefined' && rows.length > 0", address)
+
+
 @pytest.fixture
 def page(driver, compared):
-    driver.get("data:,")
-    driver.get_log("browser"), driver.get_log("performance")
-    driver.get((compared / "index.html").as_uri())
+    show(driver, compared)
     yield driver
-    # Whatever a test did, nothing went wrong and nothing but files was asked for.
-    assert driver.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
+    browser.check(driver)
 
 
 def find(page, selector):
@@ -183,7 +199,7 @@ def column(page, name):
 
 
 def heading(page, name):
-    return next(cell for cell in find(page, "#table thead tr:first-child th") if cell.text == name)
+    return next(cell for cell in find(page, "#table thead button") if cell.text == name)
 
 
 def filter_for(page, name):
@@ -214,6 +230,41 @@ def test_page_filters_the_table_and_the_plot(page):
     assert find(page, "#count")[0].text == "4 of 16 rows"
     filter_for(page, "finder").send_keys("zzz")
     assert column(page, "finder") == plotted(page) == []
+    find(page, "#clear")[0].click()
+    assert find(page, "#count")[0].text == "16 of 16 rows"
+
+
+def test_the_address_keeps_what_is_shown_and_a_csv_holds_it(page, compared):
+    filter_for(page, "finder").send_keys("line")
+    page.execute_script("arguments[0].click()", heading(page, "saddle train loss"))
+    find(page, "#columns summary")[0].click()
+    find(page, "[aria-label='column minima']")[0].click()
+    shown = [column(page, name) for name in ("finder", "saddle train loss", "minima", "min test error [%]")]
+    csv_lines = list(csv.reader(page.execute_script("return csv()").splitlines()))
+    assert [[line[csv_lines[0].index(name)] for line in csv_lines[1:]] for name in ("finder", "minima")] == shown[::2]
+    errors = [float(row["min_test_error"]) for row in rows_of(compared) if row["finder"] == "line"]
+    assert sorted(map(float, shown[3])) == pytest.approx(sorted(100 * error for error in errors), rel=1e-3)
+    address = page.current_url.partition("#")[2]
+    show(page, compared, address)
+    assert [column(page, name) for name in ("finder", "saddle train loss", "minima", "min test error [%]")] == shown
+    assert plotted(page) == ["line"]
+    show(page, compared, "nonsense")
+    assert find(page, "#count")[0].text == "16 of 16 rows"
+
+
+def test_a_finder_keeps_its_look_whatever_is_filtered(page):
+    looks = dict(zip(plotted(page), plotted(page, "line.color"), strict=True))
+    filter_for(page, "finder").send_keys("bezier")
+    assert plotted(page, "line.color") == [looks["bezier"]]
+    assert looks == {name: looks_of(name).colour for name in ("bezier", "line")}
+
+
+def test_seeds_are_means_and_bands(page, compared):
+    find(page, "#bands")[0].click()
+    low, high, middle = (plotted(page, "y")[k] for k in (3, 4, 5))
+    assert plotted(page)[5] == "line, mean of 8"
+    assert all(a <= b * (1 + 1e-6) and b <= c * (1 + 1e-6) for a, b, c in zip(low, middle, high, strict=True))
+    assert plotted(page)[2] == "bezier, mean of 8"
 
 
 def test_page_overlays_the_paths_as_they_are_on_disk(page, sweep, compared):
@@ -233,7 +284,7 @@ def test_page_switches_plots_and_metrics(page, compared):
     find(page, "[data-plot=architectures]")[0].click()
     assert plotted(page) == [f"digits, {f}: {what}" for f in ("bezier", "line") for what in ("minima", "saddles")]
     # The smaller network first.
-    names = ["MLP(hidden=[8], batch_norm=True, activation=ReLU)", "MLP(hidden=[16], batch_norm=True, activation=ReLU)"]
+    names = [names_by_width(rows_of(compared))[width] for width in ("[8]", "[16]")]
     assert plotted(page, "x") == [names] * 4
     minima, saddles = plotted(page, "y")[2:]
     assert all(low < high for low, high in zip(minima, saddles, strict=True))
@@ -250,9 +301,60 @@ def test_page_switches_plots_and_metrics(page, compared):
     assert plotted(page) == ["bezier", "line"]
 
 
+def test_planes_stand_side_by_side_in_one_scale(lowloss, driver, whole, tmp_path):
+    for name in ("a", "b"):
+        whole.copy(tmp_path / name)
+    assert lowloss.plain(tmp_path, "compare", ".").status == 0
+    show(driver, tmp_path / "compare")
+    find(driver, "[data-plot=planes]")[0].click()
+    assert plotted(driver, "type") == ["heatmap"] * 2
+    assert plotted(driver, "coloraxis") == ["coloraxis"] * 2
+    loss_RC = load_file(whole.root / "scans" / "plane-0000-0001" / "result.safetensors")["train_loss"]
+    for z_CR in plotted(driver, "z"):
+        np.testing.assert_allclose(np.array(z_CR).T, np.log10(loss_RC), atol=1e-4)
+    browser.check(driver)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_many_studies_scroll_in_a_page_of_one_width(lowloss, driver, sweep, tmp_path, width):
+    one = next(iter(sweep.glob("*seed=0*")))
+    for k in range(150):
+        for folder in ("minima/0000", "paths/0000-0001-line", "paths/0000-0001-bezier"):
+            shutil.copytree(one / folder, tmp_path / "many" / f"seed={k}" / folder, copy_function=os.link)
+    assert lowloss.plain(tmp_path, "compare", "many").status == 0
+    assert (tmp_path / "many" / "compare" / "index.html").stat().st_size < 2.6e6
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    try:
+        show(driver, tmp_path / "many" / "compare")
+        assert find(driver, "#count")[0].text == "300 of 300 rows"
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        assert len(find(driver, "#table tbody td:first-child")) < 60
+        driver.execute_script("document.querySelector('#table').scrollIntoView({ behavior: 'instant' })")
+        for place in (0.5, 1):
+            driver.execute_script(
+                "t = document.getElementById('table'); t.scrollTop = arguments[0] * t.scrollHeight", place
+            )
+            first = driver.execute_async_script("""
+                const done = arguments[0], box = document.querySelector("#table").getBoundingClientRect();
+                const at = () => done(document.elementFromPoint(box.left + 20, box.bottom - 40).textContent);
+                requestAnimationFrame(() => requestAnimationFrame(at));
+            """)
+            assert first.startswith("seed="), (place, first)
+        # The first column stays where it is.
+        left = "return document.querySelector('#table tbody td').getBoundingClientRect().left"
+        before = driver.execute_script(left)
+        driver.execute_script("document.getElementById('table').scrollLeft = 400")
+        assert driver.execute_script(left) == before
+        browser.check(driver)
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_page_shows_a_study_on_click(page, sweep):
     assert not find(page, "#chosen img")
-    first = find(page, "#table tbody tr")[0]
+    first = find(page, "#table tbody tr:not([aria-hidden])")[0]
     study = first.find_elements("css selector", "td")[0].text
     page.execute_script("arguments[0].click()", first)
     assert find(page, "#chosen h2")[0].text == study

@@ -2,16 +2,18 @@
 
 import csv
 
+import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from lowloss import NetworkLandscape
+from lowloss import NetworkLandscape, export, load
 from lowloss.data import digits
 from lowloss.files import load_tensors
 from lowloss.model import MLP
-from lowloss.report.curvature import pits
+from lowloss.report.spectra import pits
 from lowloss.seeding import derive
 
 SETTINGS = ("curvature.samples=60", "curvature.tolerance=1e-5", "curvature.density.steps=12", "curvature.pivots=2")
@@ -36,6 +38,26 @@ ASKED = (
 def rows(file):
     with file.open(newline="") as lines:
         return list(csv.DictReader(lines))
+
+
+def test_spectra_are_loaded_drawn_and_exported(curved, tmp_path):
+    _, root = curved
+    study = load(root)
+    assert study.spectra.frame["hessian_max"].tolist() == [
+        float(r["hessian_max"]) for r in rows(root / "report/spectra.csv")
+    ]
+    path = study.spectra["0000-0001-autoneb"]
+    assert len(path.frame) == len(path.tensors["t"])
+    largest, smallest = path.plot()
+    np.testing.assert_allclose(largest.lines[0].get_xydata(), path.frame[["t", "hessian_max"]])
+    np.testing.assert_allclose(smallest.lines[0].get_xydata(), path.frame[["t", "hessian_min"]])
+    (density,) = study.spectra["0000"].plot()
+    assert density.get_legend_handles_labels()[1] == ["minimum 0"]
+    plt.close("all")
+    made = {file.name: file for file in export(root, ["h5"], tmp_path)}
+    with h5py.File(made["random_plane-0000.h5"]) as archive:
+        np.testing.assert_array_equal(archive["min_eig"], study.scans["random_plane-0000"].arrays["hessian_min"].T)
+        assert "max_eig" in archive
 
 
 def test_spectra_of_minima_and_paths_against_scipys_lanczos(curved):

@@ -1,12 +1,18 @@
 """Scans along lines and of trajectories, from the command line to the report."""
 
 import csv
+from itertools import pairwise
+from xml.etree import ElementTree
 
+import h5py
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from lowloss import NetworkLandscape
+from lowloss import NetworkLandscape, export, load
 from lowloss.data import digits
 from lowloss.files import load_tensors
 from lowloss.model import MLP
@@ -151,6 +157,59 @@ def test_a_trajectory_on_its_plane(followed, landscape):
         "Plane trajectory-0000", "Trajectory and plane trajectory-0000", "shares", "Diamonds", "has the curvatures",
     ):  # fmt: skip
         assert part in page
+
+
+def test_a_trajectory_is_loaded_and_exported(followed, tmp_path):
+    study = load(followed)
+    (found,), (minimum,) = study.scans, study.minima
+    kept = sorted((followed / "minima" / "0000" / "trajectory").iterdir())
+    assert torch.equal(minimum.trajectory.theta_EP, torch.stack([load_tensors(file)[0]["theta"] for file in kept]))
+    assert minimum.trajectory.epochs == [0, 1, 2, 3]
+    rows = pd.read_csv(followed / "scans" / "trajectory-0000" / "trajectory.csv")
+    pd.testing.assert_frame_equal(found.trajectory.frame, rows)
+    (axis,) = found.trajectory.plot()
+    shown = {line.get_label(): line.get_xydata() for line in axis.lines}
+    np.testing.assert_allclose(shown["train, trajectory"], rows[["epoch", "train_loss"]])
+    np.testing.assert_allclose(shown["test, projection"], rows[["epoch", "test_loss_projected"]])
+    plt.close("all")
+    animation, scanned_file = export(followed, ["gif", "h5"], tmp_path)
+    with Image.open(animation) as image:
+        assert (image.format, image.n_frames) == ("GIF", 4)
+        seen = []
+        for frame in range(4):
+            image.seek(frame)
+            seen.append(np.asarray(image.convert("L"), dtype=float))
+        assert all((one != other).any() for one, other in pairwise(seen))
+    with h5py.File(scanned_file) as archive:
+        assert archive["train_loss"].shape == (4, 3)  # rows of ycoordinates
+        np.testing.assert_allclose(archive["proj_xcoord"], rows["x"])
+        np.testing.assert_allclose(archive["proj_ycoord"], rows["y"])
+        np.testing.assert_allclose(archive["explained_variance_ratio_"], found.notes["variance"])
+
+
+def test_lines_are_exported_as_the_authors_plotting_takes_them_and_as_figures(scanned, tmp_path):
+    files = {file.name: file for file in export(scanned, ["h5", "pdf", "svg"], tmp_path)}
+    drawn = {file.stem for file in (scanned / "report" / "figures").iterdir()}
+    assert {"line-0000-0001", "random_line-0000"} < drawn
+    for form in ("pdf", "svg"):
+        assert {file.removesuffix(f".{form}") for file in files if file.endswith(form)} == drawn
+    for name in drawn:
+        held = files[f"{name}.pdf"].read_bytes()
+        assert held.startswith(b"%PDF-")
+        assert held.rstrip().endswith(b"%%EOF")
+        assert ElementTree.parse(files[f"{name}.svg"]).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    random = load(scanned).scans["random_line-0000"]
+    assert len(files) == 4 + 2 * len(drawn)
+    assert random.frame["direction"].tolist() == [0, 0, 0, 1, 1, 1]
+    for d in (0, 1):
+        with h5py.File(files[f"random_line-0000_{d + 1}.h5"]) as archive:
+            assert set(archive) == {"xcoordinates", "train_loss", "train_acc", "test_loss", "test_acc"}
+            own = random.frame[random.frame["direction"] == d]
+            np.testing.assert_allclose(archive["xcoordinates"], own["x"])
+            np.testing.assert_allclose(archive["test_loss"], own["test_loss"])
+            np.testing.assert_allclose(archive["train_acc"], 100 - 100 * own["train_error"])
+    with h5py.File(files["line-0000-0001.h5"]) as archive:
+        assert archive["xcoordinates"][:].tolist() == [-0.5, 0, 0.5, 1, 1.5]
 
 
 @pytest.mark.parametrize(

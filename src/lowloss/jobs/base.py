@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from lowloss.jobs.bench import Bench
 
 
-COLUMNS = 40
-"""Bytes that a grid keeps of a point."""
+COLUMNS = 150
+"""Bytes that a grid keeps of a point, as tensors and in its CSV table."""
 
 
 class Cost(NamedTuple):

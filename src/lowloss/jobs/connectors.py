@@ -5,7 +5,7 @@ Shapes: C = m + 1 corners, V vertices, S sampled weights, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +16,10 @@ from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
+from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
-
-    from lowloss.report.pictures import Picture
 
 
 class ConnectorJob(Job):
@@ -137,17 +134,6 @@ class ConnectorStage(Stage):
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [ConnectorJob(bench, m) for m in dict.fromkeys(bench.config["connector"]["m"])]
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.connectors import draw_connector
-
-        for artifact in study.complete("connectors"):
-            yield draw_connector(artifact, folder)
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        from lowloss.report.connectors import connectors
-
-        return {"connectors": connectors(study)}
 
 
 STAGE = ConnectorStage()

@@ -5,7 +5,7 @@ Shapes: R cuts, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,14 +20,12 @@ from lowloss.jobs.paths import PathJob, load_path
 from lowloss.jobs.spectra import WHICH, hessian
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
+from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
     from lowloss.landscape import NetworkLandscape
-    from lowloss.report.pictures import Picture
 
 PLACES = ("initial", "path", "connector")
 
@@ -189,17 +187,6 @@ class DimensionStage(Stage):
         whiches = {"initial": [0.0], "path": settings["along"], "connector": bench.config["connector"]["m"]}
         places = [(place, which) for place in dict.fromkeys(settings["at"]) for which in dict.fromkeys(whiches[place])]
         return [DimensionJob(bench, *one, repeat) for one in places for repeat in range(settings["repeats"])]
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.dimensions import draw_dimensions
-
-        if dimensions := study.complete("dimensions"):
-            yield draw_dimensions(dimensions, folder)
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        from lowloss.report.dimensions import dimensions
-
-        return {"dimensions": dimensions(study.complete("dimensions"))}
 
 
 STAGE = DimensionStage()

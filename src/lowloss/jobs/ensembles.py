@@ -5,7 +5,7 @@ Shapes: R walks, M members, T points of a path, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowloss.points.path import Path as WeightPath
-    from lowloss.report.pictures import Picture
     from lowloss.training.ensembles import Ensemble
 
 
@@ -412,26 +411,6 @@ class EnsembleStage(Stage):
             for method, _, *values in notes["rows"]:
                 found |= {f"ensemble/{method}/test_{m}": v for m, v in zip(notes["units"], values, strict=True)}
         return found
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.averages import draw_averages
-        from lowloss.report.ensembles import draw_costs
-        from lowloss.report.ensembles_along import draw_curves, draw_walks
-        from lowloss.report.figures import draw_ensembles
-
-        ensembles = study.complete("ensembles")
-        shown = [artifact for artifact in ensembles if "ways" not in artifact.notes()]
-        if shown:
-            yield draw_ensembles(shown, folder)
-            yield draw_costs(shown, folder)
-        yield from draw_walks(shown, folder)
-        yield from draw_averages(study, folder)
-        yield from draw_curves(study, [artifact for artifact in ensembles if artifact not in shown], folder)
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        from lowloss.report.averages import averages
-
-        return {"averages": averages(study)}
 
 
 STAGE = EnsembleStage()

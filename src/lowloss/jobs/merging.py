@@ -16,11 +16,9 @@ from lowloss.jobs.paths import ALIGNMENTS, SAMPLING, PathJob, straight
 from lowloss.jobs.runner import make_jobs
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
+from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lowloss.landscape import NetworkLandscape
 
 
@@ -128,7 +126,7 @@ class MergeStage(Stage):
         return [MergeJob(bench, end) for end in range(1, bench.count)]
 
     def run(self, bench: Bench) -> None:
-        from lowloss.report.merging import told
+        from lowloss.report.merges import told
 
         jobs = self.jobs(bench)
         make_jobs(self.name, jobs)
@@ -137,11 +135,6 @@ class MergeStage(Stage):
             curves = [artifact.notes() for artifact in searched if artifact.complete]
             for line in told(job.artifact, curves):
                 progress.say(line)
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        from lowloss.report.merging import merges
-
-        return {"merges": merges(study)}
 
 
 STAGE = MergeStage()

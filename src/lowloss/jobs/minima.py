@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,9 @@ from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lowloss.landscape.base import Columns
+    from lowloss.training.methods import Minima
 
 
 class Minimum(Job):
@@ -61,28 +66,32 @@ class Minimum(Job):
         }
         found = bench.everywhere(train_minima, indices=[int(job.name) for job in jobs], folder=work, **settings)
         table = bench.table(found.theta_KP, "minima", work, chunk=1)
-        import pandas as pd  # a second, of which training need not wait
-
-        results = []
-        for row in range(len(jobs)):
-            entries = [[int(entry[0]), entry[1], entry[2 + row]] for entry in found.history]
-            history = pd.DataFrame(entries, columns=["step", "lr", "train_loss"])
-            values, tensors = apart(table, row)
-            tensors["theta"] = found.theta_KP[row]
-            if found.z_KQ is not None:
-                tensors["z"] = found.z_KQ[row]
-            notes = {**values, "steps": int(found.history[-1][0]), "status": found.status[row]}
-            if settings["gradient_norm"] is not None:
-                notes["gradient_norm"] = found.gradient_norms[row]
+        results = [kept_minimum(found, table, row) for row in range(len(jobs))]
+        for row, result in enumerate(results):
             if 1 <= (k := int(jobs[row].name)) <= len(settings["branch"] or ()):
-                notes["branch"] = settings["branch"][k - 1]
-            kept = {}
+                results[row] = result = replace(result, notes={**result.notes, "branch": settings["branch"][k - 1]})
             if found.trajectories:
-                trajectory = found.trajectories[row]
-                notes["trajectory_epochs"] = trajectory.epochs
-                kept = {f"trajectory/{i:04d}.safetensors": file for i, file in enumerate(trajectory.files)}
-            results.append(Result(tensors, notes, {"metrics.csv": history}, kept))
+                files = found.trajectories[row].files
+                result.files.update((f"trajectory/{i:04d}.safetensors", file) for i, file in enumerate(files))
         return results
+
+
+def kept_minimum(found: Minima, table: Columns, row: int) -> Result:
+    """What is kept of a row of trained points, whose exact columns are those of the table."""
+    import pandas as pd  # a second, of which training need not wait
+
+    entries = [[int(entry[0]), entry[1], entry[2 + row]] for entry in found.history]
+    history = pd.DataFrame(entries, columns=["step", "lr", "train_loss"])
+    values, tensors = apart(table, row)
+    tensors["theta"] = found.theta_KP[row]
+    if found.z_KQ is not None:
+        tensors["z"] = found.z_KQ[row]
+    notes = {**values, "steps": int(found.history[-1][0]), "status": found.status[row]}
+    if not isnan(found.gradient_norms[row]):
+        notes["gradient_norm"] = found.gradient_norms[row]
+    if found.trajectories:
+        notes["trajectory_epochs"] = found.trajectories[row].epochs
+    return Result(tensors, notes, {"metrics.csv": history})
 
 
 def minimum(bench: Bench, k: int) -> Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isnan
 from pathlib import Path
@@ -17,15 +17,15 @@ from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.runner import make_jobs
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
+from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
     from lowloss.landscape import NetworkLandscape
+    from lowloss.landscape.base import Columns, Landscape
     from lowloss.points.path import Path as WeightPath
-    from lowloss.report.pictures import Picture
+    from lowloss.training.methods import FoundPath
 
 ALIGNMENTS = ("weights", "activations", "ste")
 
@@ -68,11 +68,8 @@ class PathJob(Job):
         return Cost(gradients, len(samples), len(path.bends_BP), "at least")
 
     def make(self, work: Path) -> Result:
-        import pandas as pd
-
         from lowloss.measure import augmented
-        from lowloss.points.deviation import changed_labels, deviation_cosines, halves
-        from lowloss.training.along import along, levels
+        from lowloss.training.along import along
         from lowloss.training.methods import find_path
 
         bench, settings, title = self.bench, self.bench.config["path"], f"path {self.finder} {self.start}–{self.end}"
@@ -84,32 +81,10 @@ class PathJob(Job):
         found = bench.everywhere(find_path, *ends_2P, finder, seed=seed, folder=work, title=title)
         more = [augmented] if settings["augmented"] and landscape.data.augments_images else []
         table = bench.table(found.path, title, work, along, more, **{key: settings[key] for key in SAMPLING})
-        table.pop("test_wrong", None)  # as many numbers as samples, at every point
-        if (labels_TN := table.pop("test_label", None)) is not None:
-            table["changed_from_start"], table["changed_from_end"] = changed_labels(labels_TN)
-        snapshots = {f"snapshot-{i:03d}": snapshot for i, snapshot in enumerate(found.snapshots)}
         trained = {} if "files" in bench.config["minima"] else bench.config["optimizer"]
         decay = getattr(finder, "weight_decay", trained.get("weight_decay") or 0.0)
-        table["l2"] = 0.5 * decay * found.path.squared_norms(table["t"]).cpu()
-        tensors = {**found.path.tensors(), **table, **snapshots}
-        notes: Config = {"finder": self.finder, "start": self.start, "end": self.end, "kind": found.path.kind}
-        notes |= aligned | {"status": found.status, "pivots": len(found.path.bends_BP) - 2}
-        notes |= {"length_ratio": found.path.length_ratio(), "gradient_evaluations": found.gradient_evaluations}
-        notes |= found.quality
-        notes |= levels(table, landscape.splits, list(landscape.task.units))
-        if more:
-            column_T = table["train_loss_augmented"]
-            notes["min_train_loss_augmented"] = float(column_T[[0, -1]].mean())
-            notes["saddle_train_loss_augmented"] = float(column_T.max())
-        if (cosines_TT := deviation_cosines(found.path, table["t"])) is not None:
-            tensors["cosines"] = cosines_TT
-            within, between = halves(cosines_TT, table["arc"])
-            if not isnan(within + between):  # there are few points
-                notes |= {"cosine_within": within, "cosine_between": between}
-        head = ["phase", "step", "lr", "mean_loss", "max_loss"]
-        history = pd.DataFrame(found.history, columns=head).astype({"phase": int, "step": int})
-        columns = pd.DataFrame({name: column for name, column in table.items() if column.dim() == 1})
-        return Result(tensors, notes, {"metrics.csv": history, "along.csv": columns})
+        about: Config = {"finder": self.finder, "start": self.start, "end": self.end, "kind": found.path.kind}
+        return kept_path(found, table, landscape, about | aligned, decay)
 
     def _aligned(self, ends_2P: Tensor, work: Path) -> tuple[Tensor, Config]:
         """The ends, the second one with its units permuted, and the barrier of the straight line before and after."""
@@ -127,6 +102,44 @@ class PathJob(Job):
             _, found = straight(bench, ends_2P[0], ends_2P[1], f"{title}, {when}", work / f"line-{when}")
             notes[f"line_barrier_train_loss_{when}"] = found["barrier_train_loss"]
         return after_2P, notes
+
+
+def kept_path(found: FoundPath, table: Columns, landscape: Landscape, about: Config, decay: float) -> Result:
+    """What is kept of a path.
+
+    Args:
+        table: the exact columns along it.
+        about: its first notes.
+        decay: the weight decay of the L2 term.
+    """
+    import pandas as pd
+
+    from lowloss.points.deviation import changed_labels, deviation_cosines, halves
+    from lowloss.training.along import levels
+
+    table = {name: column for name, column in table.items() if name != "test_wrong"}  # a number a sample and point
+    if (labels_TN := table.pop("test_label", None)) is not None:
+        table["changed_from_start"], table["changed_from_end"] = changed_labels(labels_TN)
+    snapshots = {f"snapshot-{i:03d}": snapshot for i, snapshot in enumerate(found.snapshots)}
+    table["l2"] = 0.5 * decay * found.path.squared_norms(table["t"]).cpu()
+    tensors = {**found.path.tensors(), **table, **snapshots}
+    notes = {**about, "status": found.status, "pivots": len(found.path.bends_BP) - 2}
+    notes |= {"length_ratio": found.path.length_ratio(), "gradient_evaluations": found.gradient_evaluations}
+    notes |= found.quality
+    notes |= levels(table, landscape.splits, list(landscape.task.units))
+    if "train_loss_augmented" in table:
+        column_T = table["train_loss_augmented"]
+        notes["min_train_loss_augmented"] = float(column_T[[0, -1]].mean())
+        notes["saddle_train_loss_augmented"] = float(column_T.max())
+    if (cosines_TT := deviation_cosines(found.path, table["t"])) is not None:
+        tensors["cosines"] = cosines_TT
+        within, between = halves(cosines_TT, table["arc"])
+        if not isnan(within + between):  # there are few points
+            notes |= {"cosine_within": within, "cosine_between": between}
+    head = ["phase", "step", "lr", "mean_loss", "max_loss"]
+    history = pd.DataFrame(found.history, columns=head).astype({"phase": int, "step": int})
+    columns = pd.DataFrame({name: column for name, column in table.items() if column.dim() == 1})
+    return Result(tensors, notes, {"metrics.csv": history, "along.csv": columns})
 
 
 def straight(bench: Bench, a_P: Tensor, b_P: Tensor, title: str, work: Path) -> tuple[dict[str, Tensor], Config]:
@@ -218,27 +231,6 @@ class PathStage(Stage):
                 plans.write_bounds(bench, name, found)
         if len(bench.study.complete("paths")) > before:
             _tell_doubts(bench)
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.disconnectivity import draw_graphs
-        from lowloss.report.figures import draw_paths
-        from lowloss.report.instability import draw_instability
-        from lowloss.report.search import draw_searches
-        from lowloss.report.tunnels import draw_tunnels
-
-        paths = study.complete("paths")
-        if paths:
-            yield draw_paths(paths, folder)
-            yield from draw_graphs(study, folder)
-            yield from draw_searches(study, folder)
-            yield from draw_tunnels(paths, folder)
-            yield from draw_instability(study, folder)
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        from lowloss.report.instability import instability
-        from lowloss.report.tunnels import deviations
-
-        return {"deviations": deviations(study), "instability": instability(study)}
 
 
 STAGE = PathStage()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations
 from math import comb
@@ -14,14 +14,13 @@ from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.stage import Stage
-from lowloss.study import Config, Result, Study
+from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
     from lowloss.landscape import NetworkLandscape
-    from lowloss.report.pictures import Picture
     from lowloss.symmetry.neurons import Neurons
 
 DESCENT = ("steps", "to", "iterations", "gradient_norm", "order")
@@ -165,17 +164,6 @@ class PermutationStage(Stage):
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [PermutationJob(bench, k) for k in range(bench.count)]
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.permutations import draw_permutations
-
-        for artifact in study.complete("permutations"):
-            yield draw_permutations(artifact, folder)
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        from lowloss.report.permutations import permutations
-
-        return {"permutations": permutations(study)}
 
 
 STAGE = PermutationStage()

@@ -26,7 +26,7 @@ from lowloss.jobs.minima import minimum
 from lowloss.jobs.runner import make
 
 if TYPE_CHECKING:
-    from lowloss.finder.spanning import Pair
+    from lowloss.spanning import Pair
 
 JobOf = Callable[[int, int], Job]
 """The job of the path between two minima, by one finder."""
@@ -168,7 +168,7 @@ class _Exploration:
 
     def choose(self) -> tuple[Pair | None, Claim | None, Path | None]:
         """The next pair and its claim; else the claim of another process to wait for. Tells where it ends."""
-        from lowloss.finder.spanning import next_pair, spanning_tree, upper_bounds
+        from lowloss.spanning import next_pair, spanning_tree, upper_bounds
 
         bench, job, count = self.bench, self.job, self.bench.count
         # In this order: a path that is completed in between is seen at least once.
@@ -251,7 +251,7 @@ def _spent(bench: Bench, finder: str, begun: int, seconds: float) -> str | None:
 
 def write_bounds(bench: Bench, finder: str, known: dict[Pair, float]) -> None:
     """Write every pair's saddle, where known, and its upper bound to `bounds-<finder>.csv`."""
-    from lowloss.finder.spanning import upper_bounds
+    from lowloss.spanning import upper_bounds
 
     bounds = upper_bounds(bench.count, known)
     rows = [f"{i},{j},{known.get((i, j), '')},{bound}" for (i, j), bound in bounds.items()]

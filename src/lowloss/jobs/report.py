@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowloss import __version__, files, progress
 from lowloss.claims import wait_for
@@ -17,14 +14,9 @@ from lowloss.jobs.bench import Bench
 from lowloss.jobs.stage import Stage
 from lowloss.study import Config
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from lowloss.report.pictures import Picture
-
 
 class ReportStage(Stage):
-    """Writes the report of a study, each kind of artifact drawing its own figures."""
+    """Writes the report of a study, each kind of artifact shown by the module of its name."""
 
     name = "report"
 
@@ -40,8 +32,8 @@ class ReportStage(Stage):
                 if not written:
                     # Looked at before it is made: what is completed meanwhile makes it out of date.
                     made_from = _inputs(bench)
-                    own = _tables(bench)
-                    made = build_report(bench.study, partial(_draw, bench), bench.config["published"], own)
+                    kinds = [stage.kind for stage in bench.stages.values() if stage.kind]
+                    made = build_report(bench.study, kinds, bench.config["published"])
                     written = {str(file.relative_to(root)): digest(file) for file in made}
                     record = json.dumps({"made_from": made_from, "written": written})
                     files.write_text(root / "report" / "inputs.json", record)
@@ -50,17 +42,6 @@ class ReportStage(Stage):
         progress.say(f"report: {told}{root / 'report' / 'index.html'}")
         if "report/comparison.csv" in written:
             _say_comparison(root / "report" / "comparison.csv")
-
-
-def _draw(bench: Bench, folder: Path) -> Iterator[Picture]:
-    """Every kind's figures, in the order of the stages."""
-    for stage in bench.stages.values():
-        yield from stage.draw(bench.study, folder)
-
-
-def _tables(bench: Bench) -> dict[str, pd.DataFrame]:
-    """Every kind's own tables."""
-    return {name: one for stage in bench.stages.values() for name, one in stage.tables(bench.study).items()}
 
 
 def _say_comparison(file: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +21,14 @@ from lowloss.seeding import derive
 from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from lowloss.landscape import NetworkLandscape
+    from lowloss.landscape.base import Columns
     from lowloss.measure.exact import Statistics
     from lowloss.points import Grid
-    from lowloss.report.pictures import Picture
+    from lowloss.points.path import Path as WeightPath
     from lowloss.training.tabulate import Measure
 
 
@@ -33,7 +36,8 @@ class Scan(Job):
     """A grid of points, by a recipe of the configuration's.
 
     Tensors: directions, origin, anchors and axes of the grid, the exact columns in its shape, and of a plane through
-    a path where that lies. Notes: of a plane whose statistics are held, the curvature at its centre along its axes.
+    a path where that lies. scan.csv: a row a point. Notes: of a plane whose statistics are held, the curvature at its
+    centre along its axes.
     """
 
     kind, stage = "scans", "scan"
@@ -86,7 +90,7 @@ class Scan(Job):
             grid = plane.grid(minima_KP, path, bench.landscape.layout, seed)
         except ValueError as error:
             raise LowlossError(f"scan.{self.scan}: {error}") from error
-        statistics, notes = self._statistics(grid), Config()
+        statistics, notes = statistics_on(bench.landscape, grid, plane.statistics), Config()
         measures: list[Measure] = [Exact(statistics=statistics)]
         if "curvature" in plane.measures:
             ends = extremes(bench)
@@ -95,21 +99,15 @@ class Scan(Job):
             notes["hessian"] = ends.hessian.about
         title = f"scan {self.scan}"
         table = bench.everywhere(tabulate, grid.points, prod(grid.shape), measures, folder=work, title=title)
-        tensors = {"directions": grid.directions_DP, "origin": grid.origin_P, "anchors": grid.anchors_AD}
-        tensors |= {name: column.view(grid.shape) for name, column in table.items()}
-        tensors |= {f"axis-{d}": axis for d, axis in enumerate(grid.axes)}
-        if path is not None:
-            tensors["bends_projected"] = bends_B2 = grid.project(path.bends_BP)
-            tensors["path_projected"] = path.coefficients(path.grid(points=201, between=9)) @ bends_B2
-            offset_BP = path.bends_BP - grid.origin_P - bends_B2.to(grid.directions_DP) @ grid.directions_DP
-            tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
-        tables = {}
+        tensors, tables = kept_grid(grid, table, path)
         if plane.begins == "trajectory":
-            epochs, _ = trajectory(bench, self.minima[0])
-            told, notes["variance"], tables["trajectory.csv"] = losses_of(
-                bench, grid, self.minima[0], epochs, minima_KP, self.node.get("centred", False), statistics, work
+            artifact, centred = minimum(bench, self.minima[0]).artifact, self.node.get("centred", False)
+            epochs = [*artifact.notes()["trajectory_epochs"], bench.config["minima"]["epochs"]]
+            history = artifact.table("metrics.csv", ["step", "lr"])
+            more, notes["variance"], tables["trajectory.csv"] = losses_of(
+                partial(self._by_epochs, work), grid, epochs, minima_KP, history, centred, statistics
             )
-            tensors |= told
+            tensors |= more
         if not grid.is_lines and plane.statistics == "held":
             notes["centre"] = self._centre(grid, statistics, work)
         if "normalization" in self.node and not grid.is_lines and "files" not in bench.config["minima"]:
@@ -124,6 +122,12 @@ class Scan(Job):
         }
         return Result(tensors, notes, tables)
 
+    def _by_epochs(self, work: Path, name: str, theta_EP: Tensor, measure: Measure) -> Columns:
+        from lowloss.training.tabulate import tabulate
+
+        folder, title = work / name, f"{name} by epochs"
+        return self.bench.everywhere(tabulate, theta_EP, None, [measure], folder=folder, title=title)
+
     def _with_begin(self, begins: str | None, minima_KP: Tensor) -> Tensor:
         """The points that the plane asks for: before its minimum what it says of its way there."""
         import torch
@@ -131,7 +135,7 @@ class Scan(Job):
         if begins is None:
             return minima_KP
         if begins == "trajectory":
-            return torch.cat([trajectory(self.bench, self.minima[0])[1], minima_KP])
+            return torch.cat([trajectory(self.bench, self.minima[0]), minima_KP])
         theta_P = self.bench.landscape.initial(derive(self.bench.config["seed"], "initial", self.minima[0]))
         return torch.cat([theta_P[None].to(minima_KP), minima_KP])
 
@@ -146,17 +150,42 @@ class Scan(Job):
         found = self.bench.everywhere(tabulate, grid.origin_P[None], None, measures, folder=folder, title=title)
         return {"spacing": spacings, **{name: column[0].tolist() for name, column in found.items()}}
 
-    def _statistics(self, grid: Grid) -> Statistics | None:
-        """BatchNorm's statistics on the grid, unless each point has its own."""
-        from lowloss.measure.exact import interpolated
 
-        policy = self.bench.planes[self.scan].statistics
-        if policy == "recomputed":
-            return None
-        anchors_AD = grid.anchors_AD if policy == "interpolated" else grid.anchors_AD[:1]
-        anchors_AP: Tensor = grid.origin_P + anchors_AD.to(grid.directions_DP) @ grid.directions_DP
-        statistics = [self.bench.landscape.statistics(theta_P) for theta_P in anchors_AP]
-        return interpolated(grid.project, anchors_AD, statistics)
+def statistics_on(landscape: NetworkLandscape, grid: Grid, policy: str) -> Statistics | None:
+    """BatchNorm's statistics on a grid, unless each point has its own; see Plane."""
+    from lowloss.measure.exact import interpolated
+
+    if policy == "recomputed":
+        return None
+    anchors_AD = grid.anchors_AD if policy == "interpolated" else grid.anchors_AD[:1]
+    anchors_AP: Tensor = grid.origin_P + anchors_AD.to(grid.directions_DP) @ grid.directions_DP
+    statistics = [landscape.statistics(theta_P) for theta_P in anchors_AP]
+    return interpolated(grid.project, anchors_AD, statistics)
+
+
+def kept_grid(
+    grid: Grid, table: Columns, path: WeightPath | None = None
+) -> tuple[dict[str, Tensor], dict[str, pd.DataFrame]]:
+    """The tensors that are kept of a grid with the columns of its points, and scan.csv: a row a point.
+
+    Args:
+        path: one that is projected onto it.
+    """
+    import pandas as pd
+    import torch
+
+    tensors = {"directions": grid.directions_DP, "origin": grid.origin_P, "anchors": grid.anchors_AD}
+    tensors |= {name: column.view(grid.shape) for name, column in table.items()}
+    tensors |= {f"axis-{d}": axis for d, axis in enumerate(grid.axes)}
+    if path is not None:
+        tensors["bends_projected"] = bends_B2 = grid.project(path.bends_BP)
+        tensors["path_projected"] = path.coefficients(path.grid(points=201, between=9)) @ bends_B2
+        offset_BP = path.bends_BP - grid.origin_P - bends_B2.to(grid.directions_DP) @ grid.directions_DP
+        tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
+    names = ("direction", "x") if grid.is_lines and len(grid.axes) > 1 else ("x", "y")[: len(grid.axes)]
+    at = pd.MultiIndex.from_product([axis.tolist() for axis in grid.axes], names=names).to_frame(index=False)
+    rows = at.assign(**{name: column.numpy() for name, column in table.items()})
+    return tensors, {"scan.csv": rows}
 
 
 class ScanStage(Stage):
@@ -215,12 +244,6 @@ class ScanStage(Stage):
             for name, value in (("min", losses.min()), ("max", losses.max())):
                 found[f"scan/{sort_of(artifact)}/{name}_train_loss"] = float(value)
         return found
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.figures import draw_scan
-
-        for artifact in study.complete("scans"):
-            yield from draw_scan(study, artifact, folder)
 
 
 STAGE = ScanStage()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +12,12 @@ from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, load_path
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
+from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
     from lowloss.measure import Extremes, Hessian
-    from lowloss.report.pictures import Picture
 
 WHICH = ("split", "samples", "statistics")
 ENDS = (*WHICH, "tolerance", "products", "count")
@@ -132,16 +130,6 @@ class CurvatureStage(Stage):
     def jobs(self, bench: Bench) -> list[Job]:
         paths = bench.stages["path"].jobs(bench) if bench.config["curvature"]["pivots"] is not None else []
         return [Spectrum(bench, job) for job in [*(minimum(bench, k) for k in range(bench.count)), *paths]]
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.curvature import draw_spectra
-
-        yield from draw_spectra(study.complete("spectra"), folder)
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        from lowloss.report.curvature import spectra
-
-        return {"spectra": spectra(study)}
 
 
 STAGE = CurvatureStage()

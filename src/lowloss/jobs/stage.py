@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from lowloss.jobs.base import Job
@@ -14,10 +12,7 @@ from lowloss.jobs.runner import make_jobs
 from lowloss.study import Artifact, Study
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lowloss.landscape import NetworkLandscape
-    from lowloss.report.pictures import Picture
 
 
 class Stage:
@@ -25,7 +20,7 @@ class Stage:
 
     Attributes:
         name: the word.
-        kind: of its artifacts, if it has any.
+        kind: of its artifacts, if it has any; the module of lowloss.report of that name says how they are shown.
         after: the stages whose artifacts it needs.
     """
 
@@ -60,14 +55,6 @@ class Stage:
                 if isinstance(value, float) and isfinite(value):
                     values.setdefault("/".join(part for part in (self.name, sort, name) if part), []).append(value)
         return {name: sum(found) / len(found) for name, found in values.items()}
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        """The figures of its complete artifacts, drawn into a folder."""
-        return iter(())
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        """Tables of its complete artifacts by their names; the report writes and shows those that have rows."""
-        return {}
 
 
 def sort_of(artifact: Artifact) -> str:

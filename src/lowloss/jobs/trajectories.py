@@ -5,9 +5,8 @@ Shapes: E epochs, P parameters, D directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError
@@ -19,8 +18,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from lowloss.landscape.base import Columns
     from lowloss.measure.exact import Statistics
     from lowloss.points import Grid
+    from lowloss.training.tabulate import Measure
 
 
 def collected(minima: Config) -> int:
@@ -29,8 +30,8 @@ def collected(minima: Config) -> int:
     return ceil(epochs) + 1 if collect == "every" else len({epochs, *(min(epoch, epochs) for epoch in collect or ())})
 
 
-def trajectory(bench: Bench, k: int) -> tuple[list[float], Tensor]:
-    """The epochs (E) at which a minimum was kept on its way, and where it was then (E, P)."""
+def trajectory(bench: Bench, k: int) -> Tensor:
+    """Where a minimum was when it was kept on its way (E, P)."""
     import torch
 
     from lowloss.files import load_tensors
@@ -38,7 +39,7 @@ def trajectory(bench: Bench, k: int) -> tuple[list[float], Tensor]:
     artifact = minimum(bench, k).artifact
     epochs = artifact.notes()["trajectory_epochs"]
     files = [artifact.folder / "trajectory" / f"{i:04d}.safetensors" for i in range(len(epochs))]
-    return epochs, torch.stack([load_tensors(file)[0]["theta"] for file in files])
+    return torch.stack([load_tensors(file)[0]["theta"] for file in files])
 
 
 def at_epoch(bench: Bench, k: int, epoch: float | None) -> Tensor:
@@ -62,20 +63,21 @@ def check_epochs(bench: Bench, key: str, epochs: Iterable[float]) -> None:
 
 
 def losses_of(
-    bench: Bench,
+    tabulated: Callable[[str, Tensor, Measure], Columns],
     grid: Grid,
-    k: int,
     epochs: list[float],
     points_EP: Tensor,
+    history: pd.DataFrame,
     centred: bool,
     statistics: Statistics | None,
-    work: Path,
 ) -> tuple[dict[str, Tensor], list[float], pd.DataFrame]:
     """What a trajectory's points lose, with BatchNorm's statistics recomputed at each, beside their projections.
 
     Args:
-        k: the minimum.
-        points_EP: its trajectory; the minimum comes last, and is one more than the epochs.
+        tabulated: measures points, under a name.
+        epochs: those at which it was collected, and of the minimum.
+        points_EP: where it was then; the minimum comes last, perhaps twice.
+        history: its learning curve, a row an epoch.
         centred: whether the rows' mean is taken off before their components are told.
         statistics: BatchNorm's on the plane, for the projections.
 
@@ -89,18 +91,15 @@ def losses_of(
 
     from lowloss.measure import Exact
     from lowloss.points.trajectory import principal_components
-    from lowloss.training.tabulate import tabulate
 
     if torch.equal(points_EP[-2], points_EP[-1]):
-        points_EP = points_EP[:-1]
-    else:
-        epochs = [*epochs, bench.config["minima"]["epochs"]]
+        points_EP, epochs = points_EP[:-1], epochs[:-1]
     coordinates_ED = grid.project(points_EP)
     projected_EP = grid.origin_P + coordinates_ED.to(grid.directions_DP) @ grid.directions_DP
     distance_E = torch.linalg.vector_norm((points_EP - projected_EP).double(), dim=1)
     tensors = {
         "trajectory_epochs": torch.tensor(epochs, dtype=torch.float64),
-        "trajectory_lr": _rates(bench, k, epochs),
+        "trajectory_lr": _rates(history, epochs),
         "trajectory_projected": coordinates_ED,
         "trajectory_distance": distance_E,
     }
@@ -112,11 +111,8 @@ def losses_of(
         "distance": distance_E,
     }
     real, plane = (
-        bench.everywhere(tabulate, at_EP, None, [measure], folder=work / name, title=f"{name} by epochs")
-        for name, at_EP, measure in (
-            ("trajectory", points_EP, Exact()),
-            ("projection", projected_EP, Exact(statistics=statistics)),
-        )
+        tabulated("trajectory", points_EP, Exact()),
+        tabulated("projection", projected_EP, Exact(statistics=statistics)),
     )
     for name in real:
         tensors |= {f"trajectory_{name}": real[name], f"projection_{name}": plane[name]}
@@ -125,11 +121,10 @@ def losses_of(
     return tensors, share_E.tolist(), pd.DataFrame(columns)
 
 
-def _rates(bench: Bench, k: int, epochs: list[float]) -> Tensor:
-    """The rates (E,) at which training went on from these epochs, as its learning curve has them."""
+def _rates(history: pd.DataFrame, epochs: list[float]) -> Tensor:
+    """The rates (E,) at which training went on from these epochs, as a learning curve has them."""
     import torch
 
-    history = minimum(bench, k).artifact.table("metrics.csv", ["step", "lr"])
-    steps = torch.tensor(epochs, dtype=torch.float64) * history["step"].iloc[0]  # a row an epoch
+    steps = torch.tensor(epochs, dtype=torch.float64) * history["step"].iloc[0]
     row_E = torch.searchsorted(torch.tensor(history["step"].to_numpy(), dtype=torch.float64), steps, right=True)
     return torch.tensor(history["lr"].to_numpy())[row_E.clamp_max(len(history) - 1)]

@@ -5,7 +5,7 @@ Shapes: K directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +15,11 @@ from lowloss.jobs.bench import Bench
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
+from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
-    from lowloss.report.pictures import Picture
 
 CHUNK = 64
 """Directions that are searched at once."""
@@ -84,17 +83,6 @@ class WidthStage(Stage):
     def jobs(self, bench: Bench) -> list[Job]:
         wanted = bench.config["width"]["minima"]
         return [WidthJob(bench, k) for k in dict.fromkeys(range(bench.count) if wanted is None else wanted)]
-
-    def draw(self, study: Study, folder: Path) -> Iterator[Picture]:
-        from lowloss.report.widths import draw_widths
-
-        if widths := study.complete("widths"):
-            yield draw_widths(widths, folder)
-
-    def tables(self, study: Study) -> dict[str, pd.DataFrame]:
-        from lowloss.report.widths import widths
-
-        return {"widths": widths(study)}
 
 
 STAGE = WidthStage()

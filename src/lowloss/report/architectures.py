@@ -12,10 +12,11 @@ import pandas as pd
 from lowloss.errors import LowlossError
 from lowloss.report import tables
 from lowloss.report.gather import Options, merged_config, option_name
+from lowloss.report.looks import PALETTE
 from lowloss.report.pictures import STYLE, Picture, panels, save
 from lowloss.study import Study
 
-LEVELS = {"train": "#d9822b", "test": "#1f5fbf"}
+LEVELS = {"train": PALETTE[0], "test": PALETTE[1]}
 
 
 def overview(studies: Sequence[Study], options: Options) -> pd.DataFrame:

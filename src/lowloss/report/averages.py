@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from lowloss.report import tables
-from lowloss.report.pictures import COLOURS, OTHER, Picture, panels, save
+from lowloss.report.looks import GREY, PALETTE
+from lowloss.report.pictures import Picture, panels, save
 from lowloss.study import Artifact, Study
 
-PREDICTIONS, WEIGHTS = COLOURS["bezier"], COLOURS["polychain"]
+PREDICTIONS, WEIGHTS = PALETTE[:2]
 
 
 def averages(study: Study) -> pd.DataFrame:
@@ -48,14 +49,14 @@ def draw_averages(study: Study, folder: Path) -> Iterator[Picture]:
     for axis, artifact in zip(axes, shown, strict=False):
         tensors, notes = artifact.load()
         members = range(1, len(tensors[metric]) + 1)
-        axis.plot(members, factor * tensors[f"{metric}_alone"], "x", color=OTHER, label="each alone")
+        axis.plot(members, factor * tensors[f"{metric}_alone"], "x", color=GREY, label="each alone")
         axis.plot(members, factor * tensors[metric], "o-", color=WEIGHTS, label="weights averaged")
         axis.plot(members, factor * tensors[f"predictions_{metric}"], "o-", color=PREDICTIONS, label="predictions")
         axis.set(xlabel="members", ylabel=label, title=f"highest rate {notes['lr_max']:g}")
     axes[0].legend(fontsize=8)
     table = averages(study)
     axes[3].plot(table["lr_max"], table[f"advantage_{metric}"], "o-", color=PREDICTIONS)
-    axes[3].axhline(0, color=OTHER, linewidth=0.8)
+    axes[3].axhline(0, color=GREY, linewidth=0.8)
     axes[3].set(xscale="log", xlabel="highest rate", ylabel=f"advantage in {label}", title="Predictions over weights")
     caption = (
         "Networks collected at the ends of cycles of the learning rate: each alone, the network of their mean weights, "

@@ -1,8 +1,7 @@
-"""The comparison of many studies: one CSV table and one self-contained HTML page."""
+"""The comparison of many studies: one CSV table and one HTML page, which links to the studies' own pages."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -10,15 +9,33 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 
 from lowloss import files
 from lowloss.errors import LowlossError
 from lowloss.report.gather import Options, Record, common_folder, gather, metrics, option_name
-from lowloss.report.markup import beside, data_url, page
+from lowloss.report.looks import looks
+from lowloss.report.markup import packed, render, to_json
+from lowloss.study import Config, flat
 
-FIGURES_LIMIT = 24_000_000
-"""Bytes of figures that the page holds itself; it links to those beyond."""
+MAIN = (
+    *("finder", "barrier_train_loss", "min_test_error", "saddle_test_error", "saddle_train_loss", "start", "end"),
+    *("status", "saddle_test_loss"),
+)
+"""Columns that are shown at first, after those that tell the studies apart."""
+
+TOLD_APART = 3
+"""Of the settings in which studies differ, so many are shown at first."""
+
+NUMBERS = 600_000
+"""Of curves and of planes, each, that a page holds; with more paths each has fewer points."""
+
+LINKS = 20
+"""Configurations of a study that the page links to."""
+
+LONGEST = 300
+"""Characters of a cell."""
 
 
 def compare(folders: Sequence[Path], options: Options, to: Path | None = None) -> Path:
@@ -51,47 +68,69 @@ def _harmless(cell: Any) -> Any:
 
 
 def _page(records: list[Record], table: pd.DataFrame, options: Options, common: Path, to: Path) -> str:
-    from plotly.offline import get_plotlyjs
-
-    # A study without paths has one row too.
-    owned = [(index, path) for index, record in enumerate(records) for path in record.paths or [{}]]
+    # A row a path or a job that is not done; a study that has neither has one row too.
+    owned = [
+        (index, path)
+        for index, record in enumerate(records)
+        for path in [*record.paths, *([{}] * (len(record.undone) or (not record.paths)))]
+    ]
+    labels = {name: shown for record in records for name, shown in metrics(record.units).items()}
+    shares = {name.partition("_")[2] for name, (_, factor) in labels.items() if factor != 1}
+    columns = [str(name) for name in table.columns]
+    split = columns.index("minima")
+    kept = [name for name in columns[:split] if name not in ("data", "parameters")]
+    points = min(201, max(15, NUMBERS // max(1, sum(len(record.paths) for record in records) * len(labels))))
+    keys = {name: {*map(_key, table[name])} for name in ("finder", *columns[:split]) if name in columns}
+    settings = [flat(record.config) for record in records]
+    shared = {key: value for key, value in settings[0].items() if all(own.get(key, own) == value for own in settings)}
     data = {
-        "columns": list(table.columns),
-        "rows": [[_plain(value) for value in row] for row in table.itertuples(index=False)],
+        "columns": columns,
+        "main": [*kept[: 2 + TOLD_APART], *(name for name in MAIN if name in columns)],
+        "percent": [name for name in columns if any(name.endswith(f"_{metric}") for metric in shares)],
+        "rows": [[_cell(value) for value in row] for row in table.itertuples(index=False)],
         "owners": [index for index, _ in owned],
-        "studies": _studies(records, common, to),
+        "undone": [row for row, text in enumerate(table.get("status", [])) if ": " in str(text)],
+        "studies": _studies(records, shared, common, to),
+        "shared": shared,
         "overview": _overview(records, options),
-        "metrics": {name: shown for record in records for name, shown in metrics(record.units).items()},
+        "metrics": labels,
+        "looks": {name: {key: one.plotly for key, one in looks(found).items()} for name, found in keys.items()},
+        "paths": [_along(path["along"], points) if path else None for _, path in owned],
     }
-    held = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    paths = ",".join(_along(path["along"]) if path else "null" for _, path in owned)
-    # No text of a study may end the script element, or begin another.
-    held = f'{held[:-1]},"paths":[{paths}]}}'.replace("<", "\\u003c")
-    scripts = (
-        f'<script>{get_plotlyjs()}</script><script type="application/json" id="data">{held}</script>'
-        f"<script>{beside('compare.js')}</script>"
-    )
-    sub = f"{len(records)} lowloss studies, {sum(len(record.paths) for record in records)} paths"
-    return page(common.name, "lowloss compare", sub, beside("compare.html"), beside("compare.css"), scripts)
+    counts = {"lowloss studies": len(records), "paths": sum(len(record.paths) for record in records)}
+    if undone := sum(len(record.undone) for record in records):
+        counts["jobs not done"] = undone
+    sub = ", ".join(f"{count} {what}" for what, count in counts.items())
+    held = packed(to_json(data, exact=True))
+    return render("compare.html", name=common.name, kind="lowloss compare", sub=sub, data=held)
 
 
-def _studies(records: list[Record], common: Path, to: Path) -> list[dict[str, Any]]:
-    left, studies = FIGURES_LIMIT, []
+def _key(value: Any) -> str:
+    """A value as the page's script calls it."""
+    cell = _cell(value)
+    if isinstance(cell, bool) or cell is None:
+        return "null" if cell is None else str(cell).lower()
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+def _studies(records: list[Record], shared: Config, common: Path, to: Path) -> list[dict[str, Any]]:
+    studies, left = list[dict[str, Any]](), NUMBERS
     for record in records:
-        pictures = []
-        for file in record.figures:
-            embedded = file.stat().st_size <= left and os.access(file, os.R_OK)
-            left -= file.stat().st_size if embedded else 0
-            pictures.append([file.stem, data_url(file) if embedded else _link(file, to)])
-        configs = sorted(record.root.glob("*/[!.]*/config.yaml"))
+        configs = sorted(record.root.glob("*/[!.]*/config.yaml"))[:LINKS]
         report = record.root / "report" / "index.html"
+        planes = {}
+        for name, plane in record.planes.items():
+            left -= len(plane["x"]) * len(plane["y"])
+            if left >= 0:
+                planes[name] = plane
+        settings = flat(record.config)
         study = {
             "name": str(record.root.relative_to(common)),
-            # JSON has no infinite numbers.
-            "config": json.loads(json.dumps(record.config), parse_constant=str),
+            "config": {key: value for key, value in settings.items() if key not in shared},
             "configs": [[f"{c.parent.parent.name}/{c.parent.name}", _link(c, to)] for c in configs],
             "report": _link(report, to) if report.is_file() else None,
-            "pictures": pictures,
+            "pictures": [[file.stem, _link(file, to)] for file in record.figures],
+            "planes": planes,
         }
         studies.append(study)
     return studies
@@ -105,8 +144,7 @@ def _overview(records: list[Record], options: Options) -> list[dict[str, Any]]:
         names = {group: option_name(node, options.get(group, {})) for group, node in nodes.items()}
         family = nodes["model"].get("_target_") if isinstance(nodes["model"], dict) else None
         for row in record.low_and_high:
-            levels = {key: _plain(value) for key, value in row.items()}
-            rows.append({**levels, **names, "study": index, "order": (str(family), record.parameters or 0)})
+            rows.append({**row, **names, "study": index, "order": (str(family), record.parameters or 0)})
     return sorted(rows, key=lambda row: row.pop("order"))
 
 
@@ -114,18 +152,23 @@ def _link(file: Path, to: Path) -> str:
     return quote(os.fsencode(os.path.relpath(file, to)))
 
 
-def _plain(value: Any) -> Any:
-    """A value that JSON has: nothing for what is not finite."""
+def _cell(value: Any) -> Any:
+    """A value that JSON has, and a screen: nothing for what is not finite."""
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return text if len(text := str(value)) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def _along(columns: dict[str, list[float]]) -> str:
-    """Columns as JSON. Five digits are more than a screen shows, and a third of the page."""
-    texts = []
+def _along(columns: dict[str, Any], points: int) -> dict[str, Any]:
+    """Columns of a path; of more points than that, by linear interpolation at so many equal steps of its length."""
+    arc = columns["arc"]
+    if len(arc) <= points:
+        return columns
+    at, shown = np.linspace(0, 1, points), dict[str, Any](points=points)
     for name, values in columns.items():
-        cells = ",".join([f"{value:.5g}" if math.isfinite(value) else "null" for value in values])
-        texts.append(f"{json.dumps(name)}:[{cells}]")
-    return f"{{{','.join(texts)}}}"
+        if name != "arc":
+            shown[name] = np.interp(at, arc, values).astype(np.float32)
+    return shown

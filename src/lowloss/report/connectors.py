@@ -1,10 +1,11 @@
-"""Connectors as simplex plots and distributions (Fort & Jastrzebski 2019, sec. 4.3).
+"""What the report shows of connectors: simplex plots and distributions (Fort & Jastrzebski 2019, sec. 4.3).
 
 Shapes: S sampled points, C corners.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lowloss.report.figures import shown_metrics
-from lowloss.report.pictures import COLOURS, OTHER, Picture, panels, save
+from lowloss.report import tables
+from lowloss.report.looks import look
+from lowloss.report.paths import shown_metrics
+from lowloss.report.pictures import Picture, Shown, Table, panels, save
 from lowloss.study import Artifact, Study
 
 SHAPES = {"surface": "through the optimised points", "linear": "linear"}
@@ -60,7 +63,7 @@ def _line(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
     figure, ((axis,),) = panels(5.5, 3.6)
     order = np.argsort(weights_SC[:, 1])
     for name, loss_S in shown.items():
-        axis.plot(weights_SC[order, 1], loss_S[order], color=_colour(name), label=SHAPES[name])
+        axis.plot(weights_SC[order, 1], loss_S[order], label=SHAPES[name], **look(name).line)
     axis.set(xlabel="weight of minimum 1", ylabel=label, xlim=(0, 1))
     axis.legend()
     return figure
@@ -69,11 +72,29 @@ def _line(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
 def _distribution(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
     figure, ((axis,),) = panels(5.5, 3.6)
     for name, loss_S in shown.items():
-        axis.ecdf(loss_S, color=_colour(name), label=SHAPES[name])
+        axis.ecdf(loss_S, label=SHAPES[name], **look(name).line)
     axis.set(xlabel=label, ylabel="share of the points below", ylim=(0, 1))
     axis.legend()
     return figure
 
 
-def _colour(name: str) -> str:
-    return COLOURS["line"] if name == "linear" else OTHER
+def draw(study: Study, folder: Path) -> Iterator[Picture]:
+    for artifact in study.complete("connectors"):
+        yield draw_connector(artifact, folder)
+
+
+def found(study: Study) -> Iterator[str]:
+    """How high connectors climb, beside the linear simplices of their minima."""
+    for _, row in connectors(study).iterrows():
+        surface, linear = (
+            tables.quantity(row[f"barrier_{of}_train_loss"], tables.units(study)["loss"]) for of in SHAPES
+        )
+        yield f"The connector of {row['m'] + 1} minima climbs {surface} above them, the linear simplex {linear}."
+
+
+def shown_tables(study: Study) -> Iterator[Table]:
+    share, note = tables.fractions(tables.units(study)), "Losses at sampled points; barriers above the corners' mean."
+    yield Table("report/connectors.csv", connectors(study), "Connectors", note, fractions=share)
+
+
+SHOWN = Shown("Connectors", found, draw, shown_tables)

@@ -1,16 +1,17 @@
-"""Threshold dimensions of random cuts (Fort & Jastrzebski 2019, fig. 4)."""
+"""What the report shows of random cuts: threshold dimensions (Fort & Jastrzebski 2019, fig. 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import nan
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lowloss.report.pictures import Picture, panels, save
-from lowloss.study import Artifact
+from lowloss.report.looks import GREY, PALETTE, look
+from lowloss.report.pictures import Picture, Shown, Table, panels, save
+from lowloss.study import Artifact, Study
 
 
 def dimensions(artifacts: Sequence[Artifact]) -> pd.DataFrame:
@@ -38,25 +39,25 @@ def draw_dimensions(artifacts: list[Artifact], folder: Path) -> Picture:
     table, notes = dimensions(artifacts), artifacts[0].notes()
     figure, ((left, right),) = panels(10.5, 3.8, 1, 2)
     names = {one: _name(*one) for one in zip(table["place"], table["which"], strict=True)}
-    colours = {name: f"C{i % 10}" for i, name in enumerate(names.values())}
+    own_look = {name: look(place) for place, name in enumerate(names.values())}
     shown = set[str]()
     for artifact in artifacts:
         own = artifact.notes()
         name, runs = names[own["place"], own["which"]], artifact.table("runs.csv", ["dim", own["column"]])
         label = name if name not in shown else None
-        left.plot(runs["dim"], runs[own["column"]], ".-", color=colours[name], label=label, linewidth=0.8)
+        left.plot(runs["dim"], runs[own["column"]], marker=".", label=label, linewidth=0.8, **own_look[name].line)
         shown.add(name)
-    left.axhline(notes["threshold"], color="#8a8f98", linestyle="--")
+    left.axhline(notes["threshold"], color=GREY, linestyle="--")
     left.set(xlabel="dimension of the cut", ylabel=notes["column"].replace("_", " "), title="What random cuts reach")
     left.legend(fontsize=7)
     places = np.arange(len(table))
     below, above = table["threshold"] - table["low"], table["high"] - table["threshold"]
-    right.errorbar(places, table["threshold"], [below, above], fmt="o", capsize=4, color="#1f5fbf")
+    right.errorbar(places, table["threshold"], [below, above], fmt="o", capsize=4, color=PALETTE[0])
     told = "This is the reading of a cut, not the count of large eigenvalues of the Hessian; "
     if "eigenvalues" in table:
         share = next(one["share"] for artifact in artifacts if "share" in (one := artifact.notes()))
         label = f"eigenvalues above {share:g} of the largest"
-        right.plot(places, table["eigenvalues"], "x", color="#b03a5b", label=label)
+        right.plot(places, table["eigenvalues"], "x", color=PALETTE[1], label=label)
         right.legend(fontsize=7)
         told = f"Crosses are the other reading, how many eigenvalues of the Hessian there are {label[12:]}; "
     right.set(xticks=places, xlim=(-0.5, len(table) - 0.5), ylim=(0, None), title="Threshold dimension")
@@ -72,3 +73,24 @@ def draw_dimensions(artifacts: list[Artifact], folder: Path) -> Picture:
 
 def _name(place: str, which: float) -> str:
     return {"initial": "initial point", "path": f"path at {which:g}", "connector": f"middle, m = {which:g}"}[place]
+
+
+def found(study: Study) -> Iterator[str]:
+    """The threshold dimension of each place."""
+    for _, row in dimensions(study.complete("dimensions")).iterrows():
+        if row["found"] == row["repeats"]:
+            place = _name(row["place"], row["which"])
+            yield f"Random cuts through the {place} succeed from dimension {row['threshold']:g} on."
+
+
+def draw(study: Study, folder: Path) -> Iterator[Picture]:
+    if artifacts := study.complete("dimensions"):
+        yield draw_dimensions(artifacts, folder)
+
+
+def shown_tables(study: Study) -> Iterator[Table]:
+    note = "Dimensions of random cuts: the median over the repeats, and the interval that holds those of all."
+    yield Table("report/dimensions.csv", dimensions(study.complete("dimensions")), "Threshold dimensions", note)
+
+
+SHOWN = Shown("Random cuts", found, draw, shown_tables)

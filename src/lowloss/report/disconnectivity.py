@@ -15,12 +15,11 @@ from typing import Any
 
 from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 
-from lowloss.finder.spanning import Pair, spanning_tree, upper_bounds
 from lowloss.report import tables
+from lowloss.report.looks import GREY, PALETTE, look
 from lowloss.report.pictures import Picture, panels, save
+from lowloss.spanning import Pair, spanning_tree, upper_bounds
 from lowloss.study import Study
-
-PALETTE = ("#1f5fbf", "#d9822b", "#2a9d6f", "#b03a5b", "#7a4fbf", "#8a8f98", "#c9a227", "#3aa6b9", "#6b4226", "#d1495b")
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def draw_graphs(study: Study, folder: Path) -> list[Picture]:
 def _disconnectivity(merging: Merging, folder: Path) -> Picture:
     figure, ((axis,),) = panels(max(8.0, 0.5 * len(merging.minima)), 3.8)
     for level, x, low, y, other in merging.joints:
-        axis.plot([x, x, y, y], [low, level, level, other], color="#1f5fbf", linewidth=1.4)
+        axis.plot([x, x, y, y], [low, level, level, other], color=PALETTE[0], linewidth=1.4)
     axis.plot(range(len(merging.losses)), merging.losses, "o", color="#1b1f24", markersize=4)
     axis.set_xticks(range(len(merging.minima)), [str(k) for k in merging.minima])
     title = f"Disconnectivity graph, {merging.finder}"
@@ -121,45 +120,47 @@ def _disconnectivity(merging: Merging, folder: Path) -> Picture:
     )
     if merging.trees > 1:
         caption += f" No path connects the {merging.trees} groups of them with one another."
-    return save(figure, folder, f"disconnectivity-{merging.finder}", title, caption)
+    plots = {merging.finder: interactive_graph(merging)}
+    return save(figure, folder, f"disconnectivity-{merging.finder}", "Disconnectivity graph", caption, plots=plots)
 
 
-def interactive_graph(merging: Merging) -> Any:
+def interactive_graph(merging: Merging) -> dict[str, Any]:
     """The disconnectivity graph in plotly; a slider floods it to a loss and colours the clusters that are left."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    data: list[dict[str, Any]] = []
     owners = {merging.saddles[edge]: edge for edge in spanning_tree(len(merging.minima), merging.saddles)}
     for level, x, low, y, other in merging.joints:
         i, j = (merging.minima[k] for k in owners[level])
-        figure.add_scatter(
-            x=[x, x, y, y], y=[low, level, level, other], mode="lines", line={"color": "#8a8f98"}, showlegend=False,
-            hovertext=f"path {i}–{j}<br>saddle {level:.4g}", hoverinfo="text",
-        )  # fmt: skip
-    leaves, floor, top = len(figure.data), min(merging.losses), max([*merging.levels, *merging.losses])
-    figure.add_scatter(
-        x=list(range(len(merging.minima))), y=merging.losses, mode="markers+text", textposition="bottom center",
-        text=[str(k) for k in merging.minima], marker={"size": 11, "color": _colours(merging, floor)}, showlegend=False,
-        hovertemplate="minimum %{text}<br>train loss %{y:.4g}<extra></extra>",
-    )  # fmt: skip
+        data.append({
+            "type": "scatter", "x": [x, x, y, y], "y": [low, level, level, other], "mode": "lines", "hoverinfo": "text",
+            "line": {"color": GREY}, "showlegend": False, "hovertext": f"path {i}–{j}<br>saddle {level:.4g}",
+        })  # fmt: skip
+    floor, top = min(merging.losses), max([*merging.levels, *merging.losses])
+    colours, symbols = _marks(merging, floor)
+    data.append({
+        "type": "scatter", "x": [*range(len(merging.minima))], "y": merging.losses, "mode": "markers+text",
+        "text": [str(k) for k in merging.minima], "textposition": "bottom center", "showlegend": False,
+        "marker": {"size": 11, "color": colours, "symbol": symbols},
+        "hovertemplate": "minimum %{text}<br>train loss %{y:.4g}<extra></extra>",
+    })  # fmt: skip
     # Just at and above every merge, from the lowest minimum on.
     steps = []
     for level in [floor, *sorted(set(merging.levels))]:
-        change = [{"marker.color": [_colours(merging, level)]}, {"shapes": [_water(level)]}, [leaves]]
+        marks = dict(zip(("marker.color", "marker.symbol"), ([one] for one in _marks(merging, level)), strict=True))
+        change = [marks, {"shapes": [_water(level)]}, [len(data) - 1]]
         steps.append({"label": f"{level:.4g}", "method": "update", "args": change})
     margin = 0.08 * (top - floor or 1.0)
-    slider = {"steps": steps, "active": 0, "currentvalue": {"prefix": "clusters at train loss "}, "pad": {"t": 40}}
-    figure.update_layout(
-        sliders=[slider], shapes=[_water(floor)], xaxis={"visible": False}, plot_bgcolor="white", height=460,
-        yaxis={"title": "train loss", "range": [floor - 2 * margin, top + margin]},
-        margin={"l": 60, "r": 40, "t": 10, "b": 10},
-    )  # fmt: skip
-    return figure
+    slider = {"steps": steps, "active": 0, "currentvalue": {"prefix": "clusters at train loss "}, "pad": {"t": 20}}
+    yaxis = {"title": "train loss", "range": [floor - 2 * margin, top + margin]}
+    layout = {"sliders": [slider], "shapes": [_water(floor)], "xaxis": {"visible": False}, "yaxis": yaxis}
+    return {"data": data, "layout": layout}
 
 
-def _colours(merging: Merging, level: float) -> list[str]:
-    return [PALETTE[int(c - 1) % len(PALETTE)] for c in merging.clusters(level)]
+def _marks(merging: Merging, level: float) -> tuple[list[str], list[str]]:
+    """Colours and symbols of the leaves by their clusters."""
+    marks = [look(int(c) - 1).plotly for c in merging.clusters(level)]
+    return [colour for colour, _, _ in marks], [symbol for _, _, symbol in marks]
 
 
 def _water(level: float) -> dict[str, Any]:
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level, "line": {"dash": "dot"}}
+    line = {"dash": "dot", "color": GREY}
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level, "line": line}

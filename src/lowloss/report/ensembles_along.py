@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lowloss.report import tables
-from lowloss.report.pictures import COLOURS, OTHER, Picture, panels, save
+from lowloss.report.looks import PALETTE, look
+from lowloss.report.pictures import Picture, panels, save
 from lowloss.study import Artifact, Study
 
 STYLES = {"": "-", "-by-loss": ":", "-fitted": "-."}
@@ -40,14 +41,14 @@ def _along(pair: tuple[int, int], paths: list[Loaded], ensembles: list[Loaded], 
     metric, unit = list(units.items())[-1]
     figure, (top, bottom) = panels(10, 7, 2, 2)
     for tensors, notes in paths:
-        look: dict[str, Any] = {"color": COLOURS.get(notes["finder"], OTHER), "label": notes["finder"]}
-        top[0].plot(tensors["t"], tables.scale(unit) * tensors[f"train_{metric}"], **look)
-        top[1].plot(tensors["t"], tensors["train_loss"] + tensors["l2"], **look)
-        bottom[0].plot(tensors["t"], tables.scale(unit) * tensors[f"test_{metric}"], **look)
+        own: dict[str, Any] = {**look(notes["finder"]).line, "label": notes["finder"]}
+        top[0].plot(tensors["t"], tables.scale(unit) * tensors[f"train_{metric}"], **own)
+        top[1].plot(tensors["t"], tensors["train_loss"] + tensors["l2"], **own)
+        bottom[0].plot(tensors["t"], tables.scale(unit) * tensors[f"test_{metric}"], **own)
     for tensors, notes in ensembles:
         if notes["path"] in ("line", "random"):  # far above all that is shown
             continue
-        colour = COLOURS.get(notes["path"], OTHER)
+        colour = look(notes["path"]).colour
         for way, style in _ways(notes):
             level = tables.scale(unit) * float(tensors[f"{way}.{metric}"][-1])
             bottom[0].axhline(level, color=colour, linestyle=style, linewidth=1, label=f"{way}, all together")
@@ -75,7 +76,7 @@ def _pairs(pair: tuple[int, int], ensembles: list[Loaded], folder: Path) -> Pict
         style = "--" if notes["path"] == "random" else "-"
         values_T = tables.scale(unit) * tensors[f"{notes['method']}.pair_{metric}"]
         told = {"line": "segment", "random": "random segment"}.get(notes["path"], notes["path"])
-        axis.plot(tensors["t"], values_T, style, color=COLOURS.get(notes["path"], OTHER), label=told)
+        axis.plot(tensors["t"], values_T, style, color=look(notes["path"]).colour, label=told)
     axis.set(
         xlabel="t", ylabel=tables.label("test", metric, unit), xlim=(0, 1), title="The end and the point at t together"
     )
@@ -109,9 +110,9 @@ def draw_walks(artifacts: list[Artifact], folder: Path) -> Iterator[Picture]:
         members = slice(0, ends[0] + 1 if len(ends) else None)
         at, error = tensors["iteration"][members], tables.scale(unit) * tensors[f"{metric}_alone"][members]
         figure, axes = panels(6, 6, 3, 1, sharex=True)
-        axes[0][0].plot(range(1, len(tensors["lr"]) + 1), tensors["lr"], color="#1f5fbf")
-        axes[1][0].plot(at, error, "o", color="#1f5fbf")
-        axes[2][0].plot([0, *at], [0.0, *tensors["from_start"][members]], "o-", color="#1f5fbf")
+        axes[0][0].plot(range(1, len(tensors["lr"]) + 1), tensors["lr"], color=PALETTE[0])
+        axes[1][0].plot(at, error, "o", color=PALETTE[0])
+        axes[2][0].plot([0, *at], [0.0, *tensors["from_start"][members]], "o-", color=PALETTE[0])
         axes[0][0].set(ylabel="learning rate", title=f"The walk of {artifact.name}")
         axes[1][0].set(ylabel=tables.label("test", metric, unit))
         axes[2][0].set(ylabel="distance from the start", xlabel="iteration")

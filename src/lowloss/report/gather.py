@@ -6,17 +6,22 @@ left out and told, beside all that can.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -35,6 +40,15 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST = {"config.yaml": 1 << 18, "along.csv": 1 << 24, DIGESTS: 1 << 24, RESULT: 1 << 24}
 """Bytes that are read of a file; of results, those of the notes."""
 
+PLANE = 31
+"""Points along an axis of a plane that are compared; of finer planes every second, third … is."""
+
+RUNS = 300
+"""Seconds after which a claim that nobody touched counts as given up."""
+
+MOST_UNDONE = 100
+"""Jobs of a study that are not done, and are told of."""
+
 
 @dataclass
 class Record:
@@ -45,6 +59,8 @@ class Record:
     points: a row a minimum.
     paths: a row a path, as in summary.csv, with `folder`, and `along`, the columns `arc` and those of `metrics`.
     low_and_high: a row a finder, see tables.low_and_high.
+    planes: of each scan of a plane its axes x and y, and rows z of log10 train losses; no more than PLANE points each.
+    undone: a row a job that is not done: its folder, and "running", "stopped" or "failed: why".
     damaged: a line for each file that is left out.
     """
 
@@ -55,13 +71,15 @@ class Record:
     paths: list[dict[str, Any]]
     low_and_high: list[dict[str, Any]]
     ensembles: dict[str, float]
+    planes: dict[str, dict[str, Any]]
+    undone: list[dict[str, Any]]
     parameters: int | None
     figures: list[Path]
     damaged: list[str]
 
 
 def find_studies(folders: Iterable[Path]) -> list[Path]:
-    """The study folders at or under these folders, links followed, each once; what has no results yet is told.
+    """The study folders at or under these folders, links followed, each once, with results or begun.
 
     Raises LowlossError: a folder has none.
     """
@@ -73,18 +91,18 @@ def find_studies(folders: Iterable[Path]) -> list[Path]:
             raise LowlossError(f"{folder} {what}: name the folder of a study or of a sweep, such as outputs/quickstart")
         for root in here:
             found.setdefault(os.path.realpath(root), root)
-    studies = [root for root in found.values() if Study(root).kinds]
-    for root in (root for root in found.values() if root not in studies):
-        _leave_out(f"{root} has no results yet")
-    if not studies:
+    if not any(Study(root).kinds for root in found.values()):
         raise LowlossError("no study there has results yet: wait for the first, or name other folders")
-    return studies
+    return list(found.values())
 
 
 def _leave_out(line: str) -> None:
     """Tell what is left out in one line of a terminal, whatever names and errors hold."""
     shown = "".join(c if c.isprintable() else " " for c in line)
     progress.say(f"left out: {shown if len(shown) <= 1000 else shown[:1000] + '…'}")
+
+
+_real = cache(os.path.realpath)
 
 
 def _check(file: Path, root: Path | None = None) -> None:
@@ -95,7 +113,7 @@ def _check(file: Path, root: Path | None = None) -> None:
             size = int.from_bytes(stream.read(8), "little")
     if not size or size > MOST.get(file.name, size):
         raise LowlossError(f"{file} is unreadable (it is {f'of {size} bytes' if size else 'empty, or no file'})")
-    if root is not None and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root)):
+    if root is not None and not Path(os.path.realpath(file)).is_relative_to(_real(root)):
         raise LowlossError(f"{file} is left out (it lies outside of the study)")
 
 
@@ -127,6 +145,7 @@ def read_study(root: Path) -> Record:
     points = [row for _, _, row in minima]
     paths = each(study.complete("paths"), _path)
     ensembles = {name: value for scores in each(study.complete("ensembles"), _scores) for name, value in scores}
+    planes = {name: plane for name, plane in each(study.complete("scans"), _plane) if plane}
     sizes = each([artifact for artifact, _, _ in minima[:1]], _parameters)
     units = minima[0][1] if minima else tables.CLASSIFICATION
     figures = []
@@ -137,7 +156,8 @@ def read_study(root: Path) -> Record:
         except (OSError, LowlossError) as error:
             damaged.append(str(error))
     overview, config = tables.low_and_high(paths, points), merged_config(study, damaged)
-    return Record(root, config, units, points, paths, overview, ensembles, next(iter(sizes), None), figures, damaged)
+    parameters, undone = next(iter(sizes), None), list(islice(_undone(root), MOST_UNDONE))
+    return Record(root, config, units, points, paths, overview, ensembles, planes, undone, parameters, figures, damaged)
 
 
 def metrics(units: tables.Units) -> dict[str, tuple[str, float]]:
@@ -194,11 +214,61 @@ def _scores(artifact: Artifact, notes: dict[str, Any]) -> list[tuple[str, float]
     ]
 
 
-def _columns(file: Path, names: Sequence[str]) -> dict[str, list[float]]:
+def _plane(artifact: Artifact, notes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A scan's name and its plane, which is empty for lines."""
+    if notes.get("lines"):
+        return artifact.name, {}
+    names = ["axis-0", "axis-1", "train_loss"]
+    x, y, loss_RC = files.load_arrays(artifact.folder / RESULT, names, most=1 << 22)
+    rows, columns = (slice(None, None, -(-len(axis) // PLANE)) for axis in (x, y))
+    loss_RC = loss_RC[rows, columns].astype(float)
+    height_RC = np.log10(loss_RC, out=np.full_like(loss_RC, np.nan), where=np.isfinite(loss_RC) & (loss_RC > 0))
+    return artifact.name, {"x": x[rows], "y": y[columns], "z": height_RC.T.astype(np.float32)}
+
+
+def _undone(root: Path) -> Iterator[dict[str, Any]]:
+    """The jobs of a study that have begun and are not complete, and a sweep's job that failed."""
+    now = time.time()
+    for work in sorted(root.glob("*/.*.work")):
+        name = work.name.removeprefix(".").removesuffix(".work")
+        claim = work.with_name(f".{name}.claim")
+        with contextlib.suppress(OSError):
+            runs = claim.is_file() and now - claim.stat().st_mtime < RUNS
+            yield {"status": f"{'running' if runs else 'stopped'}: {work.parent.name}/{name}"}
+    for why in _failures(root):
+        yield {"status": f"failed: {why}"}
+
+
+def _failures(root: Path) -> Iterator[str]:
+    """Why the last job of a sweep that made this study failed, if it did."""
+    for parent in root.parents[:4]:
+        if ends := _ends(parent / ".sweeps"):
+            study = str(root.relative_to(parent.parent))
+            yield from (why for name, why in ends.items() if why and (name == study or name.endswith(f"/{study}")))
+            return
+
+
+@cache
+def _ends(sweeps: Path) -> dict[str, str]:
+    """Of each study of these sweeps why its last job failed; nothing if it did not."""
+    ends: dict[str, str] = {}
+    for file in sorted(sweeps.glob("*/*.json")):
+        with contextlib.suppress(OSError, ValueError, LowlossError, AttributeError, TypeError, KeyError):
+            _check(file)
+            end = json.loads(file.read_text(encoding="utf-8"))
+            with file.with_suffix(".log").open(encoding="utf-8", errors="replace") as log:
+                told = re.search(r"^study: (.+)$", log.read(1 << 16), re.MULTILINE)
+            if told:
+                ends[told[1]] = " ".join(str(end["reason"]).split())[:300] if end["status"] else ""
+    return ends
+
+
+def _columns(file: Path, names: Sequence[str]) -> dict[str, Any]:
     head, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
     columns = dict(zip(head, zip(*rows, strict=True), strict=True))
     # pandas leaves a cell empty where there is no number.
-    return {name: [float(cell or "nan") for cell in columns[name]] for name in names}
+    with np.errstate(over="ignore"):
+        return {name: np.array([cell or "nan" for cell in columns[name]], float).astype(np.float32) for name in names}
 
 
 def merged_config(study: Study, damaged: list[str] | None = None) -> Config:
@@ -243,15 +313,22 @@ def _section(text: str) -> Config:
 
 
 def option_name(node: Any, options: Mapping[str, Config]) -> str:
-    """The option that a node was made from, or its target with the arguments."""
+    """The option that a node was made from. Where settings differ, the option of the same target with most in common,
+    or the target, and a digest of the settings."""
     if not isinstance(node, dict):
-        return str(node)
+        return str(node)[:40]
     settings = {key: value for key, value in node.items() if key not in MACHINE}
+    near = {"": 0}
     for name, option in options.items():
-        if {key: value for key, value in option.items() if key not in MACHINE} == settings:
+        own = {key: value for key, value in option.items() if key not in MACHINE}
+        if own == settings:
             return name
-    target = str(node.get("_target_", "?")).rpartition(".")[2]
-    return f"{target}({', '.join(f'{k}={v}' for k, v in settings.items() if k != '_target_')})"
+        if own.get("_target_") == settings.get("_target_"):
+            near[name] = sum(settings.get(key) == value for key, value in own.items())
+    target = str(node.get("_target_", "?")).rpartition(".")[2][:40]
+    text = json.dumps(settings, sort_keys=True, default=str)
+    nearest = max(near, key=lambda name: (name == target.lower(), near[name]))
+    return f"{nearest or target} {hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
 def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.DataFrame]:
@@ -276,8 +353,8 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
     if not records:
         raise LowlossError("no study there can be read: name other folders")
     common = common_folder([record.root for record in records])
-    flats = [flat({k: v for k, v in record.config.items() if k not in ("model", "data")}) for record in records]
-    fixed = ("study", "parameters", "minima")
+    flats = [flat(record.config) for record in records]
+    fixed = ("study", "parameters", "minima", "data.root", "model._target_", "data._target_")
     keys = {key: None for settings in flats for key in settings if key not in fixed}
     # A key that a study lacks, say another finder's, is no difference between settings.
     varied = [key for key in keys if len({repr(settings[key]) for settings in flats if key in settings}) > 1]
@@ -291,9 +368,9 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
             "minima": len(record.points),
         }
         columns = tables.summary_columns(record.units)
-        rows += [{**head, **{k: path.get(k) for k in columns}, **record.ensembles} for path in record.paths] or [
-            {**head, **record.ensembles}
-        ]
+        paths = [{**head, **{k: path.get(k) for k in columns}, **record.ensembles} for path in record.paths]
+        rows += paths or ([] if record.undone else [{**head, **record.ensembles}])
+        rows += [{**head, **job} for job in record.undone]
     return records, pd.DataFrame(rows)
 
 

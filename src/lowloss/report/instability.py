@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from lowloss.report import tables
-from lowloss.report.pictures import COLOURS, OTHER, Picture, panels, save
+from lowloss.report.looks import GREY, look
+from lowloss.report.pictures import Picture, panels, save
 from lowloss.study import Study
 
 
@@ -41,9 +42,9 @@ def draw_instability(study: Study, folder: Path) -> Iterator[Picture]:
     for finder, own in table.groupby("finder"):
         for split, style in (("train", "o--"), ("test", "o-")):
             if (name := f"{split}_{metric}") in own:
-                colour, label = COLOURS.get(str(finder), OTHER), f"{finder}, {split}"
+                colour, label = look(finder).colour, f"{finder}, {split}"
                 axis.plot(own["epoch"], own[name], style, color=colour, markersize=4, label=label)
-    axis.axhline(0, color=OTHER, linewidth=0.8)
+    axis.axhline(0, color=GREY, linewidth=0.8)
     rise = tables.label("highest", metric, unit)
     axis.set(xlabel="epoch at which they part", ylabel=f"{rise} above the ends", title="Instability")
     axis.set_xscale("symlog", linthresh=1)

@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from lowloss.report import tables
+from lowloss.report.looks import GREY, PALETTE
 from lowloss.report.pictures import Picture, panels, save
 
-SPLITS = {"train": ("#1f5fbf", "-"), "test": ("#d1495b", "--")}
+SPLITS = {"train": (PALETTE[0], "-"), "test": (PALETTE[1], "--")}
 
 
 def draw_lines(name: str, grid: dict[str, Any], notes: dict[str, Any], folder: Path) -> Picture:
     """The loss and the last metric on both splits; of several directions the mean and the band that they span."""
+    title = f"Lines {name}" if "directions" in notes["settings"] else f"Line {name}"
+    return save(lines_figure(grid, notes), folder, name, title, _caption(notes))
+
+
+def lines_figure(grid: dict[str, Any], notes: dict[str, Any], figure: Figure | None = None) -> Figure:
+    """The figure of `draw_lines`."""
     settings = notes["settings"]
     random, x_T = "directions" in settings, grid["axis-1" if "directions" in settings else "axis-0"]
     shown = {"loss": notes["units"]["loss"], **dict(list(notes["units"].items())[-1:])}
-    figure, (axes,) = panels(5 * len(shown), 3.8, 1, len(shown))
+    figure, (axes,) = panels(5 * len(shown), 3.8, 1, len(shown), figure)
     for axis, (metric, unit) in zip(axes, shown.items(), strict=True):
         splits = [split for split in SPLITS if f"{split}_{metric}" in grid]
         for split in splits:
@@ -35,13 +43,13 @@ def draw_lines(name: str, grid: dict[str, Any], notes: dict[str, Any], folder: P
         axis.set(xlabel="coordinate", ylabel=label, xlim=(x_T[0], x_T[-1]), title=metric.capitalize())
         marks = [0.0] if random else grid["anchors"][:, 0]
         for x, mark in zip(marks, notes["anchor_names"], strict=True):
-            axis.axvline(x, color="#8a8f98", linewidth=0.8, linestyle=":")
+            axis.axvline(x, color=GREY, linewidth=0.8, linestyle=":")
             axis.annotate(mark, (x, 1), (2, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                          rotation=90, va="top", fontsize=7, color="#8a8f98")  # fmt: skip
+                          rotation=90, va="top", fontsize=7, color=GREY)  # fmt: skip
     if all((grid[f"{split}_loss"] > 0).all() for split in SPLITS if f"{split}_loss" in grid):
         axes[0].set_yscale("log")
     axes[0].legend()
-    return save(figure, folder, name, f"Lines {name}" if random else f"Line {name}", _caption(notes))
+    return figure
 
 
 def _caption(notes: dict[str, Any]) -> str:
@@ -63,20 +71,25 @@ def falls(rate_E: Any) -> list[int]:
 
 def draw_trajectory(name: str, grid: dict[str, Any], notes: dict[str, Any], folder: Path) -> Picture:
     """The real losses of a trajectory, and those of its projection onto the plane, by epochs."""
-    figure, ((axis,),) = panels(6, 3.8)
+    caption = (
+        "The plane shows the losses of the projections, not those that training had: both, exact over whole splits. "
+        "Dotted: the learning rate fell by half or more. "
+        "BatchNorm's statistics are recomputed on the trajectory, and on the plane as its caption says."
+    )
+    return save(trajectory_figure(grid, notes), folder, f"losses-{name}", f"Trajectory and plane {name}", caption)
+
+
+def trajectory_figure(grid: dict[str, Any], notes: dict[str, Any], figure: Figure | None = None) -> Figure:
+    """The figure of `draw_trajectory`."""
+    figure, ((axis,),) = panels(6, 3.8, figure=figure)
     for split, (colour, _) in SPLITS.items():
         if f"trajectory_{split}_loss" in grid:
             for what, style in (("trajectory", "-"), ("projection", ":")):
                 values = grid[f"{what}_{split}_loss"]
                 axis.plot(grid["trajectory_epochs"], values, f".{style}", color=colour, label=f"{split}, {what}")
     for epoch in grid["trajectory_epochs"][falls(grid["trajectory_lr"])]:
-        axis.axvline(epoch, color="#8a8f98", linewidth=0.8, linestyle=":")
+        axis.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
     label = tables.label("", "loss", notes["units"]["loss"]).strip()
     axis.set(xlabel="epoch", ylabel=label, title="The trajectory and its projection")
     axis.legend()
-    caption = (
-        "The plane shows the losses of the projections, not those that training had: both, exact over whole splits. "
-        "Dotted: the learning rate fell by half or more. "
-        "BatchNorm's statistics are recomputed on the trajectory, and on the plane as its caption says."
-    )
-    return save(figure, folder, f"losses-{name}", f"Trajectory and plane {name}", caption)
+    return figure

@@ -1,28 +1,54 @@
-"""What the HTML pages share: their frame and how they look."""
+"""What the HTML pages share: their templates, and what lies packed in them."""
 
 from __future__ import annotations
 
 import base64
-import html
+import gzip
+import json
+import math
+from functools import cache
+from importlib.resources import files as resources
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def beside(name: str) -> str:
-    """The text of a file of this package."""
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this package, plotly packed in it. What is not HTML is escaped."""
+    environment = Environment(
+        loader=PackageLoader("lowloss.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template(template).render(plotly=_plotly(), **values)
 
 
-def page(name: str, kind: str, sub: str, body: str, style: str = "", scripts: str = "") -> str:
-    """A page headed by a name, which is escaped; everything else is HTML, CSS and script elements."""
-    name = html.escape(name)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name} · {kind}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f'<style>{beside("page.css")}{style}</style></head><body><main><h1>{name}</h1><p class="sub">{sub}</p>{body}'
-        f"</main>{scripts}</body></html>"
-    )
+@cache
+def _plotly() -> str:
+    return packed((resources("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8"))
 
 
-def data_url(picture: Path) -> str:
-    """A PNG as part of a page."""
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+def packed(text: str) -> str:
+    """A text as a page holds it: by gzip, in base64."""
+    return base64.b64encode(gzip.compress(text.encode(errors="replace"), 9, mtime=0)).decode()
+
+
+def to_json(value: Any, exact: bool = False) -> str:
+    """JSON; null for what is not finite. Numbers have five digits, more than a screen shows, or with `exact` all, but
+    for those in single precision."""
+    if isinstance(value, dict):
+        return "{" + ",".join([f"{json.dumps(str(key))}:{to_json(one, exact)}" for key, one in value.items()]) + "}"
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return "[" + ",".join([to_json(one, exact) for one in value]) + "]"
+    if isinstance(value, (float, np.floating)):
+        digits = repr(float(value)) if exact and not isinstance(value, np.float32) else f"{value:.5g}"
+        return digits if math.isfinite(value) else "null"
+    if isinstance(value, np.integer):
+        return str(int(value))
+    return json.dumps(value if value is None or isinstance(value, (bool, int, str)) else str(value))
+
+
+def data_url(file: Path) -> str:
+    """An SVG as part of a page."""
+    return "data:image/svg+xml;base64," + base64.b64encode(file.read_bytes()).decode()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from lowloss.report import tables
-from lowloss.report.pictures import Picture, panels, save
+from lowloss.report.looks import look
+from lowloss.report.pictures import Picture, Shown, Table, panels, save
 from lowloss.study import Artifact, Study
 
 EXTREMES = ("gradient", "negative", "vanishing", "flatness", "plateau_change")
@@ -42,10 +44,10 @@ def draw_permutations(artifact: Artifact, folder: Path) -> Picture:
     metric = f"train_{list(notes['units'])[-1]}"
     along = artifact.table("along.csv", ["l", "m", "t", "distance", "loss", metric])
     figure, ((left, right),) = panels(10, 3.6, 1, 2)
-    for (first, second), way in along.groupby(["l", "m"]):
+    for place, ((first, second), way) in enumerate(along.groupby(["l", "m"])):
         half = way[(way["t"] <= 0.25) & (way["distance"] > 0)]
-        left.plot(half["distance"], half["loss"], linewidth=1.4, label=f"{first} and {second}")
-        right.plot(way["t"], way[metric], linewidth=1.4)
+        left.plot(half["distance"], half["loss"], linewidth=1.4, label=f"{first} and {second}", **look(place).line)
+        right.plot(way["t"], way[metric], linewidth=1.4, **look(place).line)
     left.set(xscale="log", xlabel="distance of the two neurons", ylabel="loss of the descent")
     right.set(xlabel="t along the way", ylabel=metric.replace("_", " "), xlim=(0, 1))
     left.set_title(f"Neurons of {notes['layer']}")
@@ -54,3 +56,28 @@ def draw_permutations(artifact: Artifact, folder: Path) -> Picture:
     shares = ", ".join(f"{100 * share:.0f} % {name}" for name, share in notes["shares"].items())
     told = f"To the permutation point (right: at t = 1/2) and back with the two exchanged. Ways: {shares}."
     return save(figure, folder, f"permutations-{artifact.name}", f"Permutations from minimum {notes['minimum']}", told)
+
+
+def found(study: Study) -> Iterator[str]:
+    """How high the ways to permutation points climb."""
+    for artifact in study.complete("permutations"):
+        notes = artifact.notes()
+        unit = notes["units"]["loss"]
+        yield (
+            f"Exchanging two neurons of {notes['layer']} at minimum {notes['minimum']} climbs to a loss of at most "
+            f"{tables.quantity(notes['highest'], unit)}."
+        )
+
+
+def draw(study: Study, folder: Path) -> Iterator[Picture]:
+    for artifact in study.complete("permutations"):
+        yield draw_permutations(artifact, folder)
+
+
+def shown_tables(study: Study) -> Iterator[Table]:
+    table = permutations(study)
+    words = tables.fractions(tables.units(study)) if len(table) else ()
+    yield Table("report/permutations.csv", table, "Permutation points", percent=words)
+
+
+SHOWN = Shown("Permutations", found, draw, shown_tables)

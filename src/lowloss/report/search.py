@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 
 from lowloss.report import tables
-from lowloss.report.pictures import COLOURS, LENGTH, OTHER, Picture, panels, save
+from lowloss.report.looks import PALETTE, look
+from lowloss.report.pictures import LENGTH, Picture, panels, save
 from lowloss.study import Artifact, Study
 
 SHOWN = 10
@@ -52,9 +53,9 @@ def _snapshots(artifact: Artifact, tensors: dict[str, Any], title: str, folder: 
     for axis in axes.flat[len(snapshots) :]:
         axis.remove()
     for i, (axis, (t_T, loss_T)) in enumerate(zip(axes.flat, snapshots, strict=False)):
-        axis.plot(t_T, loss_T, color=COLOURS["autoneb"], linewidth=1.2)
+        axis.plot(t_T, loss_T, color=PALETTE[0], linewidth=1.2)
         if between:
-            axis.plot(t_T[:: between + 1], loss_T[:: between + 1], "o", color="#d9822b", markersize=4)
+            axis.plot(t_T[:: between + 1], loss_T[:: between + 1], "o", color=PALETTE[1], markersize=4)
         axis.set(title=f"cycle {i + 1}, lr {rates[i]:g}", xlabel="t", xlim=(0, 1))
     for axis in axes[:, 0]:
         axis.set(ylabel="minibatch loss", ylim=(0, None))
@@ -62,7 +63,7 @@ def _snapshots(artifact: Artifact, tensors: dict[str, Any], title: str, folder: 
         f"As fig. 4 of Draxler et al. 2018, {title}: the loss on one minibatch in training mode where AutoNEB looked "
         "after a cycle; dots are the pivots of that cycle."
     )
-    return save(figure, folder, f"snapshots-{artifact.name}", "The band over the cycles", caption)
+    return save(figure, folder, f"snapshots-{artifact.name}", "The band over the cycles", caption, tab=title)
 
 
 def _coordinates(
@@ -83,19 +84,19 @@ def _coordinates(
     for axis, chosen, name in zip(axes, (farthest, random), ("deviate most", "were drawn at random"), strict=True):
         along_TK = weights_TB @ bends_BP[:, chosen]
         straight_TK = np.outer(1 - t_T, bends_BP[0, chosen]) + np.outer(t_T, bends_BP[-1, chosen])
-        axis.plot(tensors["arc"], np.abs(along_TK) - np.abs(straight_TK), color=COLOURS["autoneb"], linewidth=1)
+        axis.plot(tensors["arc"], np.abs(along_TK) - np.abs(straight_TK), color=PALETTE[0], linewidth=1)
         axis.set(xlim=(0, 1), xlabel=LENGTH, title=f"The {len(chosen)} coordinates that {name}")
         loss = axis.twinx()
-        loss.plot(tensors["arc"], tensors["train_loss"], color="#d9822b", linewidth=1.6)
+        loss.plot(tensors["arc"], tensors["train_loss"], color=PALETTE[1], linewidth=1.6)
         loss.set(ylim=(0, None))
         loss.grid(False)
     axes[0].set(ylabel="|θ| − |θ| on the straight line")
     loss.set(ylabel="train loss")
     caption = (
-        f"As fig. 7 of Draxler et al. 2018, {title}: blue, |θ| minus that of the straight line (negative is closer to "
-        "the origin); orange, the train loss."
+        f"As fig. 7 of Draxler et al. 2018, {title}: blue: |θ| minus that of the straight line (negative is closer to "
+        "the origin); orange: the train loss."
     )
-    return save(figure, folder, f"coordinates-{artifact.name}", "Coordinates along a path", caption)
+    return save(figure, folder, f"coordinates-{artifact.name}", "Coordinates along a path", caption, tab=title)
 
 
 def _classes(artifact: Artifact, tensors: dict[str, Any], title: str, folder: Path) -> Picture:
@@ -106,15 +107,15 @@ def _classes(artifact: Artifact, tensors: dict[str, Any], title: str, folder: Pa
     for axis, (metric, label) in zip(axes, labels.items(), strict=True):
         by_class_TC = 100 * tensors[f"test_class_{metric}"].numpy()
         for rank, c in enumerate(order):
-            colour, below = f"C{rank}" if rank < SHOWN else "#d5d9de", 3 - rank / 1000
-            axis.plot(arc_T, by_class_TC[:, c], color=colour, linewidth=1, label=str(c), zorder=below)
+            line = look(int(c)).line if rank < SHOWN else {"color": "#d5d9de"}
+            axis.plot(arc_T, by_class_TC[:, c], linewidth=1.2, label=str(c), zorder=3 - rank / 1000, **line)
         axis.plot(arc_T, 100 * tensors[f"test_{metric}"], color="black", linewidth=2, label="all", zorder=4)
         axis.set(xlim=(0, 1), xlabel=LENGTH, ylabel=label)
     handles, names = axes[0].get_legend_handles_labels()
     axes[1].legend(handles[:SHOWN] + handles[-1:], names[:SHOWN] + names[-1:], fontsize=7, loc="center left",
                    bbox_to_anchor=(1, 0.5))  # fmt: skip
     caption = f"Test error and confidence (probability of the predicted class) of each class along {title}."
-    return save(figure, folder, f"classes-{artifact.name}", "Classes along a path", caption)
+    return save(figure, folder, f"classes-{artifact.name}", "Classes along a path", caption, tab=title)
 
 
 def _learning(study: Study, finders: list[str], folder: Path) -> Picture:
@@ -125,12 +126,12 @@ def _learning(study: Study, finders: list[str], folder: Path) -> Picture:
     figure, ((axis,),) = panels(7, 4)
     axis.plot(curve.index, curve, color="black", label=f"minibatch train loss, mean of {len(minima)} minima")
     for finder in finders:
-        level, colour = trees[finder]["saddle_train_loss"].mean(), COLOURS.get(finder, OTHER)
+        level, own = trees[finder]["saddle_train_loss"].mean(), look(finder)
         last, _ = tables.falls_below(curve, level)
         when = "" if np.isnan(last) else f", epoch {last:.0f}"
-        axis.axhline(level, color=colour, linestyle="--", label=f"{finder}: mean saddle{when}")
+        axis.axhline(level, **own.line, label=f"{finder}: mean saddle{when}")
         if not np.isnan(last):
-            axis.axvline(last, color=colour, linewidth=0.8)
+            axis.axvline(last, color=own.colour, linewidth=0.8)
     axis.set(xlabel="epoch", ylabel="train loss", yscale="log", xlim=(0, None))
     axis.legend()
     caption = (

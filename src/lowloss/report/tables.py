@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lowloss.finder.spanning import spanning_tree
+from lowloss.spanning import spanning_tree
 from lowloss.study import Artifact, Study
 
 Units = Mapping[str, str]
@@ -34,6 +34,17 @@ def scale(unit: str) -> float:
     return 100.0 if unit == "fraction" else 1.0
 
 
+def quantity(value: float, unit: str) -> str:
+    """A value in a sentence, with its unit."""
+    shown = f"{scale(unit) * value:.2g}"
+    return f"{shown} %" if unit == "fraction" else f"{shown} {unit}".strip()
+
+
+def fractions(of: Units) -> tuple[str, ...]:
+    """The metrics that are fractions."""
+    return tuple(metric for metric, unit in of.items() if unit == "fraction")
+
+
 def label(split: str, metric: str, unit: str) -> str:
     """A metric of a split as axes call it, with its unit."""
     shown = "%" if unit == "fraction" else unit
@@ -53,7 +64,7 @@ def table_b1_columns(of: Units) -> list[str]:
     """The columns of table_b1.csv."""
     tests = [f"test_{metric}_{level}" for metric in of for level in ("min", "saddle")]
     head = ["finder", "paths", "train_loss_min", "train_loss_saddle", "factor", "epoch", "epoch_first"]
-    return [*head, *tests, *(["delta"] if "error" in of else [])]
+    return [*head, *tests, *(["delta"] if "error" in of else []), "barrier_train_loss"]
 
 
 def summary(study: Study) -> pd.DataFrame:
@@ -170,6 +181,7 @@ def low_and_high(paths: Sequence[Mapping[str, Any]], points: Sequence[Mapping[st
             if metric != name and "_" in metric:
                 row[f"{metric}_min"] = _mean([levels[k][metric] for k in ends if metric in levels[k]])
                 row[f"{metric}_saddle"] = _mean([path[name] for path in tree if name in path])
+        row["barrier_train_loss"] = _mean([path["barrier_train_loss"] for path in tree if "barrier_train_loss" in path])
         rows.append(row)
     return rows
 

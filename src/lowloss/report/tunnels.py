@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from lowloss.report.pictures import COLOURS, LENGTH, OTHER, Picture, panels, save
+from lowloss.report.looks import look
+from lowloss.report.pictures import LENGTH, Picture, panels, save
 from lowloss.study import Artifact, Study
 
 CHANGED = ("changed_from_start", "changed_from_end")
@@ -55,7 +56,8 @@ def _cosines(shown: dict[str, tuple[dict[str, Any], str]], folder: Path) -> Pict
     figure, (axes,) = panels(3.6 * len(shown) + 1, 3.4, 1, len(shown))
     for axis, (tensors, title) in zip(axes, shown.values(), strict=True):
         arc_T, cosines_TT = tensors["arc"].numpy(), tensors["cosines"].numpy()
-        mesh = axis.pcolormesh(arc_T, arc_T, cosines_TT, cmap="RdBu_r", vmin=-1, vmax=1, shading="nearest")
+        mesh = axis.pcolormesh(arc_T, arc_T, cosines_TT, cmap="RdBu_r", vmin=-1, vmax=1, shading="nearest",
+                               rasterized=True)  # fmt: skip
         axis.set(title=title, xlabel=LENGTH, aspect="equal")
         axis.grid(False)
     figure.colorbar(mesh, ax=axes, label="cosine")
@@ -71,7 +73,7 @@ def _labels(shown: dict[str, tuple[dict[str, Any], str]], folder: Path) -> Pictu
     for finder, (tensors, title) in shown.items():
         for name, style in zip(CHANGED, ("-", "--"), strict=True):
             label = f"{title}, {name.replace('_', ' ')}"
-            axis.plot(tensors["arc"], 100 * tensors[name], style, color=COLOURS.get(finder, OTHER), label=label)
+            axis.plot(tensors["arc"], 100 * tensors[name], style, color=look(finder).colour, label=label)
     axis.set(xlabel=LENGTH, ylabel="changed labels (%)", xlim=(0, 1), ylim=(0, None), title="Predicted labels")
     axis.legend(fontsize=7)
     caption = (

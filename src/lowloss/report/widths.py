@@ -1,16 +1,18 @@
-"""The widths of minima (Fort & Jastrzebski 2019, fig. 5).
+"""What the report shows of the widths of minima (Fort & Jastrzebski 2019, fig. 5).
 
 Shapes: K directions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lowloss.report.pictures import Picture, panels, save
+from lowloss.report.looks import look
+from lowloss.report.pictures import Picture, Shown, Table, panels, save
 from lowloss.study import Artifact, Study
 
 
@@ -26,8 +28,9 @@ def draw_widths(artifacts: list[Artifact], folder: Path) -> Picture:
     figure, ((left, right),) = panels(9.5, 3.6, 1, 2)
     for artifact in artifacts:
         columns = artifact.table("directions.csv", ["angle", "distance"])
-        left.ecdf(np.degrees(columns["angle"]), label=f"minimum {artifact.notes()['minimum']}", linewidth=1.2)
-        right.ecdf(columns["distance"], linewidth=1.2)
+        k = artifact.notes()["minimum"]
+        left.ecdf(np.degrees(columns["angle"]), label=f"minimum {k}", linewidth=1.2, **look(k).line)
+        right.ecdf(columns["distance"], linewidth=1.2, **look(k).line)
     left.set(xlabel="angle (degrees)", ylabel="share of the directions below", title="Angular width")
     right.set(xlabel="distance", title="Distance")
     if len(artifacts) <= 10:
@@ -38,3 +41,18 @@ def draw_widths(artifacts: list[Artifact], folder: Path) -> Picture:
         f"{notes['threshold']:.3g} (of minimum {notes['minimum']}), as fig. 5 of Fort & Jastrzebski 2019."
     )
     return save(figure, folder, "widths", "Width of the minima", caption)
+
+
+def found(study: Study) -> Iterator[str]:
+    """How far the minima reach along random directions."""
+    table = widths(study)
+    if len(table):
+        yield f"Along random directions the minima are {table['angle'].mean():.2g} degrees wide on average."
+
+
+def draw(study: Study, folder: Path) -> Iterator[Picture]:
+    if artifacts := study.complete("widths"):
+        yield draw_widths(artifacts, folder)
+
+
+SHOWN = Shown("Widths", found, draw, lambda study: [Table("report/widths.csv", widths(study), "Widths of minima")])

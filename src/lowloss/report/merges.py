@@ -1,15 +1,16 @@
-"""Merged networks as a table, and advice in a sentence."""
+"""What the report and `lowloss merge` show of merged networks: a table, and advice in a sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import inf, isfinite, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+
+from lowloss.report.pictures import Shown, Table
+from lowloss.report.tables import fractions, label, scale, units
 from lowloss.study import Artifact, Study
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BARRIERS = {"barrier_train_loss": "barrier", "barrier_above_ends_train_loss": "above ends"}
 """The highest train loss above the linear interpolation of the ends' (Frankle et al. 2020) and above the higher end."""
@@ -17,10 +18,22 @@ BARRIERS = {"barrier_train_loss": "barrier", "barrier_above_ends_train_loss": "a
 
 def merges(study: Study) -> pd.DataFrame:
     """A row a way of merging two minima: losses, and errors as fractions."""
-    import pandas as pd
-
     found = [artifact.notes() for artifact in study.complete("merges")]
     return pd.DataFrame([{"start": n["start"], "end": n["end"], **way} for n in found for way in n["ways"]])
+
+
+def found(study: Study) -> Iterator[str]:
+    """The advice on every merge."""
+    for artifact in study.complete("merges"):
+        notes, paths = artifact.notes(), [path.notes() for path in study.complete("paths")]
+        between = [path for path in paths if {path["start"], path["end"]} == {notes["start"], notes["end"]}]
+        advised = advice(notes, [path for path in between if path["finder"] != "line"])
+        yield f"Minima {notes['start']} and {notes['end']}: {advised}."
+
+
+def shown_tables(study: Study) -> Iterator[Table]:
+    share = fractions(units(study))
+    yield Table("report/merges.csv", merges(study), "Merges", fractions=(*share, "overlap"))
 
 
 def told(artifact: Artifact, curves: Sequence[dict[str, Any]]) -> list[str]:
@@ -30,7 +43,6 @@ def told(artifact: Artifact, curves: Sequence[dict[str, Any]]) -> list[str]:
         curves: the notes of paths between the two, found by finders.
     """
     from lowloss.launch import aligned
-    from lowloss.report.tables import label, scale
 
     notes = artifact.notes()
     of, columns = notes["units"], [name for name in notes["ends"][0] if name != "way"]
@@ -59,8 +71,6 @@ def advice(notes: dict[str, Any], curves: Sequence[dict[str, Any]]) -> str:
     error p on n samples one standard error, sqrt(p (1 - p) / n), else zero. Else a curve connects the two if it leaves
     less than half of the straight line's barrier above the higher end.
     """
-    from lowloss.report.tables import scale
-
     of = notes["units"]
     column = f"{'test' if 'together' in notes else 'train'}_{'error' if 'error' in of else 'loss'}"
     unit = of[column.split("_", 1)[1]]
@@ -95,3 +105,6 @@ def _called(way: str) -> str:
     names["ste"] = "aligned by loss"
     names |= {f"{by}-repaired": f"{name}, repaired" for by, name in names.items()}
     return names.get(way, way)
+
+
+SHOWN = Shown("Merges", found, tables=shown_tables)

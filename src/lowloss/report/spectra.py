@@ -1,4 +1,4 @@
-"""The table and the figures of curvature: spectra at points, and maps of a plane.
+"""What the report shows of curvature: spectra at points, and maps of a plane.
 
 Shapes: K points, N nodes of a density, T values of an axis.
 """
@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from lowloss.report.pictures import COLOURS, OTHER, Picture, panels, save
-from lowloss.study import Artifact, Study
+from lowloss.errors import LowlossError
+from lowloss.report.looks import look, looks
+from lowloss.report.pictures import Picture, Shown, Table, panels, save
+from lowloss.study import Artifact, Source, Study
 
-SHOWN = 6
+MOST = 6
 """Densities in one figure at most."""
 
 
@@ -25,7 +28,7 @@ def spectra(study: Study) -> pd.DataFrame:
     The Hessian is that of the mean loss over so many samples of a split. index: how many of the lowest eigenvalues that
     were asked for are negative by more than the tolerance; unconverged: a residual is larger than the tolerance.
     """
-    tables = [pd.read_csv(artifact.folder / "spectra.csv") for artifact in study.complete("spectra")]
+    tables = [artifact.table("spectra.csv") for artifact in study.complete("spectra")]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -47,17 +50,39 @@ def draw_spectra(artifacts: list[Artifact], folder: Path) -> Iterator[Picture]:
     loaded.sort(key=lambda item: "t" in item[1])  # minima first
     densities = []
     for artifact, tensors, notes in loaded:
-        if "hessian_nodes" in tensors:
-            k = int(tensors["train_loss"].argmax())
-            nodes_N, weights_N = (tensors[f"hessian_{name}"][k].numpy() for name in ("nodes", "weights"))
-            if np.isfinite(nodes_N).all():
-                at = f"highest point of {artifact.name}" if "t" in tensors else f"minimum {notes['start']}"
-                densities.append((at, nodes_N, weights_N, notes))
+        if (density := _density(artifact.name, tensors, notes)) is not None:
+            densities.append(density)
     if densities:
-        yield _densities(densities[:SHOWN], folder)
+        figure, caption = _densities(densities[:MOST])
+        yield save(figure, folder, "density", "Density of the Hessian's eigenvalues", caption)
     paths = [(artifact.name, tensors, notes) for artifact, tensors, notes in loaded if "t" in tensors]
     if paths:
-        yield _along(paths, folder)
+        caption = "At the ends, the highest and some inner points of every path; a cross: not converged. "
+        caption += told(paths[0][2]["hessian"])
+        yield save(_along(paths), folder, "curvature", "Curvature along the paths", caption)
+
+
+def spectrum_figure(artifact: Source, figure: Figure | None = None) -> Figure:
+    """Of one artifact: the eigenvalues along a path, the density at a minimum.
+
+    Raises LowlossError if no density was measured there.
+    """
+    found = tensors, notes = artifact.load()
+    if "t" in tensors:
+        return _along([(artifact.name, *found)], figure)
+    if (density := _density(artifact.name, tensors, notes)) is None:
+        raise LowlossError(f"no density was measured at {artifact.name}: set curvature.density")
+    return _densities([density], figure)[0]
+
+
+def _density(name: str, tensors: Mapping[str, Any], notes: Mapping[str, Any]) -> Any:
+    """Where it is, its nodes and weights, and the notes: of a minimum, or of a path at its highest point."""
+    if "hessian_nodes" not in tensors:
+        return None
+    k = int(tensors["train_loss"].argmax())
+    nodes_N, weights_N = (tensors[f"hessian_{of}"][k].numpy() for of in ("nodes", "weights"))
+    at = f"highest point of {name}" if "t" in tensors else f"minimum {notes['start']}"
+    return (at, nodes_N, weights_N, notes) if np.isfinite(nodes_N).all() else None
 
 
 def smoothed(nodes_N: Any, weights_N: Any, at_T: Any, width: float) -> Any:
@@ -66,38 +91,39 @@ def smoothed(nodes_N: Any, weights_N: Any, at_T: Any, width: float) -> Any:
     return (weights_N * np.exp(-(away_TN**2) / 2)).sum(1) / (width * np.sqrt(2 * np.pi))
 
 
-def _densities(densities: list[Any], folder: Path) -> Picture:
-    figure, ((axis,),) = panels(7, 4)
+def _densities(densities: list[Any], figure: Figure | None = None) -> tuple[Figure, str]:
+    """The figure and its caption."""
+    figure, ((axis,),) = panels(7, 4, figure=figure)
     nodes_N = np.concatenate([nodes_N for _, nodes_N, _, _ in densities])
     width = max(0.01 * float(np.ptp(nodes_N)), 1e-12)
     at_T = np.linspace(nodes_N.min() - 5 * width, nodes_N.max() + 5 * width, 1000)
+    own = looks(name for name, *_ in densities)
     for name, nodes_N, weights_N, _ in densities:
-        axis.plot(at_T, smoothed(nodes_N, weights_N, at_T, width).clip(1e-12), label=name, linewidth=1.4)
+        density_T = smoothed(nodes_N, weights_N, at_T, width).clip(1e-12)
+        axis.plot(at_T, density_T, label=name, linewidth=1.4, **own[name].line)
     axis.set(yscale="log", xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(1e-7 / width, None))
     axis.legend(fontsize=8)
     caption = f"By stochastic Lanczos quadrature, smoothed by Gaussians of standard deviation {width:.2g}. "
-    return save(
-        figure, folder, "density", "Density of the Hessian's eigenvalues", caption + told(densities[0][3]["hessian"])
-    )
+    return figure, caption + told(densities[0][3]["hessian"])
 
 
-def _along(paths: list[Any], folder: Path) -> Picture:
-    figure, (axes,) = panels(10, 3.6, 1, 2)
+def _along(paths: list[Any], figure: Figure | None = None) -> Figure:
+    figure, (axes,) = panels(10, 3.6, 1, 2, figure)
     seen = set[str]()
     for _, tensors, notes in paths:
         finder, t_K = notes["finder"], tensors["t"]
         label = None if finder in seen else finder
         seen.add(finder)
+        own = look(finder)
         for axis, name in zip(axes, ("hessian_max", "hessian_min"), strict=True):
-            axis.plot(t_K, tensors[name], "o-", markersize=4, color=COLOURS.get(finder, OTHER), label=label)
+            axis.plot(t_K, tensors[name], marker=own.marker, markersize=4, label=label, **own.line)
             open_K = ~tensors["hessian_converged"]
             axis.plot(t_K[open_K], tensors[name][open_K], "x", markersize=9, color="black")
     for axis, text in zip(axes, ("largest", "smallest"), strict=True):
         axis.set(xlabel="t along the path", ylabel=f"{text} eigenvalue", xlim=(-0.02, 1.02))
         axis.set_title(f"{text.capitalize()} eigenvalue of the Hessian")
     axes[0].legend()
-    caption = "At the ends, the highest and some inner points of every path; a cross: not converged. "
-    return save(figure, folder, "curvature", "Curvature along the paths", caption + told(paths[0][2]["hessian"]))
+    return figure
 
 
 def draw_map(name: str, grid: Mapping[str, Any], notes: Mapping[str, Any], folder: Path) -> Picture:
@@ -135,3 +161,28 @@ def pits(loss_RC: Any) -> int:
     around = [loss_RC[r, c] for r in rows for c in columns]
     centre = around.pop(4)
     return int(np.all([centre < other for other in around], axis=0).sum())
+
+
+def found(study: Study) -> Iterator[str]:
+    """The largest eigenvalues, and how many are negative where the paths are highest."""
+    table = spectra(study)
+    if table.empty:
+        return
+    at = table[table["finder"] == "minimum"] if (table["finder"] == "minimum").any() else table[table["t"] == 0]
+    yield f"The largest eigenvalue of the Hessian at the minima is {at['hessian_max'].mean():.2g} on average."
+    for finder, paths in table[table["finder"] != "minimum"].groupby("finder", sort=False):
+        tops = paths.loc[paths.groupby(["start", "end"])["train_loss"].idxmax().dropna()]
+        negative = int((tops["hessian_index"] > 0).sum())
+        yield f"At {negative} of {len(tops)} highest points of {finder} an eigenvalue is negative."
+
+
+def draw(study: Study, folder: Path) -> Iterator[Picture]:
+    return draw_spectra(study.complete("spectra"), folder)
+
+
+def shown_tables(study: Study) -> Iterator[Table]:
+    note = "Eigenvalues of the Hessian of the mean train loss; index: how many of the lowest ones are negative."
+    yield Table("report/spectra.csv", spectra(study), "Spectra", note)
+
+
+SHOWN = Shown("Curvature", found, draw, shown_tables)

@@ -1,0 +1,1 @@
+"""Results for notebooks, other programs and other people's tools."""

@@ -1,0 +1,180 @@
+"""What the results of each kind are.
+
+Shapes: P parameters, K minima or points, E epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path as Folder
+from typing import TYPE_CHECKING, Any
+
+from lowloss.errors import LowlossError
+from lowloss.results.base import Made, OneResult, Results
+from lowloss.study import Artifact, Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from lowloss.points.path import Path
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Where a minimum was on its way: the epochs, and the points then, (E, P), which are read when asked for."""
+
+    epochs: list[float]
+    files: list[Folder]
+
+    @property
+    def theta_EP(self) -> Tensor:
+        import torch
+
+        from lowloss.files import load_tensors
+
+        return torch.stack([load_tensors(file)[0]["theta"] for file in self.files])
+
+
+class MinimumResult(OneResult):
+    """A minimum; its frame is the learning curve: step, lr and the minibatches' train loss."""
+
+    main, told = "metrics.csv", ("status", "train_loss", "train_error", "test_loss", "test_error")
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """The point (P,)."""
+        return self.tensors["theta"]
+
+    @property
+    def trajectory(self) -> Any:
+        """Its `epochs`, and `theta_EP`, where it was then. Raises LowlossError where none was collected."""
+        known = self.source.known if isinstance(self.source, Made) else self.notes
+        if "trajectory_epochs" not in known:
+            raise LowlossError(f"{self.kind}/{self.name} has no trajectory: train with minima.collect=every")
+        epochs = known["trajectory_epochs"]
+        if isinstance(self.source, Made):
+            return known["trajectory"]
+        folder = self.source.folder / "trajectory"
+        return Collected(epochs, [folder / f"{i:04d}.safetensors" for i in range(len(epochs))])
+
+
+class PathResult(OneResult):
+    """A path between two minima; its frame has a row a sampled point: t, arc and the exact metrics."""
+
+    main, told = "along.csv", ("finder", "start", "end", "status", "barrier_train_loss", "saddle_train_loss")
+
+    @cached_property
+    def path(self) -> Path:
+        """The curve itself: `path.points(t_K)` are its points (K, P)."""
+        from lowloss.points.path import path_from_tensors
+
+        return path_from_tensors(self.notes["kind"], self.tensors)
+
+    @classmethod
+    def draw_all(cls, found: Sequence[PathResult], figure: Figure) -> None:
+        from lowloss.report.paths import paths_figure
+
+        paths_figure([one.source for one in found], figure)
+
+
+class ScanResult(OneResult):
+    """Lines or a plane; its frame has a row a point: its coordinates and the exact metrics."""
+
+    main, told = "scan.csv", ("scan",)
+
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """The tensors as NumPy arrays: axis-0, axis-1, columns in the grid's shape, and what lies on it."""
+        return {name: tensor.numpy() for name, tensor in self.tensors.items()}
+
+    def draw(self, figure: Figure) -> None:
+        from lowloss.report.lines import lines_figure
+        from lowloss.report.scans import plane_figure
+
+        (lines_figure if self.notes["lines"] else plane_figure)(self.arrays, self.notes, figure)
+
+    def surface(self) -> Any:
+        """The plane's log10 train loss as an interactive plotly figure, with the minima, and the paths of its study or
+        with which it was scanned. Raises LowlossError for lines."""
+        import plotly.graph_objects as go
+
+        from lowloss.report.planes import surface
+        from lowloss.report.scans import way_of, ways_of
+
+        if self.notes["lines"]:
+            raise LowlossError(f"{self.name} is of lines and has no surface: call plot()")
+        if isinstance(self.source, Artifact):
+            ways = ways_of(Study(self.source.folder.parent.parent), self.arrays, self.notes)
+        else:
+            path = self.source.known.get("_path")
+            ways = [way_of(path, self.arrays["bends_projected"])] if path is not None else []
+            ways += ways_of(None, self.arrays, self.notes)
+        return go.Figure(surface(self.arrays, self.notes, ways))
+
+    @property
+    def trajectory(self) -> TrajectoryResult:
+        """The trajectory that lies on it. Raises LowlossError where there is none."""
+        if "trajectory_projected" not in self.tensors:
+            raise LowlossError(f"no trajectory lies on {self.name}: scan one (scan=[trajectory])")
+        return TrajectoryResult(self.kind, self.source)
+
+
+class TrajectoryResult(ScanResult):
+    """A trajectory on its plane; its frame has a row an epoch: the rate, where it lies, its real losses and those of
+    its projection. `plot` draws these losses by epochs; the scan's own, the plane."""
+
+    main = "trajectory.csv"
+
+    def draw(self, figure: Figure) -> None:
+        from lowloss.report.lines import trajectory_figure
+
+        trajectory_figure(self.arrays, self.notes, figure)
+
+
+class EnsembleResult(OneResult):
+    """An ensemble on the test split; its frame has a row a member."""
+
+    main, told = "members.csv", ("method",)
+
+    @classmethod
+    def draw_all(cls, found: Sequence[EnsembleResult], figure: Figure) -> None:
+        from lowloss.report.ensembles import ensembles_figure
+
+        shown = [one.source for one in found if "ways" not in one.notes]
+        if not shown:
+            raise LowlossError("ensembles along a curve have no figure here: the study's report has theirs")
+        ensembles_figure(shown, figure)
+
+
+class SpectrumResult(OneResult):
+    """The Hessian's eigenvalues at a minimum or along a path; its frame has a row a point."""
+
+    main, told = "spectra.csv", ("finder", "start", "end")
+
+    def draw(self, figure: Figure) -> None:
+        from lowloss.report.spectra import spectrum_figure
+
+        spectrum_figure(self.source, figure)
+
+
+class Minima(Results[MinimumResult]):
+    """Minima; `theta_KP` has one a row."""
+
+    @cached_property
+    def theta_KP(self) -> Tensor:
+        import torch
+
+        return torch.stack([one.theta for one in self])
+
+
+KINDS: Mapping[str, type[OneResult]] = {
+    "minima": MinimumResult,
+    "paths": PathResult,
+    "scans": ScanResult,
+    "ensembles": EnsembleResult,
+    "spectra": SpectrumResult,
+}
+"""What the results of a kind are; those of others have no more than every result has."""
