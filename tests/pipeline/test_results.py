@@ -136,7 +136,7 @@ def test_results_print_themselves_in_a_line_and_as_html(study):
         (lambda study: study.path, "a study has no path (did you mean paths?)"),
         (lambda study: study.paths["0000-0001-autonep"], "(did you mean 0000-0001-autoneb"),
         (lambda study: study.minima[3], "minima has no 3; there are 0000, 0001, 0002"),
-        (lambda study: study.spectra[0], "make them with the study's command, stages=[curvature] among it"),
+        (lambda study: study.spectra[0], "run the study's command with stages=[curvature]"),
         (lambda study: study.spectra.plot(), "has no spectra"),
         (lambda study: study.paths[0].barier_train_loss, "did you mean barrier_train_loss"),
         (lambda study: study.paths[0].table("member.csv"), "has no table member.csv; there are along.csv, metrics.csv"),

@@ -60,7 +60,7 @@ class StudyResults:
         stage, study = stages[kind], self.study
         found = [KINDS.get(kind, OneResult)(kind, artifact) for artifact in study.complete(kind)]
         begun = "".join(f", but {title} has begun" for title in self.unfinished if title.startswith(f"{kind}/"))
-        none = f"{self.root} has no {kind}{begun}: make them with the study's command, stages=[{stage.name}] among it"
+        none = f"{self.root} has no {kind}{begun}: run the study's command with stages=[{stage.name}]"
         collection: Any = Minima if kind == "minima" else Results
         results = collection(kind, found, partial(self._frame, kind), none)
         setattr(self, kind, results)
