@@ -21,6 +21,7 @@ lowloss: minima, paths, ensembles and scans of the loss landscapes of neural net
   lowloss watch FOLDER                        the same as a page that is written every few seconds
   lowloss logs STUDY                          the log of a job of a sweep
   lowloss compare FOLDER ...                  many studies in one table and page
+  lowloss export STUDY --to h5 vtp svg ...    scans and figures as files that other programs read
   lowloss merge A B model=... data=...        whether two trained networks can be averaged
   lowloss papers                              the results of papers, published and made here
   lowloss verify STUDY                        every file against its digest

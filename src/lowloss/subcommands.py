@@ -205,11 +205,11 @@ def _merge(arguments: Sequence[str]) -> list[str]:
 
 SUBCOMMANDS: dict[str, Callable[[Sequence[str]], list[str] | None]] = {
     "compare": _compare,
+    "papers": _papers,
     "status": _status,
     "watch": _watch,
     "logs": _logs,
     "export": _export,
-    "papers": _papers,
     "verify": _verify,
     "merge": _merge,
 }

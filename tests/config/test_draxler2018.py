@@ -65,7 +65,7 @@ def test_settings_are_the_papers(compose, base, name):
     dense, deep = "densenet" in name, name.endswith(("resnet44", "resnet56"))
     assert config["name"] == config["study"] == config["published"] == name
     training = {"count": 10, "epochs": 266 if dense else 136, "batch_size": 64 if dense else 128}
-    assert config["minima"] == {**training, **dict.fromkeys(("together", "collect", "gradient_norm"))}
+    assert config["minima"] == {**training, **dict.fromkeys(("together", "collect", "gradient_norm", "branch"))}
     optimizer = {key: value for key, value in config["optimizer"].items() if key != "_target_"}
     assert optimizer == {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": dense}
     assert config["schedule"]["milestones"] == [0.5, 0.75]

@@ -70,7 +70,7 @@ def test_a_damaged_family_is_told(tmp_path, text, told):
         ("minima.cuont=3", "'minima.cuont' (did you mean count?)"),
         ("finder=[line,autonep]", "no finder/autonep (did you mean autoneb?); finder can be autoneb, bezier,"),
         ("experiment=draxler2018_c10_cnn25", "draxler2018_c10_cnn24"),
-        ("hydra/launcher=slrum", "(did you mean slurm?); hydra/launcher can be basic, local, slurm"),
+        ("hydra/launcher=slrum", "(did you mean slurm?); hydra/launcher can be basic, in_turn, local, slurm"),
     ],
 )
 def test_the_nearest_name_is_told(monkeypatch, capsys, argument, told):

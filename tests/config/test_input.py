@@ -18,7 +18,7 @@ SHORT = """
     study=t trainer=cpu model=mlp model.hidden=[4] data=tiny minima.count=2 minima.epochs=1 minima.batch_size=16
     stages=[minima]
 """
-TRAINER = "accelerator, devices, strategy, benchmark, deterministic, default_root_dir"
+TRAINER = "accelerator, devices, strategy, benchmark, deterministic, default_root_dir, profiler"
 ALL = "stages=[minima,path,scan]"
 
 # What was a traceback.

@@ -13,7 +13,7 @@ from lowloss.data import digits
 from lowloss.files import load_notes
 from lowloss.landscape import NetworkLandscape
 from lowloss.model import MLP
-from lowloss.report.merging import advice
+from lowloss.report.merges import advice
 from lowloss.symmetry import derive_symmetries
 
 HIDDEN = 20

@@ -46,8 +46,8 @@ def at_epoch(bench: Bench, k: int, epoch: float | None) -> Tensor:
     """Where a minimum was (P,) at an epoch of its training at which it was kept; None: at the end."""
     if epoch is None:
         return points(bench, [k])[0]
-    epochs, points_EP = trajectory(bench, k)
-    return points_EP[epochs.index(epoch)]
+    epochs = minimum(bench, k).artifact.notes()["trajectory_epochs"]
+    return trajectory(bench, k)[epochs.index(epoch)]
 
 
 def check_epochs(bench: Bench, key: str, epochs: Iterable[float]) -> None:
