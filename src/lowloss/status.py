@@ -188,7 +188,7 @@ def _study(root: Path, name: str, jobs: Sequence[SweptJob]) -> State:
     log = next((job.log for job in jobs if job.state == "failed"), jobs[-1].log if jobs else None)
     seconds = sum(job.end.seconds or 0 for job in jobs if job.end) if {*states} == {"done"} else None
     about: dict[str, Any] = {"stages": stages, "log": log if log is not None and log.exists() else None}
-    if alive or "at work" in states:
+    if alive or "at work" in states or _claimed(root):
         return State(name, "at work", work=[_work(told) for told in alive], left=_left_of(root, plan, alive), **about)
     if "waiting" in states:
         return State(name, "waiting", **about)
@@ -204,7 +204,19 @@ def _study(root: Path, name: str, jobs: Sequence[SweptJob]) -> State:
         return State(name, "stopped", why=f"{why}; the same command continues", lines=told["lines"], **about)
     if "stopped" in states:
         return State(name, "stopped", why="its launcher is gone; the same command continues", **about)
+    if any(root.glob("*/.*.work")):
+        return State(name, "stopped", why="something is half made; the same command continues", **about)
     return State(name, "done", seconds=seconds, **about)
+
+
+def _claimed(root: Path) -> bool:
+    """Whether a process that has not written a record yet has claimed some of its work."""
+    for claim in root.glob("*/.*.claim"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            runs = processes.running(json.loads(claim.read_text(encoding="utf-8")))
+            if runs or (runs is None and time.time() - claim.stat().st_mtime < STALE):
+                return True
+    return False
 
 
 def _alive(root: Path, file: Path, told: Mapping[str, Any]) -> bool:
@@ -335,14 +347,16 @@ def watch(folder: Path, to: Path | None, every: float) -> Iterator[Path]:
 
     Raises LowlossError if there is no study.
     """
-    goes_on = True
-    while goes_on:
-        found = gather(folder)
-        goes_on, file = found.goes_on, to or folder / "watch.html"
-        files.write_text(file, as_page(found, every if goes_on else None))
-        yield file
-        if goes_on:
+    file, found = to or folder / "watch.html", gather(folder)
+    try:
+        while found.goes_on:
+            files.write_text(file, as_page(found, every))
+            yield file
             time.sleep(every)
+            found = gather(folder)
+    finally:  # whoever looks at the page when nobody writes it any more shall see that
+        files.write_text(file, as_page(found, None))
+    yield file
 
 
 def logs(folder: Path, count: int | None = None) -> str:

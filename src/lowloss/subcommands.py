@@ -109,6 +109,7 @@ def _watch(arguments: Sequence[str]) -> None:
     if not given.every >= 0.1:
         raise LowlossError(f"--every must be at least 0.1 seconds, got {given.every}")
     progress.shown = True
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for count, page in enumerate(
             status.watch(Path(given.folder), Path(given.to) if given.to else None, given.every)

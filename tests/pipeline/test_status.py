@@ -93,6 +93,22 @@ def test_a_process_that_is_gone_has_stopped(study, record):
     assert status.gather(study).studies[0].state == "at work"
 
 
+def test_a_study_that_has_just_begun_is_not_done(study, tmp_path):
+    claim = study / "minima" / ".0001.claim"
+    claim.write_text(json.dumps(processes.identity(os.getpid())))
+    assert status.gather(study).studies[0].state == "at work"
+    pages = status.watch(study, tmp_path / "page.html", 1)
+    page = next(pages)
+    assert "http-equiv" in page.read_text()
+    pages.close()
+    assert "no longer written" in page.read_text()
+    claim.write_text(json.dumps(processes.identity(os.getpid()) | {"started": "1"}))  # of a process that is gone
+    assert status.gather(study).studies[0].state == "done"
+    (study / "minima" / ".0001.work").mkdir()
+    (one,) = status.gather(study).studies
+    assert (one.state, one.why) == ("stopped", "something is half made; the same command continues")
+
+
 def test_what_strangers_left_hinders_nothing(study, record):
     (study / progress.FOLDER / "1-a.json").write_text("[")
     (study / progress.FOLDER / "1-b.json").write_text("[]")
