@@ -383,6 +383,11 @@ def test_a_sweep_has_means_and_deviations_by_what_differs(tmp_path):
             folder.mkdir(parents=True)
             files.save_tensors(folder / "result.safetensors", {}, {"minimum": k, "angle": float(angle)})
             folder.joinpath("config.yaml").write_text(f"seed: {seed}\noptimizer:\n  lr: {rate}\n  momentum: 0.9\n")
+    # Another network's studies are of no sweep with these.
+    other = tmp_path / "other" / "widths" / "0000"
+    other.mkdir(parents=True)
+    files.save_tensors(other / "result.safetensors", {}, {"minimum": 0, "angle": 5.0})
+    other.joinpath("config.yaml").write_text("seed: 0\nmodel: another\noptimizer:\n  lr: 0.2\n  momentum: 0.9\n")
     written = draw_sweeps([tmp_path], tmp_path)
     assert [file.name for file in written] == ["sweeps.csv", "sweep-optimizer.lr.png"]
     with (tmp_path / "sweeps.csv").open(newline="") as lines:

@@ -42,7 +42,7 @@ def draw_sweeps(folders: Sequence[Path], to: Path) -> list[Path]:
         quantities = list(rows.groupby("quantity"))
         figure, (axes,) = panels(4.5 * len(quantities), 3.6, 1, len(quantities))
         for axis, (quantity, own) in zip(axes, quantities, strict=True):
-            for others, line in own.groupby("others"):
+            for (_, others), line in own.groupby(["sweep", "others"]):
                 axis.errorbar(line["value"], line["mean"], line["sd"], fmt="o-", capsize=3, label=others or None)
             positive = (own["value"] > 0).all() and own["value"].max() > 10 * own["value"].min()
             axis.set(xscale="log" if positive else "linear", xlabel=setting, ylabel=quantity)
@@ -54,23 +54,31 @@ def draw_sweeps(folders: Sequence[Path], to: Path) -> list[Path]:
 
 
 def sweeps(folders: Sequence[Path]) -> pd.DataFrame:
-    """A row a quantity, setting, value of it and choice of the others: mean, sd and count."""
+    """A row a quantity, setting, value of it and choice of the others: mean, sd and count.
+
+    Studies are of one sweep, which its number tells, where they differ in numbers alone.
+    """
     # What is left out there, compare has told.
-    told, values, found = list[str](), [], []
+    told, alike = list[str](), dict[tuple[Any, ...], list[tuple[dict[str, float], list[tuple[str, float]]]]]()
     for root in dict.fromkeys(root for folder in folders for root in studies_under(folder, told.append)):
         if own := list(_measured(Study(root))):
             config = flat(merged_config(Study(root), []))
-            values.append({key: number for key, value in config.items() if (number := _number(value)) is not None})
-            found.append(own)
-    common = set.intersection(*map(set, values)) if values else set[str]()
-    named = (key for key in common - {"seed"} if re.fullmatch(r"[\w.]+", key))  # a stranger's may be a path
-    varied = sorted(key for key in named if len({own[key] for own in values}) > 1)
+            numbers = {key: number for key, value in config.items() if (number := _number(value)) is not None}
+            rest = tuple(sorted((key, str(value)) for key, value in config.items() if key not in numbers))
+            alike.setdefault((*sorted(numbers), *rest), []).append((numbers, own))
+    tables = [_swept(found).assign(sweep=k) for k, found in enumerate(alike.values(), 1)]
+    return pd.concat(tables) if tables else pd.DataFrame()
+
+
+def _swept(found: Sequence[tuple[dict[str, float], list[tuple[str, float]]]]) -> pd.DataFrame:
+    named = (key for key in found[0][0] if key != "seed" and re.fullmatch(r"[\w.]+", key))  # a stranger's may be a path
+    varied = sorted(key for key in named if len({own[key] for own, _ in found}) > 1)
     if len(varied) > MOST:
         progress.say(f"compare: the studies differ in {len(varied)} settings, too many for figures of a sweep")
         return pd.DataFrame()
     rows = [
         {"quantity": quantity, "measured": value, **{key: settings[key] for key in varied}}
-        for settings, own in zip(values, found, strict=True)
+        for settings, own in found
         for quantity, value in own
     ]
     summed = []
