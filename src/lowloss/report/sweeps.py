@@ -66,7 +66,8 @@ def sweeps(folders: Sequence[Path]) -> pd.DataFrame:
             numbers = {key: number for key, value in config.items() if (number := _number(value)) is not None}
             rest = tuple(sorted((key, str(value)) for key, value in config.items() if key not in numbers))
             alike.setdefault((*sorted(numbers), *rest), []).append((numbers, own))
-    tables = [_swept(found).assign(sweep=k) for k, found in enumerate(alike.values(), 1)]
+    swept = [table for found in alike.values() if len(table := _swept(found))]
+    tables = [table.assign(sweep=k) for k, table in enumerate(swept, 1)]
     return pd.concat(tables) if tables else pd.DataFrame()
 
 
