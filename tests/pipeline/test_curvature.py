@@ -1,6 +1,7 @@
 """The stage curvature and maps of curvature, from the command line to the report."""
 
 import csv
+from html import unescape
 
 import h5py
 import matplotlib.pyplot as plt
@@ -132,6 +133,10 @@ def test_a_map_at_the_centres_statistics(curved):
     page = (root / "report" / "index.html").read_text(encoding="utf-8")
     for part in ("Curvature on random_plane-0000", "Density of the Hessian", "Curvature along the paths"):
         assert part in page
+    # What the plane shows of the curvature at its centre is told beside what the Hessian has.
+    shown, hessian = (" and ".join(f"{c:.3g}" for c in notes["centre"][of]) for of in ("shown", "hessian"))
+    told = (f"has the curvatures {shown} along", f"the Hessian's are {hessian}", "the minimum's initial point had")
+    assert all(part in unescape(page) for part in told)
 
 
 def test_again_it_does_nothing_and_other_settings_are_refused(lowloss, curved):
