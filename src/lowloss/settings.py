@@ -170,6 +170,7 @@ class Curvature:
     products: Count
     trace: Annotated[int, Ge(6), Le(10_000)] | None
     density: Config | None
+    layers: bool
     pivots: Annotated[int, Ge(0), Le(10_000)] | None
 
 

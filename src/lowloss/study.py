@@ -332,22 +332,30 @@ def begin_work(work: Path, config: Config, now: Config) -> Config:
     return now
 
 
-def check_config(folder: Path, config: Config) -> None:
-    """Raise OtherConfigError if what lies in the folder was made with another configuration."""
+def check_config(
+    folder: Path,
+    config: Config,
+    sections: Sequence[str] | None = None,
+    remedy: str = "choose another folder with study=NAME, or delete this one to make it anew",
+) -> None:
+    """Raise OtherConfigError if what lies in the folder was made with another configuration.
+
+    Args:
+        sections: those that are compared; by default all.
+    """
     try:
         made = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         assert isinstance(made, dict)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, AssertionError) as error:
         raise LowlossError(f"{folder / 'config.yaml'} is unreadable: delete {folder} and run again") from error
+    if sections is not None:
+        made, config = ({key: of[key] for key in sections if key in of} for of in (made, config))
     before, now = flat(made), flat(config)
     keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if keys:
         told = [f"{k}={before.get(k, 'nothing')}, now {k}={now.get(k, 'nothing')}" for k in keys[:3]]
         more = f" (and {len(keys) - 3} more keys)" if len(keys) > 3 else ""
-        raise OtherConfigError(
-            f"{folder} was made with {'; '.join(told)}{more}: "
-            "choose another folder with study=NAME, or delete this one to make it anew"
-        )
+        raise OtherConfigError(f"{folder} was made with {'; '.join(told)}{more}: {remedy}")
 
 
 def lookup(config: Config, key: str) -> Any:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from lowloss import Data, LowlossError, MullerBrown, NetworkLandscape, tabulate
 from lowloss.landscape.analytic import AnalyticSurface, Quadratic, Rosenbrock
-from lowloss.measure import Density, Extremes, Hessian, Large, Trace, curvature
+from lowloss.measure import Density, Extremes, Hessian, Large, Layers, Trace, curvature
 from lowloss.report.spectra import smoothed
 
 EIGENVALUES = [-3.0, -0.5, *np.linspace(-0.01, 0.01, 190).tolist(), 0.3, 1.0, 2.0, 2.5, 7.0, 7.2, 9.0, 40.0]
@@ -307,3 +307,24 @@ def test_large_eigenvalues_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curvature, "DENSE", 0)
     estimated = Large(share=0.01, probes=30, steps=60)(surface, theta_KP[:1])["hessian_large"]
     assert float(estimated) == pytest.approx(7, rel=3 * (2 / (30 * 7)) ** 0.5)
+
+
+def test_blocks_of_layers_are_those_of_the_dense_hessian() -> None:
+    land = landscape()
+    theta_KP = torch.stack([land.initial(seed) for seed in (0, 1)])
+    layers = land.layout.blocks()
+    assert layers == {"0": (0, 30), "1": (30, 42), "3": (42, 63)}
+    of = Hessian()
+    found = tabulate(land, theta_KP, measures=[Layers(layers, Extremes(of, tolerance=1e-8), Trace(of, 99))])
+    assert found["layers_converged"].all()
+    data = land.data
+    for k, theta_P in enumerate(theta_KP):
+        hessian_PP = dense(land, theta_P, data.x_train, data.y_train, land.statistics(theta_P))
+        for place, (first, end) in enumerate(layers.values()):
+            wanted_P = torch.linalg.eigvalsh(hessian_PP[first:end, first:end])
+            scale = 1e-4 * float(wanted_P.abs().max())
+            for name, value in (("min", wanted_P[0]), ("max", wanted_P[-1])):
+                assert found[f"layers_{name}"][k, place].item() == pytest.approx(float(value), abs=scale)
+            # A third of the products sketches all of a block's space.
+            assert found["layers_trace"][k, place].item() == pytest.approx(float(wanted_P.sum()), abs=scale)
+        assert found["layers_trace"][k].sum().item() == pytest.approx(float(hessian_PP.trace()), rel=1e-4)

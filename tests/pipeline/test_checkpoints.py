@@ -135,6 +135,7 @@ def test_paths_scan_ensemble_and_report_are_made_of_them(study, networks):
     figures = {file.stem for file in (study / "report" / "figures").glob("*.png")}
     assert figures >= {"paths", "ensembles", "plane-0001-0003", "random_plane-0000", "coordinates-0001-0003-autoneb"}
     assert "learning" not in figures  # there is no learning curve
+    assert "weights" in figures
     (row, *_) = table(study / "report" / "table_b1.csv")
     assert (row["finder"], row["epoch"], row["epoch_first"]) == ("autoneb", "", "")
     assert (study / "report" / "index.html").is_file()
@@ -163,6 +164,33 @@ def test_where_the_files_lie_does_not_matter_and_what_they_hold_does(lowloss, st
     assert "study=NAME" in message
     # So does their order.
     assert "was made with" in lowloss(study.parent, *STUDY.split(), named([files[1], files[0], *files[2:]])).message
+
+
+def test_minima_of_other_studies_and_the_line_between_them(lowloss, study, networks, tmp_path):
+    """As fig. 2 of Li et al. 2018, whose two ends are trained with different batches."""
+    line = "scan=[line] scan.line.resolution=3 scan.line.margin=0 stages=[minima,scan,report]"
+    one, other = study / "minima" / "0001", study / "minima" / "0003" / "result.safetensors"
+    made = lowloss(tmp_path, *NETWORK.split(), *line.split(), named([one, other]))
+    assert made.status == 0, made.err
+    for k, source in enumerate((1, 3)):
+        folder = tmp_path / "t" / "minima" / f"{k:04d}"
+        assert torch.equal(load_file(folder / "result.safetensors")["theta"], points(networks)[source])
+        found, before = notes_of(folder), notes_of(study / "minima" / f"{source:04d}")
+        assert found["file"] == f"t/minima/{source:04d}"
+        assert found["train_loss"] == pytest.approx(before["train_loss"], rel=1e-9)
+    scan = load_file(tmp_path / "t" / "scans" / "line-0000-0001" / "result.safetensors")
+    ends = [notes_of(study / "minima" / f"{source:04d}")["train_loss"] for source in (1, 3)]
+    assert scan["train_loss"][[0, -1]].tolist() == pytest.approx(ends, rel=1e-6)
+    # Both histograms in one figure; how the norms grew, their own studies know.
+    head = (tmp_path / "t" / "report" / "weights.csv").read_text().splitlines()[0]
+    assert head == "from,to,minimum_0,minimum_1"
+    # A network of as many parameters may be another; one of others does not fit.
+    told = lowloss(tmp_path, *NETWORK.split(), "study=u", "model.activation=Tanh", named([one, other])).message
+    assert re.search(r"minima/0001 was made with model\.activation=\w+, now model\.activation=Tanh: set model", told), (
+        told
+    )
+    told = lowloss(tmp_path, *NETWORK.split(), "study=u", "model.hidden=[9]", named([one, other])).message
+    assert re.search(r"0001 does not fit the model: it has 618 parameters, and the model 694: set model", told), told
 
 
 class Evil:
@@ -240,7 +268,7 @@ WRONG = {
     "cut": NOT_READ,
     "tensor": r"bad\.pt holds no named tensors: save a state_dict",
     "safetensors": r"bad\.safetensors cannot be read as safetensors",
-    "folder": r"model is a folder without model\.safetensors or pytorch_model\.bin",
+    "folder": r"model is a folder without model\.safetensors, pytorch_model\.bin or result\.safetensors",
     "twice": r"minima\.files names \S+good\.pt twice: name each file once",
     "twice-by-another-name": r"minima\.files names \S+link\.pt twice, also as \S+good\.pt",
     "copy": r"good\.pt and \S+bad\.pt of minima\.files hold the same network",

@@ -1,6 +1,7 @@
 """The stage curvature and maps of curvature, from the command line to the report."""
 
 import csv
+from html import unescape
 
 import h5py
 import matplotlib.pyplot as plt
@@ -16,7 +17,8 @@ from lowloss.model import MLP
 from lowloss.report.spectra import pits
 from lowloss.seeding import derive
 
-SETTINGS = ("curvature.samples=60", "curvature.tolerance=1e-5", "curvature.density.steps=12", "curvature.pivots=2")
+SETTINGS = ("curvature.samples=60", "curvature.tolerance=1e-5", "curvature.density.steps=12", "curvature.pivots=2",
+            "curvature.layers=true")  # fmt: skip
 PLANE = ("scan.random_plane.measures=[exact,curvature]", "scan.random_plane.resolution=[3,3]")
 
 
@@ -98,6 +100,26 @@ def test_spectra_of_minima_and_paths_against_scipys_lanczos(curved):
     np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
 
+def test_layers_are_told_at_every_point(curved):
+    _, root = curved
+    table = rows(root / "report" / "curvature_layers.csv")
+    data = digits()
+    layout = NetworkLandscape(lambda: MLP(data.input_shape, 10, [16], batch_norm=True), data).layout
+    assert [row["layer"] for row in table][: len(layout.blocks())] == [*layout.blocks()]
+    whole = rows(root / "report" / "spectra.csv")
+    assert len(table) == len(whole) * len(layout.blocks())
+    for place, point in enumerate(whole):
+        own = table[place * len(layout.blocks()) : (place + 1) * len(layout.blocks())]
+        assert {(row["finder"], row["start"], row["t"]) for row in own} == {
+            (point["finder"], point["start"], point["t"])
+        }
+        assert sum(int(row["parameters"]) for row in own) == layout.dim
+        # Eigenvalues of blocks interlace, within what has converged.
+        low, high = float(point["hessian_min"]), float(point["hessian_max"])
+        assert all(float(row["hessian_max"]) <= high * (1 + 1e-3) for row in own)
+        assert all(float(row["hessian_min"]) >= low - 1e-3 * high for row in own)
+
+
 def test_a_map_at_the_centres_statistics(curved):
     _, root = curved
     grid, notes = load_tensors(root / "scans" / "random_plane-0000" / "result.safetensors")
@@ -111,6 +133,10 @@ def test_a_map_at_the_centres_statistics(curved):
     page = (root / "report" / "index.html").read_text(encoding="utf-8")
     for part in ("Curvature on random_plane-0000", "Density of the Hessian", "Curvature along the paths"):
         assert part in page
+    # What the plane shows of the curvature at its centre is told beside what the Hessian has.
+    shown, hessian = (" and ".join(f"{c:.3g}" for c in notes["centre"][of]) for of in ("shown", "hessian"))
+    told = (f"has the curvatures {shown} along", f"the Hessian's are {hessian}", "the minimum's initial point had")
+    assert all(part in unescape(page) for part in told)
 
 
 def test_again_it_does_nothing_and_other_settings_are_refused(lowloss, curved):

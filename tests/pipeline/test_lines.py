@@ -159,6 +159,30 @@ def test_a_trajectory_on_its_plane(followed, landscape):
         assert part in page
 
 
+def test_norms_over_training_and_the_histogram_of_the_weights(followed, scanned):
+    kept = sorted((followed / "minima" / "0000" / "trajectory").iterdir())
+    theta_EP = torch.stack([load_tensors(file)[0]["theta"] for file in kept]).double().numpy()
+    report = followed / "report"
+    norms = pd.read_csv(report / "norms.csv")
+    assert norms["epoch"].tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(norms["norm"], np.sqrt((theta_EP**2).sum(1)))
+    assert pd.read_csv(report / "each_minimum.csv")["norm"].tolist() == pytest.approx(norms["norm"].tolist()[-1:])
+    bins = pd.read_csv(report / "weights.csv")
+    inner = bins.iloc[:-1]
+    counts = [
+        ((theta_EP[-1] >= low) & (theta_EP[-1] < high)).sum()
+        for low, high in zip(inner["from"], inner["to"], strict=True)
+    ]
+    assert np.abs(inner["minimum_0"] - counts).sum() <= 2  # an edge may be written as another number
+    assert bins["minimum_0"].sum() == theta_EP.shape[1]
+    assert (report / "figures" / "weights.png").is_file()
+    # Where nothing was kept on the way there are the norms at the end alone.
+    ends = [np.linalg.norm(theta(scanned, k).double()) for k in (0, 1)]
+    np.testing.assert_allclose(pd.read_csv(scanned / "report" / "each_minimum.csv")["norm"], ends)
+    assert not list((scanned / "report").glob("**/weights.*"))
+    assert not (scanned / "report" / "norms.csv").exists()
+
+
 def test_a_trajectory_is_loaded_and_exported(followed, tmp_path):
     study = load(followed)
     (found,), (minimum,) = study.scans, study.minima

@@ -1,7 +1,7 @@
 """Minima from elsewhere: a user's own files, read as points of the landscape.
 
-A file is a `state_dict` (.pt, .pth, .bin), a Lightning checkpoint (.ckpt), a safetensors file, or a folder as Hugging
-Face writes it. Nothing in it is run.
+A file is a `state_dict` (.pt, .pth, .bin), a Lightning checkpoint (.ckpt), a safetensors file, a folder as Hugging Face
+writes it, or the folder of a study's minimum. Nothing in it is run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lowloss.errors import LowlossError, reason
 from lowloss.jobs.base import Job
 from lowloss.jobs.bench import Bench
-from lowloss.study import Config, Result
+from lowloss.study import RESULT, Config, Result, check_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +27,10 @@ PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.")
 NESTED = ("state_dict", "model_state_dict", "model_state", "model")
 """Under which keys a checkpoint holds the network's own tensors."""
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""The files of a Hugging Face folder."""
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", RESULT)
+"""The files of a Hugging Face folder, and of a study's minimum."""
+
+SAME_MODEL = "set model and its options to those of that study"
 
 
 class UnfitError(LowlossError):
@@ -52,7 +54,7 @@ class Checkpoint(Job):
     def make(self, work: Path) -> Result:
         theta_P = read_point(self.file, self.bench.landscape.layout)
         values, tensors = apart(self.bench.table(theta_P[None], self.file.name, work), 0)
-        return Result({**tensors, "theta": theta_P}, {**values, "file": self.file.name, "status": "checkpoint"})
+        return Result({**tensors, "theta": theta_P}, {**values, "file": _called(self.file), "status": "checkpoint"})
 
 
 def apart(table: dict[str, Tensor], row: int) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -76,30 +78,53 @@ def check_files(bench: Bench) -> None:
 
 
 def check_fit(bench: Bench) -> None:
-    """Raise LowlossError unless every file fits the model, and each holds another network."""
+    """Raise LowlossError unless every file fits the model, and each holds another network.
+
+    A study's minimum has to be of the same model: networks may differ in what no parameter tells, as in shortcuts.
+    """
     import torch
 
     held: dict[bytes, Path] = {}
     for k in range(bench.count):
         file = Checkpoint(bench, k).file
         theta_P = read_point(file, bench.landscape.layout)
+        folder = weights_file(file).parent
+        if weights_file(file).name == RESULT and (folder / "config.yaml").is_file():
+            check_config(folder, bench.config, ["model"], SAME_MODEL)
         key = hashlib.sha256(theta_P.view(torch.uint8).numpy().tobytes()).digest()
         if key in held:
             raise LowlossError(f"{held[key]} and {file} of minima.files hold the same network: name one of them")
         held[key] = file
 
 
+def _called(file: Path) -> str:
+    """The name of a file; of a study's minimum, those of the study and of the minimum."""
+    if weights_file(file).name != RESULT:
+        return file.name
+    return "/".join(weights_file(file).resolve().parts[-4:-1])
+
+
 def read_point(file: Path, layout: Layout) -> Tensor:
     """The point (P,) of a checkpoint. Raises LowlossError if it cannot be read, or does not fit the layout."""
-    return layout.flatten(_matched(_read_state(file), layout, file))
+    state = _read_state(file)
+    if weights_file(file).name == RESULT and "theta" in state:
+        if state["theta"].shape != (layout.dim,):
+            raise UnfitError(
+                f"{file} does not fit the model: it has {state['theta'].numel()} parameters, and the model "
+                f"{layout.dim}: {SAME_MODEL}"
+            )
+        state = layout.views(state["theta"])
+    return layout.flatten(_matched(state, layout, file))
 
 
 def weights_file(file: Path) -> Path:
-    """The file with the tensors: itself, or that of a Hugging Face folder. Raises LowlossError if there is none."""
+    """The file with the tensors: itself, or that of such a folder. Raises LowlossError if there is none."""
     if file.is_dir():
         found = [file / name for name in WEIGHTS if (file / name).is_file()]
         if not found:
-            raise LowlossError(f"{file} is a folder without {' or '.join(WEIGHTS)}: name the file with the weights")
+            raise LowlossError(
+                f"{file} is a folder without {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}: name the file with the weights"
+            )
         return found[0]
     if not file.is_file():
         raise LowlossError(f"{file} of minima.files does not exist: name files that are there")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowloss.jobs.base import Cost, Job
 from lowloss.jobs.bench import Bench
@@ -15,8 +15,10 @@ from lowloss.seeding import derive
 from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
+    from lowloss.landscape.base import Columns
     from lowloss.measure import Extremes, Hessian
 
 WHICH = ("split", "samples", "statistics")
@@ -44,7 +46,7 @@ class Spectrum(Job):
     """The curvature of a minimum, or at the ends, the highest point and some inner points of a path.
 
     Tensors: the columns of the measures with the points first, and of a path t, where they lie on it.
-    spectra.csv: a row a point.
+    spectra.csv: a row a point; layers.csv, with curvature.layers: a row a point and layer.
     """
 
     kind, stage = "spectra", "curvature"
@@ -65,14 +67,15 @@ class Spectrum(Job):
     def cost(self) -> Cost:
         config, density = self.bench.config["curvature"], self.bench.config["curvature"]["density"] or {}
         points = config["pivots"] + 3 if isinstance(self.of, PathJob) else 1
-        products = config["products"] + (config["trace"] or 0)
+        blocks = len(self.bench.landscape.layout.blocks()) if config["layers"] else 0
+        products = (1 + blocks) * (config["products"] + (config["trace"] or 0))
         products += density.get("probes", 0) * density.get("steps", 0)
         return Cost(2 * products * points, points, 0, "at most")
 
     def make(self, work: Path) -> Result:
         import pandas as pd
 
-        from lowloss.measure import Density, Exact, Trace
+        from lowloss.measure import Density, Exact, Layers, Trace
         from lowloss.training.tabulate import tabulate
 
         bench, config, of = self.bench, self.bench.config["curvature"], hessian(self.bench)
@@ -81,6 +84,9 @@ class Spectrum(Job):
             measures.append(Trace(of, config["trace"]))
         if config["density"]:
             measures.append(Density(of, **config["density"]))
+        layers = bench.landscape.layout.blocks() if config["layers"] else {}
+        if layers:
+            measures.append(Layers(layers, extremes(bench), Trace(of, config["trace"]) if config["trace"] else None))
         if isinstance(self.of, PathJob):
             path, t_K = load_path(self.of), self._places(self.of)
             theta_KP, finder, ends = path.points(t_K), self.of.finder, (self.of.start, self.of.end)
@@ -91,23 +97,23 @@ class Spectrum(Job):
         )
         samples = of.samples or len(bench.landscape.data.split(of.split)[1])
         status = ["converged" if done else "unconverged" for done in table["hessian_converged"]]
+        about: dict[str, Any] = {"split": of.split, "samples": samples, "statistics": of.statistics}
         columns = {name: column for name, column in table.items() if column.dim() == 1 and column.is_floating_point()}
+        at = {"finder": finder, "start": ends[0], "end": ends[1], "t": t_K.tolist() if t_K is not None else [0.0]}
         rows = {
-            "finder": finder,
-            "start": ends[0],
-            "end": ends[1],
-            "t": t_K if t_K is not None else 0.0,
+            **at,
             **{name: column.tolist() for name, column in columns.items()},
             "hessian_index": table["hessian_index"].tolist(),
             "hessian_products": table["hessian_products"].tolist(),
             "status": status,
-            "split": of.split,
-            "samples": samples,
-            "statistics": of.statistics,
+            **about,
         }
         notes = {"finder": finder, "start": ends[0], "end": ends[1], "hessian": {**of.about, "samples": samples}}
         tensors = table if t_K is None else {**table, "t": t_K}
-        return Result(tensors, notes, {"spectra.csv": pd.DataFrame(rows)})
+        tables = {"spectra.csv": pd.DataFrame(rows)}
+        if layers:
+            tables["layers.csv"] = _by_layers(pd.DataFrame(at), layers, table).assign(**about)
+        return Result(tensors, notes, tables)
 
     def _places(self, job: PathJob) -> Tensor:
         """Values of t: the ends, the highest sampled train loss, and inner knots at near-equal distances."""
@@ -120,6 +126,19 @@ class Spectrum(Job):
         chosen = torch.linspace(0, len(inner_B) - 1, wanted + 2)[1:-1].round().long()
         highest_1 = t_T[tensors["train_loss"].argmax()][None]
         return torch.cat([t_T[[0, -1]], highest_1, inner_B[chosen]]).unique()
+
+
+def _by_layers(at: pd.DataFrame, layers: Mapping[str, tuple[int, int]], table: Columns) -> pd.DataFrame:
+    """A row a point and layer, of the columns of `Layers`."""
+    rows = at.loc[at.index.repeat(len(layers))].reset_index(drop=True)
+    rows["layer"] = [*layers] * len(at)
+    rows["parameters"] = [end - first for first, end in layers.values()] * len(at)
+    for name, column_KL in table.items():
+        kind, _, what = name.partition("_")
+        if kind == "layers" and what not in ("converged", "index"):
+            rows[f"hessian_{what}"] = column_KL.flatten().tolist()
+    rows["status"] = ["converged" if done else "unconverged" for done in table["layers_converged"].flatten()]
+    return rows
 
 
 class CurvatureStage(Stage):

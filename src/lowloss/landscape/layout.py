@@ -65,3 +65,13 @@ class Layout:
     def layers(self, theta_P: Tensor) -> dict[str, Tensor]:
         """Views (1, weights) of each weight tensor with at least two axes, whole."""
         return {name: view.reshape(1, -1) for name, view in self.filters(theta_P).items()}
+
+    def blocks(self) -> dict[str, tuple[int, int]]:
+        """For each layer, a module with parameters of its own, where they begin and end in a flat vector."""
+        found: dict[str, tuple[int, int]] = {}
+        end = 0
+        for name, size in zip(self.names, self.sizes, strict=True):
+            layer = name.rpartition(".")[0] or name
+            found[layer] = (found[layer][0] if layer in found else end, end + size)
+            end += size
+        return found

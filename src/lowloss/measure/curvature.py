@@ -50,6 +50,7 @@ class Hessian:
     split: of the data.  samples: so many of it, drawn without replacement by the seed and un-augmented; None: all.
     statistics: BatchNorm's, "held" at the point's own as in evaluation, "batch" of the samples, through which it
     differentiates too, or what gives those of points, as a scan with one centre's has them.
+    block: the first parameter and the one after the last, of whose block on the diagonal alone it is; None: of all.
 
     Raises LowlossError: the statistics are none of these.
     """
@@ -58,6 +59,7 @@ class Hessian:
     samples: Count | None = None
     seed: Index = 0
     statistics: str | Statistics = "held"
+    block: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.statistics, str) and self.statistics not in MODES:
@@ -69,6 +71,10 @@ class Hessian:
         mode = self.statistics if isinstance(self.statistics, str) else "given"
         return {"of": "mean loss", "split": self.split, "samples": self.samples, "statistics": mode}
 
+    def rows(self, parameters: int) -> int:
+        """How many rows it has, of so many parameters."""
+        return parameters if self.block is None else self.block[1] - self.block[0]
+
     def product(self, landscape: Landscape) -> Product:
         """The product with the Hessian at points, of the chosen samples. Raises LowlossError for an unknown split."""
         if self.split not in landscape.splits:
@@ -79,7 +85,11 @@ class Hessian:
 
         def times(theta_KP: Tensor, v_KP: Tensor) -> Tensor:
             statistics = self.statistics if isinstance(self.statistics, str) else self.statistics(theta_KP)
-            return landscape.product(theta_KP, v_KP, data, statistics).to(v_KP)
+            if self.block is None:
+                return landscape.product(theta_KP, v_KP, data, statistics).to(v_KP)
+            first, end = self.block
+            whole_KP = torch.nn.functional.pad(v_KP, (first, theta_KP.shape[1] - end))
+            return landscape.product(theta_KP, whole_KP, data, statistics)[:, first:end].to(v_KP)
 
         return times
 
@@ -172,10 +182,10 @@ class Extremes:
         return _in_parts(self._part, theta_KP, BASIS + BASIS // 2, self.hessian.product(landscape))
 
     def _part(self, theta_KP: Tensor, product: Product) -> Columns:
-        count, left_K = min(self.count, theta_KP.shape[1]), torch.arange(len(theta_KP))
+        count, left_K = min(self.count, self.hessian.rows(theta_KP.shape[1])), torch.arange(len(theta_KP))
         room = max(BASIS, 6 * count)
-        (start_P,) = _random(theta_KP, self.hessian.seed, "lanczos", 1)
-        krylov = Krylov(lambda q_KP: product(theta_KP[left_K], q_KP), start_P.expand_as(theta_KP), room)
+        (start_KP,) = _random(theta_KP, self.hessian, "lanczos", 1)
+        krylov = Krylov(lambda q_KP: product(theta_KP[left_K], q_KP), start_KP, room)
         columns: Columns = {}
         for taken in range(1, self.products + 1):
             krylov.grow()
@@ -242,17 +252,17 @@ class Trace:
         return _in_parts(self._part, theta_KP, self.products, self.hessian.product(landscape))
 
     def _part(self, theta_KP: Tensor, product: Product) -> Columns:
-        third, seed = self.products // 3, self.hessian.seed
-        sketch = _random(theta_KP, seed, "sketch", third)
-        sketched_KPS = torch.stack([product(theta_KP, s_P.expand_as(theta_KP)) for s_P in sketch], 2)
+        third = self.products // 3
+        sketch = _random(theta_KP, self.hessian, "sketch", third)
+        sketched_KPS = torch.stack([product(theta_KP, s_KP) for s_KP in sketch], 2)
         wild_K = ~sketched_KPS.isfinite().all(2).all(1)
         Q_KSP = torch.linalg.qr(torch.where(wild_K[:, None, None], 0.0, sketched_KPS)).Q.transpose(1, 2)
         large_K = torch.zeros(len(theta_KP), dtype=torch.float64, device=theta_KP.device)
         for s in range(Q_KSP.shape[1]):
             large_K += (Q_KSP[:, s] * product(theta_KP, Q_KSP[:, s])).double().sum(1)
         probes = []
-        for drawn_P in _random(theta_KP, seed, "probes", third):
-            g_P = drawn_P.sign()
+        for drawn_KP in _random(theta_KP, self.hessian, "probes", third):
+            g_P = drawn_KP[0].sign()
             g_KP = g_P - (Q_KSP.transpose(1, 2) @ (Q_KSP @ g_P)[:, :, None])[:, :, 0]
             probes.append((g_KP * product(theta_KP, g_KP)).double().sum(1))
         probe_KG = torch.stack(probes, 1)
@@ -280,8 +290,8 @@ class Density:
 
     def _part(self, theta_KP: Tensor, product: Product) -> Columns:
         nodes, weights = [], []
-        for start_P in _random(theta_KP, self.hessian.seed, "density", self.probes):
-            krylov = Krylov(lambda q_KP: product(theta_KP, q_KP), start_P.expand_as(theta_KP), self.steps)
+        for start_KP in _random(theta_KP, self.hessian, "density", self.probes):
+            krylov = Krylov(lambda q_KP: product(theta_KP, q_KP), start_KP, self.steps)
             for _ in range(krylov.room):
                 krylov.grow()
             value_KJ, s_KJJ, _ = krylov.ritz()
@@ -332,11 +342,11 @@ def with_statistics(hessian: Hessian, statistics: Statistics | None) -> Hessian:
     return hessian if statistics is None else replace(hessian, statistics=statistics)
 
 
-def _random(theta_KP: Tensor, seed: int, name: str, count: int) -> Iterator[Tensor]:
-    """Gaussian vectors (P,) for all points, the same on every device."""
-    generator = torch.Generator().manual_seed(derive(seed, name))
+def _random(theta_KP: Tensor, hessian: Hessian, name: str, count: int) -> Iterator[Tensor]:
+    """Gaussian vectors with a Hessian's rows, the same for all points and on every device."""
+    generator, rows = torch.Generator().manual_seed(derive(hessian.seed, name)), hessian.rows(theta_KP.shape[1])
     for _ in range(count):
-        yield torch.randn(theta_KP.shape[1], generator=generator, dtype=torch.float64).to(theta_KP)
+        yield torch.randn(rows, generator=generator, dtype=torch.float64).to(theta_KP).expand(len(theta_KP), -1)
 
 
 def _in_parts(part: Callable[[Tensor, Product], Columns], theta_KP: Tensor, vectors: int, product: Product) -> Columns:

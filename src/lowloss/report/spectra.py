@@ -183,6 +183,15 @@ def draw(study: Study, folder: Path) -> Iterator[Picture]:
 def shown_tables(study: Study) -> Iterator[Table]:
     note = "Eigenvalues of the Hessian of the mean train loss; index: how many of the lowest ones are negative."
     yield Table("report/spectra.csv", spectra(study), "Spectra", note)
+    measured = [artifact for artifact in study.complete("spectra") if "layers.csv" in artifact.record()[0]]
+    if measured:
+        note = (
+            "Extreme eigenvalues and trace of each layer's block of the Hessian, where all other parameters are held."
+        )
+        layers = pd.concat([artifact.table("layers.csv") for artifact in measured], ignore_index=True)
+        main = ("finder", "start", "end", "t", "layer", "parameters", "hessian_min", "hessian_max", "hessian_trace",
+                "status")  # fmt: skip
+        yield Table("report/curvature_layers.csv", layers, "Curvature of the layers", note, main)
 
 
 SHOWN = Shown("Curvature", found, draw, shown_tables)
