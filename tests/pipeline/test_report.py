@@ -101,11 +101,14 @@ def test_barriers_are_compared_over_the_pairs_that_both_have():
         "pairs that both have."
     )
     assert told("line", "bezier")[1].startswith("1 of 2 pairs stays apart: ")
+    assert told("line", "autoneb")[1].startswith("1 of 2 pairs stays apart: its lowest path keeps more than half ")
     assert told("autoneb") == ["AutoNEB's barrier is 1.7 nats, the mean of 3 paths."]
     paths = paths[paths["end"] == 1]
     assert told("line", "autoneb") == [
         "AutoNEB's barrier is 20 times lower than the straight line's: 0.01 against 0.2 nats, between minima 0 and 1."
     ]
+    paths = paths.assign(**{ABOVE: 0.1})
+    assert told("line", "autoneb")[1].startswith("Minima 0 and 1 stay apart: their lowest path keeps more than half ")
     paths = paths.assign(**{BARRIER: nan, ABOVE: nan})
     assert told("line", "autoneb") == []
 

@@ -89,9 +89,11 @@ def apart(paths: pd.DataFrame) -> Iterator[str]:
     if "line" in above:
         both = pd.DataFrame({"line": above.pop("line"), "best": above.min(axis=1)}).dropna()
         if count := int(((both["line"] > 0) & (both["best"] > both["line"] / 2)).sum()):
+            those = f"{count} of {len(both)} pairs" if len(both) > 1 else "Minima {} and {}".format(*both.index[0])
+            stay, their = ("stays", "its") if count == 1 < len(both) else ("stay", "their")
             yield (
-                f"{count} of {len(both)} pairs {'stays' if count == 1 else 'stay'} apart: their lowest path keeps "
-                "more than half of the straight line's barrier above the higher end."
+                f"{those} {stay} apart: {their} lowest path keeps more than half of the straight line's barrier above "
+                "the higher end."
             )
 
 
