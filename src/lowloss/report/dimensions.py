@@ -78,7 +78,7 @@ def draw_dimensions(artifacts: list[Artifact], folder: Path) -> Picture:
 
 
 def _name(place: str, which: float) -> str:
-    return {"initial": "initial point", "path": f"path at {which:g}", "connector": f"middle, m = {which:g}"}[place]
+    return {"initial": "initial point", "path": f"path at {which:g}", "connector": f"middle (m = {which:g})"}[place]
 
 
 def found(study: Study) -> Iterator[str]:

@@ -140,8 +140,8 @@ def _loaded(artifacts: Sequence[Source]) -> tuple[list[tuple[str, str, float]], 
 
 
 def _scale(column: str, loaded: Sequence[Loaded]) -> str:
-    positive = all((along["train_loss"] > 0).all() for _, _, along in loaded)
-    return "log" if column == "train_loss" and positive else "linear"
+    losses = pd.concat([along["train_loss"] for _, _, along in loaded])
+    return "log" if column == "train_loss" and 0 < 10 * losses.min() < losses.max() else "linear"  # or it has no ticks
 
 
 def _top(along: pd.DataFrame) -> int:

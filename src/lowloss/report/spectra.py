@@ -180,10 +180,12 @@ def found(study: Study) -> Iterator[str]:
         f"The largest eigenvalue of the Hessian at the minima is {at['hessian_max'].mean():.2g} on average"
         f"{f', not converged at {doubtful} of {len(at)}' if doubtful else ''}."
     )
+    counts = []
     for finder, paths in table[table["finder"] != "minimum"].groupby("finder", sort=False):
         tops = paths.loc[paths.groupby(["start", "end"])["train_loss"].idxmax().dropna()]
-        negative = int((tops["hessian_index"] > 0).sum())
-        yield f"At {negative} of {len(tops)} highest points of {finder} an eigenvalue is negative."
+        counts.append(f"{int((tops['hessian_index'] > 0).sum())} of {len(tops)} of {finder}")
+    if counts:
+        yield f"Of the highest points of paths, those with a negative eigenvalue: {', '.join(counts)}."
 
 
 def draw(study: Study, folder: Path) -> Iterator[Picture]:
