@@ -14,7 +14,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ STATES = ("failed", "stopped", "at work", "waiting", "done")
 
 STOPPED = "interrupted"
 """How the reason of a command begins that was asked to stop."""
+
+MOST = 1 << 24
+"""Bytes that are read of a record."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def gather(folder: Path) -> Found:
     states = []
     for root, name in shown.items():
         try:
-            states.append(_study(root, name, jobs.get(root, [])))
+            states.append(replace(read_study(root, jobs.get(root, ())), study=name))
         except Exception as error:  # whatever strangers wrote
             states.append(State(name, "stopped", why=f"{root / FOLDER} is unreadable ({error}): delete it"))
     states.sort(key=lambda one: STATES.index(one.state))
@@ -140,7 +143,7 @@ def swept(folder: Path) -> dict[Path, list[SweptJob]]:
     found: dict[Path, list[SweptJob]] = {}
     for file in sorted((outputs / SWEEPS).glob(f"*/{JOBS}"), key=lambda file: file.stat().st_mtime) if outputs else ():
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            told = json.loads(file.read_text(encoding="utf-8"))
+            told = _told(file)
             runs = processes.running(told["owner"]) if told["launcher"] == "local" else None
             new: dict[Path, list[SweptJob]] = {}
             for job in told["jobs"]:
@@ -151,9 +154,16 @@ def swept(folder: Path) -> dict[Path, list[SweptJob]]:
     return found
 
 
+def _told(file: Path) -> Any:
+    """What a file of JSON holds. Raises ValueError or OSError: it is no regular file, is too large, or no JSON."""
+    if not file.is_file() or file.stat().st_size > MOST:
+        raise ValueError(f"{file} is no file, or too large")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def _end(log: Path) -> End | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return End(**json.loads(log.with_suffix(".json").read_text(encoding="utf-8")))
+        return End(**_told(log.with_suffix(".json")))
     return None
 
 
@@ -172,14 +182,15 @@ def records(root: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for file in (root / FOLDER).glob("*.json"):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            told = json.loads(file.read_text(encoding="utf-8"))
+            told = _told(file)
             if {"owner", "at", "end", "work", "stages", "lines"} <= told.keys():
                 found.append((file.stat().st_mtime, file, told))
     return [(file, told) for _, file, told in sorted(found, key=lambda one: one[:2])]
 
 
-def _study(root: Path, name: str, jobs: Sequence[SweptJob]) -> State:
-    found = records(root)
+def read_study(root: Path, jobs: Sequence[SweptJob]) -> State:
+    """How far a study is. jobs: those that the last sweep had for it."""
+    found, name = records(root), str(root)
     alive = [told for file, told in found if told["end"] is None and _alive(root, file, told)]
     plan = {stage: what for _, told in found for stage, what in told["stages"].items()}
     stages = [Stage(stage, *_count(root, kind, names)) for stage, (kind, names) in plan.items()]
@@ -263,7 +274,7 @@ def _left_of(root: Path, plan: Mapping[str, Any], alive: Sequence[Mapping[str, A
                 missing += [sort] if not any(f"{kind}/{name}" in told["at"] for told in alive) else []
             elif len(took.get(sort, ())) < LINES:  # as good as all
                 with contextlib.suppress(OSError, ValueError, LookupError):
-                    told = json.loads((root / kind / name / "provenance.json").read_text(encoding="utf-8"))
+                    told = _told(root / kind / name / "provenance.json")
                     took.setdefault(sort, []).append(float(told["seconds_since_last_start"]))
     total = 0.0
     for told in alive:

@@ -142,9 +142,11 @@ def test_what_is_not_done_has_a_row(lowloss, whole, tmp_path):
     (begun / ".0000.claim").write_text("{}")
     sweep = tmp_path / "outputs" / ".sweeps" / "1"
     sweep.mkdir(parents=True)
-    for number, (status, reason) in enumerate([(1, "the first"), (1, "loss is\nNaN")]):
-        (sweep / f"00{number}.json").write_text(json.dumps({"status": status, "reason": reason}))
-        (sweep / f"00{number}.log").write_text("study: outputs/t\n")
+    ended = [("begun", 0, ""), ("t", 1, "loss is\nNaN")]
+    jobs = [{"study": study, "log": f"{study}.log"} for study, _, _ in ended]
+    (sweep / ".jobs.json").write_text(json.dumps({"launcher": "slurm", "owner": {}, "jobs": jobs}))
+    for study, status, reason in ended:
+        (sweep / f"{study}.json").write_text(json.dumps({"status": status, "reason": reason}))
     done = lowloss.plain(tmp_path, "compare", "outputs")
     assert done.status == 0, done.err
     rows = [row for row in rows_of(tmp_path / "outputs" / "compare") if ": " in row["status"]]

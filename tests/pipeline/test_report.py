@@ -3,11 +3,14 @@
 import csv
 import importlib.util
 import re
+from math import nan
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lowloss.report.looks import BASELINES, LOOKS, NAMED, look, looks
+from lowloss.report.paths import ABOVE, BARRIER, apart, beside_the_line, lowest
 
 # Test modules have no package, so what stands beside them is loaded by its path.
 _spec = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
@@ -44,22 +47,70 @@ def column(page, table, name):
 
 
 def test_the_first_sentence_is_what_the_table_below_says(page):
-    finders, found = (column(page, "table-table-b1", name) for name in ("finder", "barrier"))
-    barriers = dict(zip(finders, found, strict=True))
-    straight = float(barriers.pop("line"))
-    lowest = min(barriers, key=lambda finder: float(barriers[finder]))
+    rows = zip(*(column(page, "table-summary", name) for name in ("finder", "start", "end", "barrier")), strict=True)
+    barriers = {}
+    for finder, start, end, barrier in rows:
+        barriers.setdefault(finder, {})[start, end] = float(barrier)
+    straight = barriers.pop("line")
+    pairs = {finder: [pair for pair in own if pair in straight] for finder, own in barriers.items()}
+    means = {
+        finder: [sum(one[pair] for pair in pairs[finder]) / len(pairs[finder]) for one in (own, straight)]
+        for finder, own in barriers.items()
+    }
+    lowest = min(means, key=lambda finder: means[finder][0] / means[finder][1])
     told = find(page, "#found p.found")[0].text
-    if 0 < float(barriers[lowest]) < straight:
+    if 0 < means[lowest][0] < means[lowest][1]:
         form = r"is ([\d,.]+) times lower than the straight line's: (\S+) against (\S+) nats"
         times, low, high = re.search(form, told).groups()
-        assert float(times.replace(",", "")) == pytest.approx(straight / float(barriers[lowest]), rel=0.06)
+        assert float(times.replace(",", "")) == pytest.approx(means[lowest][1] / means[lowest][0], rel=0.06)
     else:
         low, high = re.search(r"barrier is (\S+), the straight line's (\S+) nats", told).groups()
     assert told.startswith({"autoneb": "AutoNEB's", "bezier": "The Bezier curve's"}[lowest])
-    assert [float(low), float(high)] == pytest.approx([float(barriers[lowest]), straight], rel=0.06)
+    assert [float(low), float(high)] == pytest.approx(means[lowest], rel=0.06)
+    assert len(pairs[lowest]) == 1 or f"over the {len(pairs[lowest])} pairs that both have" in told
     best = find(page, "#found p")[1].text
     errors = column(page, "table-ensemble", "test error [%]")
     assert float(re.search(r"test error of (\S+) %", best)[1]) == pytest.approx(min(map(float, errors[1:])), rel=0.06)
+
+
+def test_barriers_are_compared_over_the_pairs_that_both_have():
+    rows = [
+        # finder, start, end, barrier, barrier above the higher end
+        ("line", 0, 1, 0.2, 0.1), ("line", 0, 2, 0.4, 0.3), ("line", 1, 2, 9.0, 8.0), ("line", 3, 4, 0.0, 0.0),
+        ("autoneb", 0, 1, 0.01, 0.01), ("autoneb", 0, 2, 0.02, 0.16), ("autoneb", 1, 3, 5.0, 5.0),
+        ("bezier", 1, 2, 3.0, 4.5), ("bezier", 0, 2, nan, nan), ("bezier", 3, 4, 0.0, 0.001),
+    ]  # fmt: skip
+    paths = pd.DataFrame(rows, columns=["finder", "start", "end", BARRIER, ABOVE])
+
+    def told(*finders):
+        some = paths[paths["finder"].isin(finders)]
+        found = lowest(some)
+        return [*([beside_the_line(found, "nats")] if found is not None else []), *apart(some)]
+
+    # AutoNEB and the line on 0–1 and 0–2: 0.015 and 0.3. Each beside the half of the line's, 0.01 < 0.05, 0.16 > 0.15,
+    # 4.5 > 4; 1–3 has no line, and the line on 3–4 no barrier.
+    assert told("line", "autoneb", "bezier") == [
+        "AutoNEB's barrier is 20 times lower than the straight line's: 0.015 against 0.3 nats, means over the 2 pairs "
+        "that both have.",
+        "2 of 4 pairs stay apart: their lowest path keeps more than half of the straight line's barrier above the "
+        "higher end.",
+    ]
+    # The Bezier curve on 1–2 and 3–4: 1.5 and 4.5.
+    assert told("line", "bezier")[0] == (
+        "The Bezier curve's barrier is 3 times lower than the straight line's: 1.5 against 4.5 nats, means over the 2 "
+        "pairs that both have."
+    )
+    assert told("line", "bezier")[1].startswith("1 of 2 pairs stays apart: ")
+    assert told("line", "autoneb")[1].startswith("1 of 2 pairs stays apart: its lowest path keeps more than half ")
+    assert told("autoneb") == ["AutoNEB's barrier is 1.7 nats, the mean of 3 paths."]
+    paths = paths[paths["end"] == 1]
+    assert told("line", "autoneb") == [
+        "AutoNEB's barrier is 20 times lower than the straight line's: 0.01 against 0.2 nats, between minima 0 and 1."
+    ]
+    paths = paths.assign(**{ABOVE: 0.1})
+    assert told("line", "autoneb")[1].startswith("Minima 0 and 1 stay apart: their lowest path keeps more than half ")
+    paths = paths.assign(**{BARRIER: nan, ABOVE: nan})
+    assert told("line", "autoneb") == []
 
 
 def test_errors_are_in_one_unit_and_what_matters_fits_the_screen(page, whole):

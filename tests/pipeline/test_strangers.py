@@ -373,10 +373,10 @@ def test_a_link_to_everything_ends(lowloss, pair, monkeypatch):
 def test_a_study_that_cannot_be_read_at_all_is_left_out(lowloss, pair, monkeypatch):
     read = gather.read_study
 
-    def broken(root):
+    def broken(root, jobs):
         if root.name == "t":
             raise RecursionError("too deep")
-        return read(root)
+        return read(root, jobs)
 
     monkeypatch.setattr(gather, "read_study", broken)
     told = []

@@ -21,6 +21,8 @@ from lowloss.study import Artifact, Study
 
 SHAPES = {"surface": "through the optimised points", "linear": "linear"}
 
+MAIN = ("corners_train_loss", *(f"barrier_{shape}_train_loss" for shape in SHAPES), "middle_train_loss")
+
 
 def connectors(study: Study) -> pd.DataFrame:
     """A row a connector: its notes."""
@@ -35,10 +37,12 @@ def draw_connector(artifact: Artifact, folder: Path) -> Picture:
     shown = {name: tensors[f"{name}_train_loss"].numpy() for name in SHAPES}
     draw = _triangle if m == 2 else _line if m == 1 else _distribution
     figure = draw(shown, tensors["weights"].numpy(), label)
+    inner = notes["vertices"] - m - 1
+    points = "an optimised point" if inner == 1 else f"{inner} optimised points"
     cone = " The surface is the cone of the faces', with optimised middles of edges, over the optimised centroid."
     caption = (
-        f"Exact losses at {notes['samples']} points of the simplex of {m + 1} minima, and of the surface between its "
-        f"{notes['vertices'] - m - 1} optimised points and the minima.{cone if notes['cone'] else ''}"
+        f"Exact losses at {notes['samples']} points of the simplex of {m + 1} minima, and of the surface between the "
+        f"minima and {points}.{cone if notes['cone'] else ''}"
     )
     return save(figure, folder, f"connector-{artifact.name}", f"Connector of {m + 1} minima", caption)
 
@@ -53,8 +57,9 @@ def _triangle(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
         drawn = axis.tricontourf(x_S, y_S, loss_S, levels=levels, cmap="viridis")
         for k, (x, y) in enumerate(corners_C2):
             axis.annotate(f"{k}", (x, y), (0, 4 if k == 2 else -12), textcoords="offset points", ha="center")
-        axis.set(title=SHAPES[name].capitalize(), aspect="equal", xticks=[], yticks=[])
-        axis.grid(False)
+        axis.set_title(SHAPES[name].capitalize(), pad=18)
+        axis.set_aspect("equal")
+        axis.set_axis_off()
     figure.colorbar(drawn, ax=axes, label=label)
     return figure
 
@@ -85,16 +90,18 @@ def draw(study: Study, folder: Path) -> Iterator[Picture]:
 
 def found(study: Study) -> Iterator[str]:
     """How high connectors climb, beside the linear simplices of their minima."""
-    for _, row in connectors(study).iterrows():
-        surface, linear = (
-            tables.quantity(row[f"barrier_{of}_train_loss"], tables.units(study)["loss"]) for of in SHAPES
-        )
-        yield f"The connector of {row['m'] + 1} minima climbs {surface} above them, the linear simplex {linear}."
+    unit = tables.units(study)["loss"]
+    for row in connectors(study).to_dict("records"):
+        surface, linear = (tables.quantity(row[f"barrier_{of}_train_loss"], unit) for of in SHAPES)
+        yield f"The connector of {row['m'] + 1} minima climbs {surface} above their mean, the linear simplex {linear}."
 
 
 def shown_tables(study: Study) -> Iterator[Table]:
-    share, note = tables.fractions(tables.units(study)), "Losses at sampled points; barriers above the corners' mean."
-    yield Table("report/connectors.csv", connectors(study), "Connectors", note, fractions=share)
+    of, note = tables.units(study), "Losses at sampled points; barriers above the corners' mean."
+    last, share = [*of][-1], tables.fractions(of)
+    together = (f"{whose}_together_test_{last}" for whose in ("corners", "connector"))
+    main = ("m", "samples", *MAIN, *(name.replace("train", "test") for name in MAIN[:3]), *together)
+    yield Table("report/connectors.csv", connectors(study), "Connectors", note, main, fractions=share)
 
 
 SHOWN = Shown("Connectors", found, draw, shown_tables)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lowloss.report import tables
 from lowloss.report.looks import GREY, PALETTE, look
 from lowloss.report.pictures import Picture, Shown, Table, panels, save
 from lowloss.study import Artifact, Study
@@ -41,14 +42,19 @@ def draw_dimensions(artifacts: list[Artifact], folder: Path) -> Picture:
     names = {one: _name(*one) for one in zip(table["place"], table["which"], strict=True)}
     own_look = {name: look(place) for place, name in enumerate(names.values())}
     shown = set[str]()
+    split, _, metric = notes["column"].partition("_")
+    unit = notes["units"][metric]
+    factor = tables.scale(unit)
     for artifact in artifacts:
         own = artifact.notes()
         name, runs = names[own["place"], own["which"]], artifact.table("runs.csv", ["dim", own["column"]])
         label = name if name not in shown else None
-        left.plot(runs["dim"], runs[own["column"]], marker=".", label=label, linewidth=0.8, **own_look[name].line)
+        left.plot(
+            runs["dim"], factor * runs[own["column"]], marker=".", label=label, linewidth=0.8, **own_look[name].line
+        )
         shown.add(name)
-    left.axhline(notes["threshold"], color=GREY, linestyle="--")
-    left.set(xlabel="dimension of the cut", ylabel=notes["column"].replace("_", " "), title="What random cuts reach")
+    left.axhline(factor * notes["threshold"], color=GREY, linestyle="--")
+    left.set(xlabel="dimension of the cut", ylabel=tables.label(split, metric, unit), title="What random cuts reach")
     left.legend(fontsize=7)
     places = np.arange(len(table))
     below, above = table["threshold"] - table["low"], table["high"] - table["threshold"]
@@ -63,23 +69,25 @@ def draw_dimensions(artifacts: list[Artifact], folder: Path) -> Picture:
     right.set(xticks=places, xlim=(-0.5, len(table) - 0.5), ylim=(0, None), title="Threshold dimension")
     right.set_xticklabels(list(names.values()), rotation=30, ha="right", fontsize=8)
     caption = (
-        f"Descent in random hyperplanes through a place; a cut succeeds where its {notes['column'].replace('_', ' ')} "
-        f"is at most {notes['threshold']:.3g}. The threshold is the smallest dimension from which on all succeed, the "
-        f"median over the repeats; bars reach over all dimensions that may be it. {told}compare fig. 4 of Fort & "
-        "Jastrzebski 2019."
+        f"Descent in random hyperplanes through a place; a cut succeeds where its {split} {metric} is at most "
+        f"{tables.quantity(notes['threshold'], unit, 3)}. The threshold is the smallest dimension from which on all "
+        "succeed, the median over the repeats; bars reach over all dimensions that may be it. "
+        f"{told}compare fig. 4 of Fort & Jastrzebski 2019."
     )
     return save(figure, folder, "dimensions", "Random cuts", caption)
 
 
 def _name(place: str, which: float) -> str:
-    return {"initial": "initial point", "path": f"path at {which:g}", "connector": f"middle, m = {which:g}"}[place]
+    return {"initial": "initial point", "path": f"path at {which:g}", "connector": f"middle (m = {which:g})"}[place]
 
 
 def found(study: Study) -> Iterator[str]:
-    """The threshold dimension of each place."""
-    for _, row in dimensions(study.complete("dimensions")).iterrows():
-        if row["found"] == row["repeats"]:
-            place = _name(row["place"], row["which"])
+    """The threshold dimension of each place, or that none was found."""
+    for row in dimensions(study.complete("dimensions")).to_dict("records"):
+        place, missing = _name(row["place"], row["which"]), row["repeats"] - row["found"]
+        if missing:
+            yield f"In {missing} of {row['repeats']} repeats no random cut through the {place} is large enough."
+        else:
             yield f"Random cuts through the {place} succeed from dimension {row['threshold']:g} on."
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from lowloss import files, progress
+from lowloss import files, progress, status
 from lowloss.errors import LowlossError
 from lowloss.report import tables
 from lowloss.study import DIGESTS, MACHINE, RESULT, Artifact, Config, Study, flat, merge, studies_under
@@ -125,8 +125,8 @@ def _check_written(artifact: Artifact, name: str, root: Path | None = None) -> N
         artifact.check_file(name)
 
 
-def read_study(root: Path) -> Record:
-    """Read a study; what is damaged is left out and named in the record."""
+def read_study(root: Path, swept: Sequence[status.SweptJob] = ()) -> Record:
+    """Read a study; what is damaged is left out and named in the record. swept: the jobs of the last sweep for it."""
     study, damaged = Study(root), list[str]()
 
     def each(artifacts: Iterable[Artifact], read: Callable[[Artifact, dict[str, Any]], T]) -> list[T]:
@@ -156,7 +156,7 @@ def read_study(root: Path) -> Record:
         except (OSError, LowlossError) as error:
             damaged.append(str(error))
     overview, config = tables.low_and_high(paths, points), merged_config(study, damaged)
-    parameters, undone = next(iter(sizes), None), list(islice(_undone(root), MOST_UNDONE))
+    parameters, undone = next(iter(sizes), None), list(islice(_undone(root, swept), MOST_UNDONE))
     return Record(root, config, units, points, paths, overview, ensembles, planes, undone, parameters, figures, damaged)
 
 
@@ -226,8 +226,8 @@ def _plane(artifact: Artifact, notes: dict[str, Any]) -> tuple[str, dict[str, An
     return artifact.name, {"x": x[rows], "y": y[columns], "z": height_RC.T.astype(np.float32)}
 
 
-def _undone(root: Path) -> Iterator[dict[str, Any]]:
-    """The jobs of a study that have begun and are not complete, and a sweep's job that failed."""
+def _undone(root: Path, swept: Sequence[status.SweptJob]) -> Iterator[dict[str, Any]]:
+    """The jobs of a study that have begun and are not complete, and why the last command or sweep's job failed."""
     now = time.time()
     for work in sorted(root.glob("*/.*.work")):
         name = work.name.removeprefix(".").removesuffix(".work")
@@ -235,32 +235,9 @@ def _undone(root: Path) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(OSError):
             runs = claim.is_file() and now - claim.stat().st_mtime < RUNS
             yield {"status": f"{'running' if runs else 'stopped'}: {work.parent.name}/{name}"}
-    for why in _failures(root):
-        yield {"status": f"failed: {why}"}
-
-
-def _failures(root: Path) -> Iterator[str]:
-    """Why the last job of a sweep that made this study failed, if it did."""
-    for parent in root.parents[:4]:
-        if ends := _ends(parent / ".sweeps"):
-            study = str(root.relative_to(parent.parent))
-            yield from (why for name, why in ends.items() if why and (name == study or name.endswith(f"/{study}")))
-            return
-
-
-@cache
-def _ends(sweeps: Path) -> dict[str, str]:
-    """Of each study of these sweeps why its last job failed; nothing if it did not."""
-    ends: dict[str, str] = {}
-    for file in sorted(sweeps.glob("*/*.json")):
-        with contextlib.suppress(OSError, ValueError, LowlossError, AttributeError, TypeError, KeyError):
-            _check(file)
-            end = json.loads(file.read_text(encoding="utf-8"))
-            with file.with_suffix(".log").open(encoding="utf-8", errors="replace") as log:
-                told = re.search(r"^study: (.+)$", log.read(1 << 16), re.MULTILINE)
-            if told:
-                ends[told[1]] = " ".join(str(end["reason"]).split())[:300] if end["status"] else ""
-    return ends
+    with contextlib.suppress(Exception):  # whatever strangers wrote
+        if (state := status.read_study(root, swept)).state == "failed":
+            yield {"status": f"failed: {' '.join(state.why.split())[:300]}"}
 
 
 def _columns(file: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -341,10 +318,11 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
     Raises LowlossError: a folder holds no study.
     """
     roots, records, lost = find_studies(folders), list[Record](), list[str]()
+    swept = {root: jobs for folder in folders for root, jobs in status.swept(Path(os.path.abspath(folder))).items()}
     with progress.bar(f"{len(roots)} studies", len(roots)) as advance:
         for done, root in enumerate(roots, start=1):
             try:
-                records.append(read_study(root))
+                records.append(read_study(root, swept.get(Path(os.path.abspath(root)), ())))
             except Exception as error:  # whatever strangers wrote
                 lost.append(f"{root} is unreadable ({type(error).__name__}: {error})")
             advance(done, "")

@@ -32,8 +32,9 @@ def found(study: Study) -> Iterator[str]:
 
 
 def shown_tables(study: Study) -> Iterator[Table]:
-    share = fractions(units(study))
-    yield Table("report/merges.csv", merges(study), "Merges", fractions=(*share, "overlap"))
+    note = "Means of two networks as they are, and once one of them is permuted; barriers: on the straight line."
+    share = (*fractions(units(study)), "overlap")
+    yield Table("report/merges.csv", merges(study), "Means of networks", note, fractions=share)
 
 
 def told(artifact: Artifact, curves: Sequence[dict[str, Any]]) -> list[str]:

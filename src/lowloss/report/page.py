@@ -115,7 +115,7 @@ def _table(table: Table) -> dict[str, Any]:
     """A table as the page shows it: fractions in per cent, and what is not among the main columns for later."""
     frame, columns, values = table.frame, [], []
     for name in frame.columns:
-        words = {*name.split("_")}
+        words = {name, *name.split("_")}
         fraction, percent = (not words.isdisjoint(some) for some in (table.fractions, table.percent))
         fraction &= pd.api.types.is_numeric_dtype(frame[name])
         heading = HEADINGS.get(name, name.replace("_", " "))

@@ -6,7 +6,7 @@ Shapes: T points along a path.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -43,39 +43,58 @@ CURVES_NOTE = (
 
 def found(study: Study) -> Iterator[str]:
     """How high the lowest finder's paths climb, beside the straight line, and which minima stay apart."""
-    paths, unit = tables.summary(study), tables.units(study)["loss"]
-    if paths.empty:
-        return
-    table = _overview(study, paths).set_index("finder")
-    straight = table[BARRIER].get("line")
-    rest = table[BARRIER].fillna(inf).drop("line" if len(table) > 1 else [], errors="ignore")
-    finder = str(rest.idxmin())
-    level, count = table[BARRIER][finder], table["paths"][finder]
-    means = f", means over {count} and {table['paths']['line']} paths" if straight is not None and count > 1 else ""
-    if straight is None or finder == "line":
-        of = f"the mean of {count} paths" if count > 1 else "of one path"
-        yield f"{called(finder)} barrier is {tables.quantity(level, unit)}, {of}."
-    elif 0 < level < straight:
-        times = f"{float(f'{straight / level:.2g}'):,.7g}"
-        against = f"{level:.2g} against {tables.quantity(straight, unit)}"
-        yield f"{called(finder)} barrier is {times} times lower than the straight line's: {against}{means}."
-    else:
-        against = f"the straight line's {tables.quantity(straight, unit)}"
-        yield f"{called(finder)} barrier is {level:.2g}, {against}{means}."
-    pairs, bent = paths.groupby(["start", "end"]), paths[paths["finder"] != "line"]
-    straight_of = paths[paths["finder"] == "line"].set_index(["start", "end"])[ABOVE]
-    if len(bent):
-        best = bent.groupby(["start", "end"])[ABOVE].min()
-        known = straight_of.reindex(best.index)
-        apart = int((best > known / 2).sum())
-        if apart:
+    paths = tables.summary(study)
+    if (barriers := lowest(paths)) is not None:
+        yield beside_the_line(barriers, tables.units(study)["loss"])
+        yield from apart(paths)
+        for merging in mergings(study):
+            if merging.trees > 1 and merging.finder == barriers.columns[0]:
+                yield f"No path of {merging.finder} connects the {merging.trees} groups of minima with one another."
+
+
+def lowest(paths: pd.DataFrame) -> pd.DataFrame | None:
+    """The barriers of the finder whose are lowest beside the straight line's of the same pairs, in the first column,
+    and the line's in the second, a row a pair that both have. Where no finder shares a pair with the line, those of the
+    finder of the lowest mean alone; None if no barrier is a number."""
+    barriers = paths.pivot(index=["start", "end"], columns="finder", values=BARRIER).replace(inf, nan)
+    barriers = barriers.dropna(axis=1, how="all")
+    bent = [finder for finder in dict.fromkeys(paths["finder"]) if finder in barriers and finder != "line"]
+    if "line" in barriers:
+        both = [shared for finder in bent if len(shared := barriers[[finder, "line"]].dropna())]
+        if both:  # a finder that was given pairs that lie far apart is not the worse for it
+            return min(both, key=lambda shared: shared.mean().iloc[0] / (shared.mean().iloc[1] or 1e-300))
+    alone = barriers[bent or [*barriers]]
+    return alone[[alone.mean().idxmin()]].dropna() if len(alone.columns) else None
+
+
+def beside_the_line(barriers: pd.DataFrame, unit: str) -> str:
+    """A sentence of what `lowest` returns."""
+    finder, count = barriers.columns[0], len(barriers)
+    level, *straight = barriers.mean()
+    over = f"means over the {count} pairs that both have" if straight else f"the mean of {count} paths"
+    over = over if count > 1 else "between minima {} and {}".format(*barriers.index[0])
+    if not straight:
+        return f"{called(finder)} barrier is {tables.quantity(level, unit)}, {over}."
+    high = tables.quantity(straight[0], unit)
+    if 0 < level < straight[0]:
+        times = f"{float(f'{straight[0] / level:.2g}'):,.7g}"
+        against = f"{level:.2g} against {high}"
+        return f"{called(finder)} barrier is {times} times lower than the straight line's: {against}, {over}."
+    return f"{called(finder)} barrier is {level:.2g}, the straight line's {high}, {over}."
+
+
+def apart(paths: pd.DataFrame) -> Iterator[str]:
+    """Of the pairs that have a straight line with a barrier, and another path, those that no path connects."""
+    above = paths.pivot(index=["start", "end"], columns="finder", values=ABOVE)
+    if "line" in above:
+        both = pd.DataFrame({"line": above.pop("line"), "best": above.min(axis=1)}).dropna()
+        if count := int(((both["line"] > 0) & (both["best"] > both["line"] / 2)).sum()):
+            those = f"{count} of {len(both)} pairs" if len(both) > 1 else "Minima {} and {}".format(*both.index[0])
+            stay, their = ("stays", "its") if count == 1 < len(both) else ("stay", "their")
             yield (
-                f"{apart} of {len(pairs)} pairs {'stays' if apart == 1 else 'stay'} apart: their lowest path keeps "
-                "more than half of the straight line's barrier above the higher end."
+                f"{those} {stay} apart: {their} lowest path keeps more than half of the straight line's barrier above "
+                "the higher end."
             )
-    for merging in mergings(study):
-        if merging.trees > 1 and merging.finder == finder:
-            yield f"No path of {finder} connects the {merging.trees} groups of minima with one another."
 
 
 def _overview(study: Study, paths: pd.DataFrame) -> pd.DataFrame:
@@ -121,8 +140,8 @@ def _loaded(artifacts: Sequence[Source]) -> tuple[list[tuple[str, str, float]], 
 
 
 def _scale(column: str, loaded: Sequence[Loaded]) -> str:
-    positive = all((along["train_loss"] > 0).all() for _, _, along in loaded)
-    return "log" if column == "train_loss" and positive else "linear"
+    losses = pd.concat([along["train_loss"] for _, _, along in loaded])
+    return "log" if column == "train_loss" and 0 < 10 * losses.min() < losses.max() else "linear"  # or it has no ticks
 
 
 def _top(along: pd.DataFrame) -> int:

@@ -14,8 +14,10 @@ from lowloss.study import Artifact, Study
 
 EXTREMES = ("gradient", "negative", "vanishing", "flatness", "plateau_change")
 
-CLASSES = ("rising", "saddle before the point", "minimum at the point")
-"""Of ways, see `symmetry.permutation.shape`."""
+CLASSES = {"rising": "rising", "saddle": "saddle before the point", "falling": "minimum at the point"}
+"""Of ways by column, see `symmetry.permutation.shape`."""
+
+MAIN = ("minimum", "layer", "neurons", "pairs", "loss_highest", "barrier_highest", "gradient_highest")
 
 
 def permutations(study: Study) -> pd.DataFrame:
@@ -34,22 +36,23 @@ def permutations(study: Study) -> pd.DataFrame:
         for name, column_R in columns.items():
             row |= {f"{name}_lowest": float(column_R.min()), f"{name}_highest": float(column_R.max())}
         row |= {"share_of_saddles": notes["share_of_saddles"]} if "share_of_saddles" in notes else {}
-        rows.append(row | {name.split()[0]: notes["shares"].get(name, 0.0) for name in CLASSES})
+        rows.append(row | {column: notes["shares"].get(name, 0.0) for column, name in CLASSES.items()})
     return pd.DataFrame(rows)
 
 
 def draw_permutations(artifact: Artifact, folder: Path) -> Picture:
     """The loss by the distance of the two neurons, as in figs 1 and 3 of Brea et al. 2019, and the metric along t."""
     notes = artifact.notes()
-    metric = f"train_{list(notes['units'])[-1]}"
+    last, unit = [*notes["units"].items()][-1]
+    metric = f"train_{last}"
     along = artifact.table("along.csv", ["l", "m", "t", "distance", "loss", metric])
     figure, ((left, right),) = panels(10, 3.6, 1, 2)
-    for place, ((first, second), way) in enumerate(along.groupby(["l", "m"])):
+    for place, ((first, second), way) in enumerate(along.astype({"l": int, "m": int}).groupby(["l", "m"])):
         half = way[(way["t"] <= 0.25) & (way["distance"] > 0)]
         left.plot(half["distance"], half["loss"], linewidth=1.4, label=f"{first} and {second}", **look(place).line)
-        right.plot(way["t"], way[metric], linewidth=1.4, **look(place).line)
+        right.plot(way["t"], tables.scale(unit) * way[metric], linewidth=1.4, **look(place).line)
     left.set(xscale="log", xlabel="distance of the two neurons", ylabel="loss of the descent")
-    right.set(xlabel="t along the way", ylabel=metric.replace("_", " "), xlim=(0, 1))
+    right.set(xlabel="t along the way", ylabel=tables.label("train", last, unit), xlim=(0, 1))
     left.set_title(f"Neurons of {notes['layer']}")
     if along.groupby(["l", "m"]).ngroups <= 10:
         left.legend(fontsize=7)
@@ -62,11 +65,10 @@ def found(study: Study) -> Iterator[str]:
     """How high the ways to permutation points climb."""
     for artifact in study.complete("permutations"):
         notes = artifact.notes()
-        unit = notes["units"]["loss"]
-        yield (
-            f"Exchanging two neurons of {notes['layer']} at minimum {notes['minimum']} climbs to a loss of at most "
-            f"{tables.quantity(notes['highest'], unit)}."
-        )
+        # A student's loss is the normalised squared error of the teacher's outputs.
+        loss = "student's loss" if notes["teacher"] else "loss"
+        high = tables.quantity(notes["highest"], "" if notes["teacher"] else notes["units"]["loss"])
+        yield f"Exchanging neurons of {notes['layer']} at minimum {notes['minimum']} takes a {loss} of at most {high}."
 
 
 def draw(study: Study, folder: Path) -> Iterator[Picture]:
@@ -77,7 +79,13 @@ def draw(study: Study, folder: Path) -> Iterator[Picture]:
 def shown_tables(study: Study) -> Iterator[Table]:
     table = permutations(study)
     words = tables.fractions(tables.units(study)) if len(table) else ()
-    yield Table("report/permutations.csv", table, "Permutation points", percent=words)
+    note = (
+        "The lowest and highest of the pairs; rising, saddle, falling: the shares of the ways that rise to the point, "
+        "have a saddle before it, and have a minimum there."
+    )
+    main = (*MAIN, *(f"train_{metric}_highest" for metric in words), *CLASSES)
+    shares = (*CLASSES, "share")
+    yield Table("report/permutations.csv", table, "Permutation points", note, main, fractions=shares, percent=words)
 
 
 SHOWN = Shown("Permutations", found, draw, shown_tables)

@@ -61,7 +61,7 @@ class Table:
     file: its CSV, relative to the study.
     title: on the page; without one it is a file alone.
     main: the columns that the page shows at first; by default all.
-    fractions: words of columns that are fractions in the CSV; the page shows them in per cent.
+    fractions: words of columns, or columns, that are fractions in the CSV; the page shows them in per cent.
     percent: words of columns that are in per cent in the CSV too.
     """
 

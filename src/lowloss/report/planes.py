@@ -57,7 +57,7 @@ def contours_plot(
     bar: dict[str, Any] = {"title": {"text": text, "side": "right"}, "thickness": 14}
     if column == "train_loss" and np.isfinite(z_RC).any():
         ticks = np.linspace(np.nanmin(z_RC), np.nanmax(z_RC), 5)
-        bar |= {"tickvals": [*ticks], "ticktext": [f"{10**tick:.2g}" for tick in ticks]}
+        bar |= {"tickvals": [*ticks], "ticktext": [f"{10**tick:.3g}" for tick in ticks]}
     data: list[dict[str, Any]] = [{
         "type": "contour", "x": [*grid["axis-0"]], "y": [*grid["axis-1"]], "z": z_RC.T.tolist(), "ncontours": 24,
         "customdata": values_RC.T.tolist(), "colorscale": "Viridis", "colorbar": bar,

@@ -159,7 +159,7 @@ def contours(figure: Figure, axis: Axes, grid: dict[str, Any], values_RC: Any, l
     axis.contour(grid["axis-0"], grid["axis-1"], shown.T, colors="white", linewidths=0.35, alpha=0.6, **options)
     bar = figure.colorbar(drawn, ax=axis, label=label)
     ticks = spaced(low, high, 5)
-    bar.set_ticks(list(ticks), labels=[f"{tick:.2g}" for tick in ticks], minor=False)
+    bar.set_ticks(list(ticks), labels=[f"{tick:.3g}" for tick in ticks], minor=False)
     bar.ax.minorticks_off()
     axis.grid(False)
 

@@ -58,6 +58,8 @@ def _snapshots(artifact: Artifact, tensors: dict[str, Any], title: str, folder: 
             axis.plot(t_T[:: between + 1], loss_T[:: between + 1], "o", color=PALETTE[1], markersize=4)
         axis.set(title=f"cycle {i + 1}, lr {rates[i]:g}", xlabel="t", xlim=(0, 1))
     for axis in axes[:, 0]:
+        axis.update_datalim([(0, 0)])  # so that what is highest has a margin
+        axis.autoscale_view()
         axis.set(ylabel="minibatch loss", ylim=(0, None))
     caption = (
         f"As fig. 4 of Draxler et al. 2018, {title}: the loss on one minibatch in training mode where AutoNEB looked "
@@ -88,6 +90,7 @@ def _coordinates(
         axis.set(xlim=(0, 1), xlabel=LENGTH, title=f"The {len(chosen)} coordinates that {name}")
         loss = axis.twinx()
         loss.plot(tensors["arc"], tensors["train_loss"], color=PALETTE[1], linewidth=1.6)
+        loss.update_datalim([(0, 0)])
         loss.set(ylim=(0, None))
         loss.grid(False)
     axes[0].set(ylabel="|θ| − |θ| on the straight line")

@@ -16,7 +16,13 @@ from matplotlib.figure import Figure
 from lowloss.errors import LowlossError
 from lowloss.report.looks import look, looks
 from lowloss.report.pictures import Picture, Shown, Table, panels, save
+from lowloss.report.tables import fractions, units
 from lowloss.study import Artifact, Source, Study
+
+MAIN = (
+    *("finder", "start", "end", "t", "train_loss", "hessian_max", "hessian_min", "hessian_ratio", "hessian_trace"),
+    *("hessian_index", "status"),
+)
 
 MOST = 6
 """Densities in one figure at most."""
@@ -169,11 +175,17 @@ def found(study: Study) -> Iterator[str]:
     if table.empty:
         return
     at = table[table["finder"] == "minimum"] if (table["finder"] == "minimum").any() else table[table["t"] == 0]
-    yield f"The largest eigenvalue of the Hessian at the minima is {at['hessian_max'].mean():.2g} on average."
+    doubtful = int((at["status"] == "unconverged").sum())
+    yield (
+        f"The largest eigenvalue of the Hessian at the minima is {at['hessian_max'].mean():.2g} on average"
+        f"{f', not converged at {doubtful} of {len(at)}' if doubtful else ''}."
+    )
+    counts = []
     for finder, paths in table[table["finder"] != "minimum"].groupby("finder", sort=False):
         tops = paths.loc[paths.groupby(["start", "end"])["train_loss"].idxmax().dropna()]
-        negative = int((tops["hessian_index"] > 0).sum())
-        yield f"At {negative} of {len(tops)} highest points of {finder} an eigenvalue is negative."
+        counts.append(f"{int((tops['hessian_index'] > 0).sum())} of {len(tops)} of {finder}")
+    if counts:
+        yield f"Of the highest points of paths, those with a negative eigenvalue: {', '.join(counts)}."
 
 
 def draw(study: Study, folder: Path) -> Iterator[Picture]:
@@ -182,7 +194,8 @@ def draw(study: Study, folder: Path) -> Iterator[Picture]:
 
 def shown_tables(study: Study) -> Iterator[Table]:
     note = "Eigenvalues of the Hessian of the mean train loss; index: how many of the lowest ones are negative."
-    yield Table("report/spectra.csv", spectra(study), "Spectra", note)
+    share = tuple(f"{split}_{metric}" for split in ("train", "test") for metric in fractions(units(study)))
+    yield Table("report/spectra.csv", spectra(study), "Spectra", note, MAIN, share)
     measured = [artifact for artifact in study.complete("spectra") if "layers.csv" in artifact.record()[0]]
     if measured:
         note = (

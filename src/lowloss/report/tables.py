@@ -34,9 +34,9 @@ def scale(unit: str) -> float:
     return 100.0 if unit == "fraction" else 1.0
 
 
-def quantity(value: float, unit: str) -> str:
+def quantity(value: float, unit: str, digits: int = 2) -> str:
     """A value in a sentence, with its unit."""
-    shown = f"{scale(unit) * value:.2g}"
+    shown = f"{scale(unit) * value:.{digits}g}"
     return f"{shown} %" if unit == "fraction" else f"{shown} {unit}".strip()
 
 

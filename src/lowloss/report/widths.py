@@ -47,7 +47,8 @@ def found(study: Study) -> Iterator[str]:
     """How far the minima reach along random directions."""
     table = widths(study)
     if len(table):
-        yield f"Along random directions the minima are {table['angle'].mean():.2g} degrees wide on average."
+        least = "at least " if (table["crossed"] < 1).any() else ""
+        yield f"Along random directions the minima are {least}{table['angle'].mean():.2g} degrees wide on average."
 
 
 def draw(study: Study, folder: Path) -> Iterator[Picture]:
@@ -55,4 +56,9 @@ def draw(study: Study, folder: Path) -> Iterator[Picture]:
         yield draw_widths(artifacts, folder)
 
 
-SHOWN = Shown("Widths", found, draw, lambda study: [Table("report/widths.csv", widths(study), "Widths of minima")])
+def shown_tables(study: Study) -> Iterator[Table]:
+    note = "Angles in degrees; crossed: the share of the directions along which the train loss passes the threshold."
+    yield Table("report/widths.csv", widths(study), "Widths of minima", note, fractions=("crossed",))
+
+
+SHOWN = Shown("Widths", found, draw, shown_tables)
