@@ -98,17 +98,21 @@ def ensembles_figure(artifacts: Sequence[Source], figure: Figure | None = None) 
 
 
 def found(study: Study) -> Iterator[str]:
-    """The best ensemble beside a single network."""
+    """The ensemble with the lowest value of the last metric on the test split, beside the minima."""
     table, units = tables.ensembles(study), tables.units(study)
     metric = [*units][-1]
     column = f"test_{metric}"
-    single, rest = table[table["method"] == "single"], table[table["method"] != "single"]
+    rest = table[table["method"] != "single"]
     if rest.empty:
         return
-    best = rest.sort_values(column).iloc[0]
-    beside = f", a single network {tables.quantity(single[column].mean(), units[metric])}" if len(single) else ""
-    level = tables.quantity(best[column], units[metric])
-    yield f"The {best['method']} ensemble of {best['members']} networks has a test {metric} of {level}{beside}."
+    best, minima = rest.sort_values(column).iloc[0], tables.minima(study)[column].astype(float)
+    networks = f"The {best['method']} ensemble of {best['members']} networks has"
+    if best["members"] == 1:  # weights are averaged
+        networks = f"The network that {best['method']} averages has"
+    lowest = f", the lowest of {len(rest)}" if len(rest) > 1 else ""
+    mean = f", the minima {tables.quantity(minima.mean(), units[metric])}" if len(minima) else ""
+    mean += " on average" if len(minima) > 1 else ""
+    yield f"{networks} a test {metric} of {tables.quantity(best[column], units[metric])}{lowest}{mean}."
 
 
 def draw(study: Study, folder: Path) -> Iterator[Picture]:
