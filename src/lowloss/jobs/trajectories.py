@@ -34,20 +34,26 @@ def trajectory(bench: Bench, k: int) -> Tensor:
     """Where a minimum was when it was kept on its way (E, P)."""
     import torch
 
+    return torch.stack([_kept(bench, k, place) for place in range(len(_epochs(bench, k)))])
+
+
+def _epochs(bench: Bench, k: int) -> list[float]:
+    """The epochs (E) at which a minimum was kept."""
+    epochs: list[float] = minimum(bench, k).artifact.notes()["trajectory_epochs"]
+    return epochs
+
+
+def _kept(bench: Bench, k: int, place: int) -> Tensor:
     from lowloss.files import load_tensors
 
-    artifact = minimum(bench, k).artifact
-    epochs = artifact.notes()["trajectory_epochs"]
-    files = [artifact.folder / "trajectory" / f"{i:04d}.safetensors" for i in range(len(epochs))]
-    return torch.stack([load_tensors(file)[0]["theta"] for file in files])
+    return load_tensors(minimum(bench, k).artifact.folder / "trajectory" / f"{place:04d}.safetensors")[0]["theta"]
 
 
 def at_epoch(bench: Bench, k: int, epoch: float | None) -> Tensor:
     """Where a minimum was (P,) at an epoch of its training at which it was kept; None: at the end."""
     if epoch is None:
         return points(bench, [k])[0]
-    epochs = minimum(bench, k).artifact.notes()["trajectory_epochs"]
-    return trajectory(bench, k)[epochs.index(epoch)]
+    return _kept(bench, k, _epochs(bench, k).index(epoch))
 
 
 def check_epochs(bench: Bench, key: str, epochs: Iterable[float]) -> None:

@@ -254,7 +254,7 @@ class Loop:
             buffers: BatchNorm's statistics, in evaluation mode; None takes the minibatch's, in training mode.
             whole: the minibatch is a part of a split: the loss is the sum over its scored items, without dropout.
         """
-        parameters = self.parameters(theta_P, True)
+        parameters = self._parameters(theta_P, True)
         self.module.train(buffers is None and not whole)
         for part in self.batch_norms:
             part.train(buffers is None)
@@ -296,7 +296,7 @@ class Loop:
                 module.momentum = None  # cumulative average: each chunk weighs the same
                 module.reset_running_stats()
             buffers = self.fresh_buffers()
-            with self._at(self.parameters(theta_P), buffers):
+            with self._at(self._parameters(theta_P), buffers):
                 for x in (x_N[:],) if parts is None else (x_N[index.to(x_N.device)] for index in parts):
                     with self.random_seed(0):
                         self._call(x, None)
@@ -313,7 +313,7 @@ class Loop:
         Args:
             streams: samples of a chunk, whose states a recurrent module hands on to the next; see `Data`.
         """
-        parameters, state = self.parameters(theta_P), None
+        parameters, state = self._parameters(theta_P), None
         # On a processor, small parts stay in its caches.
         size = min(at_once, CACHED) if theta_P.device.type == "cpu" else at_once
         count = len(x_N)
@@ -326,7 +326,7 @@ class Loop:
                 outputs, state = self._call(x_N[span], state if streams else None)
             yield outputs
 
-    def parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
+    def _parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
         # Copies, since a GPU's convolutions want aligned weights and a view may start at any coordinate.
         return {name: view.clone().requires_grad_(gradients) for name, view in self.layout.views(theta_P).items()}
 
