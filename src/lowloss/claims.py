@@ -29,8 +29,8 @@ BEAT = 20.0
 STALE = 300.0
 """Seconds without a touch after which another host's claim counts as given up."""
 LOCK = ".takeover.lock"
-LONG = 5.0
-"""Seconds between two looks at what another process works on, at most."""
+LONG, LOOK = 5.0, 0.25
+"""Seconds between two looks at what another process works on, and at whether its claim is still there, at most."""
 
 
 class Claim:
@@ -93,7 +93,7 @@ def wait_for(file: Path) -> Claim:
 
 
 class Patience:
-    """Waits a little longer each time, and never quite as long as others do; tells once for whom."""
+    """Waits a little longer each time, but not after the claim is given up; tells once for whom."""
 
     def __init__(self) -> None:
         self.seconds, self.told = 0.05, False
@@ -107,7 +107,11 @@ class Patience:
             else:
                 progress.say(f"{file} does not tell who is at work on {what}: waiting {STALE:.0f} s for it to change")
             self.told = True
-        time.sleep(self.seconds * random.uniform(0.5, 1.0))
+        until = time.monotonic() + self.seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK) * random.uniform(0.5, 1.0))  # never quite as long as others do
+            if not file.exists():
+                break
         self.seconds = min(2 * self.seconds, LONG)
 
 

@@ -32,8 +32,9 @@ STORE = "LOWLOSS_STORE"
 STOPPED = 143
 """Exit status of a process that was asked to stop."""
 
-GRACE = 3.0
-"""Seconds that a process waits before it tells what may be but the end of another one."""
+GRACE, END, LOST = 3.0, 20.0, 5.0
+"""Seconds that a process waits before it tells what may be but the end of another one; and that processes have, all
+together, to stop when they are asked to, or when one is lost, for which the others may wait within NCCL for ever."""
 
 
 class ToldError(LowlossError):
@@ -79,6 +80,8 @@ def run_group(arguments: Sequence[str], count: int) -> None:
                     told = None if rank == 0 else stream
                     processes.append(subprocess.Popen(command, env=environment, stdout=told, stderr=told))
             failed = _first_failure(processes)
+            if failed is not None:
+                end_processes(processes, LOST)
         finally:
             end_processes(processes)
         if failed is None:
@@ -124,12 +127,13 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
         time.sleep(0.05)
 
 
-def end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def end_processes(processes: Sequence[subprocess.Popen[bytes]], seconds: float = END) -> None:
     """Ask processes to stop, and kill those that have not in time."""
     for process in processes:
         process.terminate()
+    until = time.monotonic() + seconds
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(max(0.0, until - time.monotonic()))
         process.kill()
         process.wait()

@@ -1,5 +1,6 @@
 """Tabulation: any measures at any points, a chunk at a time, with chunks that are kept and taken."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -190,3 +191,25 @@ def test_a_measure_may_differentiate_a_network() -> None:
     step_KP = 1e-3 * table["gradient"]
     ahead, behind = (measure(landscape, theta_KP + sign * step_KP)["gradient"] for sign in (1, -1))
     torch.testing.assert_close(table["curved"], (ahead - behind) / 2e-3, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(("count", "most"), [(3, 1), (61, 8), (171, 22), (625, 80), (2601, 336)])
+def test_eight_processes_have_about_as_much_to_do(count: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("lowloss.training.tabulate")
+    monkeypatch.setattr(module, "world", lambda: 8)
+    asked: list[int] = []
+
+    def points(indices_T: Tensor) -> Tensor:
+        asked.append(len(indices_T))
+        return torch.zeros(len(indices_T), 2, dtype=torch.float64)
+
+    taken = []
+    for place in range(8):
+        monkeypatch.setattr(module, "rank", lambda place=place: place)
+        # The others' parts are not needed here, but for the names of columns.
+        monkeypatch.setattr(module, "gather", lambda mine: [mine or [{"train_loss": torch.zeros(1)}]])
+        asked.clear()
+        tabulate(MullerBrown(), points, count)
+        taken.append(sum(asked))
+    assert sum(taken) == count
+    assert max(taken) == most <= 1.07 * count / 8 + 1

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,15 @@ def test_who_is_waited_for_is_told_once(file, monkeypatch):
         patience.wait(file)
     assert told == ["waiting for process 17 on there, which is at work on kind/0003"]
     claims.Patience().wait(file.with_name("gone"))  # finished meanwhile
+
+
+def test_who_waits_goes_on_when_the_other_is_done(file):
+    left_by_another_host(file)
+    patience, began = claims.Patience(), time.monotonic()
+    patience.seconds = 1000.0
+    threading.Timer(0.1, file.unlink).start()
+    patience.wait(file)
+    assert time.monotonic() - began < 100
 
 
 def test_a_dead_process_on_this_host_is_followed_at_once(file):

@@ -16,6 +16,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from lowloss.group import end_processes
+from lowloss.training.devices import share
+
 TWO = ("trainer=ddp", "trainer.accelerator=cpu")
 # Without BatchNorm, whose bands are another test's.
 SHORT = """
@@ -164,6 +167,48 @@ def test_a_killed_process_ends_the_command_which_then_continues(two, tmp_path):
     assert status == 0, err
     file = "paths/0000-0001-autoneb/result.safetensors"
     assert (tmp_path / "t" / file).read_bytes() == (two / file).read_bytes()
+
+
+class Stuck:
+    """A process that does not stop when it is asked to."""
+
+    def __init__(self, waits):
+        self.waits, self.killed = waits, False
+
+    def terminate(self):
+        pass
+
+    def kill(self):
+        self.killed = True
+
+    def wait(self, timeout=None):
+        if timeout is not None:
+            self.waits.append(timeout)
+            time.sleep(timeout)
+            raise subprocess.TimeoutExpired("stuck", timeout)
+
+
+def test_processes_that_do_not_stop_are_given_time_all_together():
+    waits = []
+    stuck = [Stuck(waits) for _ in range(3)]
+    end_processes(stuck, 0.2)
+    assert sum(waits) <= 0.2
+    assert all(process.killed for process in stuck)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_the_ends_of_a_band_go_where_there_are_fewer_pivots(count, monkeypatch):
+    monkeypatch.setattr("lowloss.training.devices.world", lambda: count)
+    own, ends = [], []
+    for place in range(count):
+        monkeypatch.setattr("lowloss.training.devices.rank", lambda place=place: place)
+        own.append(list(share(range(10))))
+        ends.append(list(share(range(2), mirrored=True)))
+    assert [pivot for mine in own for pivot in mine] == [*range(10)]
+    assert sorted(end for mine in ends for end in mine) == [0, 1]
+    if count > 2:  # with two each takes five, and an end
+        most = max(map(len, own))
+        assert all(len(mine) < most for mine, end in zip(own, ends, strict=True) if end)
 
 
 def listening(processes):

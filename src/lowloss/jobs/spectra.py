@@ -92,9 +92,10 @@ class Spectrum(Job):
             theta_KP, finder, ends = path.points(t_K), self.of.finder, (self.of.start, self.of.end)
         else:
             theta_KP, t_K, finder, ends = points(bench, [int(self.name)]), None, "minimum", (int(self.name),) * 2
-        table = bench.everywhere(
-            tabulate, theta_KP, measures=measures, folder=work, title=f"curvature {self.name}", chunk=4
-        )
+        # There are few points, which take long.
+        kept = {"chunk": 1, "folder": work / "each"} if bench.several else {"chunk": 4, "folder": work}
+        title = f"curvature {self.name}"
+        table = bench.everywhere(tabulate, theta_KP, measures=measures, title=title, **kept)
         samples = of.samples or len(bench.landscape.data.split(of.split)[1])
         status = ["converged" if done else "unconverged" for done in table["hessian_converged"]]
         about: dict[str, Any] = {"split": of.split, "samples": samples, "statistics": of.statistics}

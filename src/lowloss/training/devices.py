@@ -100,9 +100,13 @@ def mean(part: Tensor) -> Tensor:
     return part / world()
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's items: near-equal runs of neighbours, one a process, perhaps none."""
-    return items[len(items) * rank() // world() : len(items) * (rank() + 1) // world()]
+def share(items: Sequence[T], mirrored: bool = False) -> Sequence[T]:
+    """This process's items: near-equal runs of neighbours, one a process, perhaps none.
+
+    mirrored: whether the first process takes the last run, so that two works give one more to different processes.
+    """
+    place = world() - 1 - rank() if mirrored else rank()
+    return items[len(items) * place // world() : len(items) * (place + 1) // world()]
 
 
 def alone(trainer: TrainerFactory) -> TrainerFactory:
@@ -147,12 +151,14 @@ class SharedLandscape:
 
     def losses(self, theta_KP: Tensor, batch: Batch | None) -> Tensor:
         if batch is None or self.landscape.couples_samples or batch.samples < world():
-            mine = share(range(len(theta_KP)))
+            # A band's ends, which are but evaluated, go where there are fewer pivots.
+            mine = share(range(len(theta_KP)), mirrored=not torch.is_grad_enabled())
             theta_KP = theta_KP if batch is None else theta_KP.to(batch.y.device)
-            part_K = theta_KP[:, 0] * 0  # the points of others: no loss and no gradient, yet differentiable
             if len(mine):
-                rows = torch.arange(mine[0], mine[-1] + 1, device=theta_KP.device)
-                part_K = part_K.index_put((rows,), self.landscape.losses(theta_KP[rows], batch))
+                own_K = self.landscape.losses(theta_KP[mine.start : mine.stop], batch)
+                part_K = torch.nn.functional.pad(own_K, (mine.start, len(theta_KP) - mine.stop))
+            else:
+                part_K = theta_KP[:, 0] * 0  # no loss and no gradient, yet differentiable
         else:
             mine = share(range(batch.samples))
             part = batch.part(mine[0], mine[-1] + 1)

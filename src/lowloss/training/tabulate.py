@@ -23,6 +23,9 @@ from lowloss.progress import Advance, bar
 from lowloss.training.descent import BARE, default_trainer, quiet
 from lowloss.training.devices import TrainerFactory, alone, gather, rank, world
 
+SHARES = 16
+"""Chunks of each of several processes, where there are points enough: the one that takes one more delays all."""
+
 Measure = Callable[[Landscape, Tensor], Columns]
 """What is measured of points (T, P), which lie on the landscape's device: columns with T first."""
 
@@ -85,7 +88,7 @@ def tabulate(
     trainer: TrainerFactory = default_trainer,
     folder: Path | None = None,
     title: str = "points",
-    chunk: int = 16,
+    chunk: int | None = None,
 ) -> Columns:
     """Measure points; several processes, one a device, take chunks of them in turn.
 
@@ -95,7 +98,7 @@ def tabulate(
         count: K, where `points` is a function.
         measures: by default the exact metrics on every split.
         folder: where finished chunks are kept, and taken from.
-        chunk: points of one call.
+        chunk: points of one call; by default 16, or fewer where several processes would have unequal shares.
 
     Returns:
         The measures' columns with K first: the metrics of the splits in their order, then the others by name. Values
@@ -107,6 +110,10 @@ def tabulate(
         count, points = len(points), points.__getitem__
     if not count or count < 1:
         raise LowlossError(f"there is no point to evaluate: count is {count}")
+    if chunk is None:
+        chunk = min(16, max(1, count // (SHARES * world()))) if world() > 1 else 16
+        # Chunks of another length are no part of these.
+        folder = folder / f"of-{chunk}" if folder and chunk < 16 else folder
     with bar(title, count) as advance, quiet():
         chunks = [range(count)[first : first + chunk] for first in range(0, count, chunk)][rank() :: world()]
         mine: Any = []
