@@ -7,10 +7,10 @@ Workers share a study's folder: minima in groups, the paths of a star, scans. Wi
 part of a band's step, of a scan, of a map of the Hessian. The processes of a count start once and warm up on small
 works, which compiles; that is told apart (start-up), and what follows is steady. Images are random, of CIFAR-10's size.
 
-Efficiency: work a second, over that of the smallest count, over the ratio of the counts; in the plot dashes mark 0.9 and
-0.7. Difference: the largest from the smallest count's results. Every measurement is written at once, to scaling.csv in
---out; table.md, scaling.json and scaling.png follow after each count. `faults` kills a worker among all, and a process
-of a group, by the command line.
+Efficiency: work a second, over that of the smallest count, over the ratio of the counts; in the plot dashes mark 0.9
+and 0.7. Difference: the largest from the smallest count's results. Every measurement is written at once to scaling.csv
+in --out; table.md, scaling.json and scaling.png follow after each count. `faults` kills a worker among all, and a
+process of a group, by the command line.
 """
 
 from __future__ import annotations

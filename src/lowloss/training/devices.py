@@ -155,8 +155,9 @@ class SharedLandscape:
             mine = share(range(len(theta_KP)), mirrored=not torch.is_grad_enabled())
             theta_KP = theta_KP if batch is None else theta_KP.to(batch.y.device)
             if len(mine):
-                own_K = self.landscape.losses(theta_KP[mine.start : mine.stop], batch)
-                part_K = torch.nn.functional.pad(own_K, (mine.start, len(theta_KP) - mine.stop))
+                first, end = mine[0], mine[-1] + 1
+                own_K = self.landscape.losses(theta_KP[first:end], batch)
+                part_K = torch.nn.functional.pad(own_K, (first, len(theta_KP) - end))
             else:
                 part_K = theta_KP[:, 0] * 0  # no loss and no gradient, yet differentiable
         else:
