@@ -197,19 +197,26 @@ def test_a_measure_may_differentiate_a_network() -> None:
 def test_eight_processes_have_about_as_much_to_do(count: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("lowloss.training.tabulate")
     monkeypatch.setattr(module, "world", lambda: 8)
-    asked: list[int] = []
+    found: list[Tensor] = []
+
+    def kept(landscape: Landscape, theta_KP: Tensor) -> Columns:
+        found.append(theta_KP)
+        return {"x": theta_KP[:, 0]}
 
     def points(indices_T: Tensor) -> Tensor:
-        asked.append(len(indices_T))
-        return torch.zeros(len(indices_T), 2, dtype=torch.float64)
+        # What is made with how many others, as one process makes them.
+        assert len(indices_T) == min(16, count - int(indices_T[0]))
+        return indices_T.double()[:, None].expand(-1, 2)
 
-    taken = []
+    taken, seen = [], set()
     for place in range(8):
         monkeypatch.setattr(module, "rank", lambda place=place: place)
         # The others' parts are not needed here, but for the names of columns.
-        monkeypatch.setattr(module, "gather", lambda mine: [mine or [{"train_loss": torch.zeros(1)}]])
-        asked.clear()
-        tabulate(MullerBrown(), points, count)
-        taken.append(sum(asked))
+        monkeypatch.setattr(module, "gather", lambda mine: [mine or [{"x": torch.zeros(1)}]])
+        found.clear()
+        tabulate(MullerBrown(), points, count, [kept])
+        taken.append(sum(map(len, found)))
+        seen |= {float(theta_P[0]) for theta_KP in found for theta_P in theta_KP}
     assert sum(taken) == count
+    assert seen == {*range(count)}
     assert max(taken) == most <= 1.07 * count / 8 + 1

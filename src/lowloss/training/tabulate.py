@@ -37,6 +37,7 @@ class Tabulation(L.LightningModule):
         self,
         landscape: Landscape,
         points: Callable[[Tensor], Tensor],
+        blocks: Sequence[range],
         chunks: Sequence[range],
         measures: Sequence[Measure],
         advance: Advance,
@@ -45,6 +46,7 @@ class Tabulation(L.LightningModule):
     ) -> None:
         super().__init__()
         self.landscape, self.points, self.measures = landscape, points, measures
+        self.blocks, self.block, self.made_KP = blocks, range(0), torch.empty(0)
         self.chunks, self.advance, self.folder, self.helper = chunks, advance, folder, helper
 
     def on_predict_start(self) -> None:
@@ -75,7 +77,12 @@ class Tabulation(L.LightningModule):
         """The points of a chunk; None for one that is kept, and past the end."""
         if index == len(self.chunks) or ((file := self._file(index)) and file.exists()):
             return None
-        theta_TP = self.points(torch.tensor(self.chunks[index]))
+        chunk = self.chunks[index]
+        # Of points that are made beside others, the last bits may depend on those: they are the same for one process.
+        if chunk.start not in self.block:
+            (self.block,) = (block for block in self.blocks if chunk.start in block)
+            self.made_KP = self.points(torch.tensor(self.block))
+        theta_TP = self.made_KP[chunk.start - self.block.start : chunk.stop - self.block.start]
         # Copied to a GPU several times faster from here.
         return theta_TP.pin_memory() if self.device.type == "cuda" and not theta_TP.is_cuda else theta_TP
 
@@ -110,16 +117,18 @@ def tabulate(
         count, points = len(points), points.__getitem__
     if not count or count < 1:
         raise LowlossError(f"there is no point to evaluate: count is {count}")
-    if chunk is None:
-        chunk = min(16, max(1, count // (SHARES * world()))) if world() > 1 else 16
-        # Chunks of another length are no part of these.
-        folder = folder / f"of-{chunk}" if folder and chunk < 16 else folder
+    length = chunk or 16
+    blocks = [range(count)[first : first + length] for first in range(0, count, length)]
+    if chunk is None and world() > 1:
+        # A power of two, so that each is of one block.
+        length = min(16, 1 << (max(1, count // (SHARES * world())).bit_length() - 1))
+        folder = folder / f"of-{length}" if folder and length < 16 else folder
     with bar(title, count) as advance, quiet():
-        chunks = [range(count)[first : first + chunk] for first in range(0, count, chunk)][rank() :: world()]
+        chunks = [range(count)[first : first + length] for first in range(0, count, length)][rank() :: world()]
         mine: Any = []
         if chunks:
             with ThreadPoolExecutor(1) as helper:
-                module = Tabulation(landscape, points, chunks, measures or [Exact()], advance, folder, helper)
+                module = Tabulation(landscape, points, blocks, chunks, measures or [Exact()], advance, folder, helper)
                 # Without gradients, but not in inference mode, in which a measure could not take any.
                 runs = alone(trainer)(logger=False, inference_mode=False, **BARE)
                 mine = runs.predict(module, range(len(chunks)))
