@@ -23,7 +23,8 @@ from lowloss.errors import LowlossError, check_number, reason
 from lowloss.landscape.base import BatchSource, Columns, Final, Held, check_points
 from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
-from lowloss.landscape.engine.loop import Buffers, Engine, Loop, near_equal
+from lowloss.landscape.engine.loop import Buffers, Engine, Loop
+from lowloss.landscape.engine.parts import Parts, near_equal
 from lowloss.landscape.initial import built, check_redrawn, copied, reset, tell_own
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.probe import probe
@@ -37,6 +38,9 @@ POINTS_KEPT, NUMBERS_KEPT = 16, 1 << 24
 call; more would fill the memory."""
 
 STATISTICS = ("held", "batch")
+
+PRODUCT = 2500
+"""Samples of a Hessian product taken at once, at most, where they may be chosen: fewer where memory is short."""
 
 log = logging.getLogger("lowloss")
 
@@ -93,7 +97,7 @@ class NetworkLandscape:
         self.couples_samples = self._normalises or any(isinstance(part, _DropoutNd) for part in module.modules())
         if evaluation_batch == 1 and self._normalises:
             raise LowlossError("evaluation_batch=1 leaves BatchNorm nothing to normalise: set it to at least 2")
-        self._redrawn = False
+        self._redrawn, self._product_parts = False, Parts(min(evaluation_batch, PRODUCT))
         self._engine: Loop | Graph | None = None
         self._trust = self._no_trust()
         # Statistics need chunks that each resemble the whole: a split sorted by class would spoil them.
@@ -116,10 +120,10 @@ class NetworkLandscape:
     def product(self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None, statistics: Held = "held") -> Tensor:
         """The Hessian of the mean loss at each point times a vector each (K, P), in the parameters' own precision.
 
-        Exact up to rounding, by differentiating twice. A minibatch is taken as training takes it, dropout included,
-        if its own statistics are asked for; with others as evaluation does, in near-equal parts. Of a split it is the
-        Hessian of what `evaluate` reports, or with statistics="batch" of its mean over the chunks of the statistics,
-        each normalised by its own.
+        By differentiating twice; on a GPU convolutions take TF32 where `torch.backends.cudnn.allow_tf32` does, as by
+        default. A minibatch is taken as training takes it, dropout included, if its own statistics are asked for; with
+        others as evaluation does, in near-equal parts. Of a split it is the Hessian of what `evaluate` reports, or with
+        statistics="batch" of its mean over the chunks of the statistics, each normalised by its own.
 
         Raises LowlossError: `statistics` is neither "held" nor "batch".
         """
@@ -127,31 +131,33 @@ class NetworkLandscape:
             raise LowlossError(f"statistics must be one of {', '.join(STATISTICS)}, got {statistics!r}")
         if data is None:
             raise ValueError("a network's Hessian needs a minibatch or a split")
-        theta_KP = self._points(theta_KP)
+        theta_KP, tf32 = self._points(theta_KP), torch.backends.cudnn.allow_tf32
         v_KP = v_KP.to(theta_KP)
-        products = []
-        with self.loop.exact(), _room("evaluation_batch"):
-            given = None if isinstance(statistics, str) else statistics
-            held = [] if statistics == "batch" else list(self._statistics_at(self.loop, theta_KP, given))
-            for k, (theta_P, v_P) in enumerate(zip(theta_KP, v_KP, strict=True)):
-                buffers = held[k][0] if held else None
-                seed = 0
-                if not isinstance(data, Batch):
-                    x_N, y_N = self.data.split(data)
-                    order_N = self._statistics_order_N if data == "train" else torch.arange(len(y_N))
-                elif buffers is None or data.samples <= self.evaluation_batch:
-                    products.append(self.loop.product(theta_P, v_P, *data.row(k), buffers, whole=False))
-                    continue
-                else:
-                    x_N, y_N, seed = data.row(k)
-                    order_N = torch.arange(len(y_N))
-                total_P, items = torch.zeros_like(theta_P, dtype=torch.float64), 0
-                for index in (order_N[span] for span in near_equal(len(y_N), self.evaluation_batch)):
-                    x, y = x_N[index.to(x_N.device)], y_N[index.to(y_N.device)]
-                    total_P += self.loop.product(theta_P, v_P, x, y, seed, buffers, whole=True)
-                    items += self.task.scored(y)
-                products.append((total_P / items).to(theta_P))
-        return torch.stack(products) if products else torch.empty_like(theta_KP)
+        with _room("evaluation_batch"):
+            held: list[Buffers | None] = [None] * len(theta_KP)
+            if statistics != "batch":
+                given = None if isinstance(statistics, str) else statistics
+                with self.loop.exact():
+                    held = [buffers for buffers, _ in self._statistics_at(self.loop, theta_KP, given)]
+            with self.loop.exact(tf32):
+                products = [self._product(theta_KP[k], v_KP[k], data, k, held[k]) for k in range(len(theta_KP))]
+        return torch.stack(products).to(theta_KP) if products else torch.empty_like(theta_KP)
+
+    def _product(self, theta_P: Tensor, v_P: Tensor, data: Batch | str, k: int, buffers: Buffers | None) -> Tensor:
+        x_N, y_N, seed = (*self.data.split(data), 0) if isinstance(data, str) else data.row(k)
+        whole = isinstance(data, str) or buffers is not None
+
+        def of(some: slice | Tensor) -> Tensor:
+            x, y = (t[some if isinstance(some, slice) else some.to(t.device)] for t in (x_N, y_N))
+            return self.loop.product(theta_P, v_P, x, y, seed, buffers, whole).double()
+
+        if not whole:
+            return of(slice(None))
+        parts: Iterator[Tensor] = self._product_parts(of, len(y_N))
+        if buffers is None:
+            order_N = self._statistics_order_N if data == "train" else torch.arange(len(y_N))
+            parts = (of(order_N[span]) for span in near_equal(len(y_N), self.evaluation_batch))
+        return sum(parts, torch.zeros_like(theta_P, dtype=torch.float64)) / self.task.scored(y_N)
 
     @torch.no_grad()
     def evaluate(
@@ -283,9 +289,13 @@ class NetworkLandscape:
                 yield {**own, **{name: buffer.to(theta_KP.device) for name, buffer in buffers.items()}}, None
             return
         known = self._statistics
-        if known is not None and known[0] is engine and torch.equal(known[1], theta_KP):
-            yield from known[2]
-            return
+        if known is not None and known[0] is engine:
+            # Some of them may be asked for, as where the others have converged.
+            place = {total: k for k, total in enumerate(known[1].sum(1).tolist())}
+            rows = [place.get(total, 0) for total in theta_KP.sum(1).tolist()]
+            if torch.equal(known[1][rows], theta_KP):
+                yield from (known[2][k] for k in rows)
+                return
         whole = self.evaluation_batch >= len(self.data.y_train)
         spans = near_equal(len(self._statistics_order_N), self.evaluation_batch)
         parts = None if whole else [self._statistics_order_N[span] for span in spans]

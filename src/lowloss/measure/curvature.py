@@ -37,7 +37,7 @@ NUMBERS = 1 << 29
 DENSE = 500
 """Parameters up to which all eigenvalues are computed where they are counted."""
 
-CHECK = 4
+CHECK = 2
 """Products between two looks at the residuals."""
 
 MODES = ("held", "batch")

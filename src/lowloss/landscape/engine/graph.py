@@ -26,7 +26,8 @@ from lowloss.landscape.engine.capture import Step, compiled, differentiated, lai
 from lowloss.landscape.engine.captured import Captured
 from lowloss.landscape.engine.checked import Taken, compare_step, reference_step, verify
 from lowloss.landscape.engine.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate, widen
-from lowloss.landscape.engine.loop import Buffers, Loop, near_equal, places
+from lowloss.landscape.engine.loop import Buffers, Loop, places
+from lowloss.landscape.engine.parts import near_equal
 from lowloss.seeding import derive
 
 EVALUATION_SHARE, LIVE = 8, 4
@@ -72,7 +73,8 @@ class Graph:
             self._fold()
             largest = verify(self, *sample)
             if self.device.type == "cuda":
-                memory = torch.cuda.get_device_properties(self.device).total_memory
+                share = torch.cuda.get_per_process_memory_fraction(self.device)
+                memory = int(share * torch.cuda.get_device_properties(self.device).total_memory)
                 width = torch.finfo(evaluation_dtype).bits // 8
                 self._samples_at_once = memory // (EVALUATION_SHARE * LIVE * largest * width)
                 self._copies_at_once = memory // (EVALUATION_SHARE * self.layout.dim * (4 + width))

@@ -13,7 +13,6 @@ import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowloss.data.base import Batch, Inputs
 from lowloss.data.task import Task
 from lowloss.errors import LowlossError
+from lowloss.landscape.engine.parts import Parts, near_equal
+from lowloss.landscape.engine.pooled import pooled
+from lowloss.landscape.engine.twice import Twice
 from lowloss.landscape.layout import Layout
 
 Buffers = dict[str, Tensor]
@@ -34,8 +36,9 @@ Buffers = dict[str, Tensor]
 KINDS = ("auto", "loop", "graph")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-CACHED = 128
-"""Samples of a forward pass on a processor, where they may be chosen."""
+CACHED, PART = 128, 1024
+"""Samples of a forward pass on a processor and on a GPU at most, where they may be chosen: small parts stay in a
+processor's caches."""
 
 WORTH_BFLOAT16 = 1_000_000
 """Multiply-adds a sample from which bfloat16 pays on a processor with units for it; smaller networks lose by it."""
@@ -114,17 +117,6 @@ def places(module: nn.Module) -> dict[str, str]:
         for name, tensor in [*part._parameters.items(), *part._buffers.items()]
         if tensor is not None
     }
-
-
-def near_equal(count: int, size: int) -> list[slice]:
-    """Spans of at most so many samples, near-equal, and of two where there are two.
-
-    A last part of one sample would have no variance, and would weigh like a full one.
-    """
-    parts = max(1, min(-(-count // size), count // 2))
-    short, longer = divmod(count, parts)
-    ends = [i * short + min(i, longer) for i in range(parts + 1)]
-    return [slice(first, end) for first, end in pairwise(ends)]
 
 
 class Copies:
@@ -260,13 +252,16 @@ class Loop:
             part.train(buffers is None)
         v = self.layout.views(v_P)
         # The fused kernels of recurrent layers and of attention have no second derivative.
+        fused, cudnn = any(isinstance(m, nn.RNNBase) for m in self.module.modules()), torch.backends.cudnn
         with (
             self._at(parameters, buffers or self.fresh_buffers()),
             torch.enable_grad(),
-            torch.backends.cudnn.flags(enabled=not any(isinstance(m, nn.RNNBase) for m in self.module.modules())),
+            cudnn.flags(enabled=not fused, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32),
             sdpa_kernel(SDPBackend.MATH),
         ):
-            with self.random_seed(seed):
+            if x.dim() == 4 and x.is_cuda:
+                x = x.contiguous(memory_format=torch.channels_last)
+            with self.random_seed(seed), Twice():
                 outputs, _ = self._call(x, None)
             loss = self.task.columns(outputs, y)["loss"].sum() if whole else self.task.mean_loss(outputs, y)
             given = list(parameters.values())
@@ -296,7 +291,12 @@ class Loop:
                 module.momentum = None  # cumulative average: each chunk weighs the same
                 module.reset_running_stats()
             buffers = self.fresh_buffers()
-            with self._at(self._parameters(theta_P), buffers):
+            with self._at(self._parameters(theta_P), buffers), self.random_seed(0):
+                own = all(type(norm).forward is _BatchNorm.forward for norm in self.batch_norms)
+                if parts is None and len(x_N) > PART and own:
+                    spans = near_equal(len(x_N), PART)
+                    pooled(lambda span: self._call(x_N[span], None), spans, self.batch_norms, theta_P.device)
+                    return buffers, None
                 for x in (x_N[:],) if parts is None else (x_N[index.to(x_N.device)] for index in parts):
                     with self.random_seed(0):
                         self._call(x, None)
@@ -314,17 +314,20 @@ class Loop:
             streams: samples of a chunk, whose states a recurrent module hands on to the next; see `Data`.
         """
         parameters, state = self._parameters(theta_P), None
-        # On a processor, small parts stay in its caches.
-        size = min(at_once, CACHED) if theta_P.device.type == "cpu" else at_once
-        count = len(x_N)
-        spans = [slice(i, i + streams) for i in range(0, count, streams)] if streams else near_equal(count, size)
-        for span in spans:
+
+        def of(span: slice) -> Tensor:
+            nonlocal state
             self.module.eval()
             # The module is put back between chunks: whoever asks for them may run it elsewhere meanwhile.
             # A module that draws random numbers in evaluation too draws the same for every point.
             with torch.no_grad(), self._at(parameters, buffers), self.random_seed(self.evaluation_seed):
                 outputs, state = self._call(x_N[span], state if streams else None)
-            yield outputs
+            return outputs
+
+        if streams:
+            yield from (of(slice(first, first + streams)) for first in range(0, len(x_N), streams))
+        else:
+            yield from Parts(min(at_once, CACHED if theta_P.device.type == "cpu" else PART))(of, len(x_N))
 
     def _parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
         # Copies, since a GPU's convolutions want aligned weights and a view may start at any coordinate.
@@ -386,9 +389,9 @@ class Loop:
             self._held = None
 
     @contextlib.contextmanager
-    def exact(self) -> Iterator[None]:
-        """While exact results are computed on a GPU: true float32 and the same kernels every time."""
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    def exact(self, tf32: bool = False) -> Iterator[None]:
+        """While exact results are computed on a GPU: true float32, or TF32, and the same kernels every time."""
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32):
             yield
 
     @contextlib.contextmanager

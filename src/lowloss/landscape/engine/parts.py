@@ -1,0 +1,49 @@
+"""Samples in parts, as many at once as fit the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def near_equal(count: int, size: int) -> list[slice]:
+    """Spans of at most so many samples, near-equal, and of two where there are two.
+
+    A last part of one sample would have no variance, and would weigh like a full one.
+    """
+    parts = max(1, min(-(-count // size), count // 2))
+    short, longer = divmod(count, parts)
+    ends = [i * short + min(i, longer) for i in range(parts + 1)]
+    return [slice(first, end) for first, end in pairwise(ends)]
+
+
+class Parts:
+    """Work on near-equal parts of at most `size` samples, and of half as many from where that does not fit."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, work: Callable[[slice], T], count: int) -> Iterator[T]:
+        """What the work gives for each part of so many samples, in their order."""
+        first = 0
+        while first < count:
+            span = near_equal(count - first, self.size)[0]
+            span = slice(first, first + span.stop)
+            try:
+                found = work(span)
+            except torch.OutOfMemoryError:
+                if span.stop - first < 4:
+                    raise
+                found = None
+            # Not within the except: what has failed would keep its tensors until the end of that.
+            if found is None:
+                torch.cuda.empty_cache()
+                self.size = (span.stop - first) // 2
+                continue
+            yield found
+            first = span.stop

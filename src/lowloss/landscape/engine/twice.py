@@ -1,0 +1,139 @@
+"""What a loss is differentiated twice through, faster than torch does it, and to the same numbers up to rounding.
+
+torch takes the second derivative of a convolution by convolutions whose kernels are as large as the images, and that of
+a BatchNorm at held statistics by a score of passes over its input. Here the former is what it is, two convolutions and
+two gradients of convolutions, and the latter part of the convolution before it.
+
+Shapes: C input and O output channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import batch_norm
+from torch.overrides import TorchFunctionMode
+
+Settings = tuple[list[int], list[int], list[int], int]
+"""Stride, padding, dilation and groups."""
+
+
+def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, settings: Settings, *wanted: bool) -> tuple[Any, ...]:
+    """Those of a convolution's x, weight and bias."""
+    stride, padding, dilation, groups = settings
+    shared = [len(weight)], stride, padding, dilation, False, [0] * len(stride), groups
+    found: tuple[Any, ...] = torch.ops.aten.convolution_backward(gradient, x, weight, *shared, list(wanted))
+    return found
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
+    stride, padding, dilation, groups = settings
+    return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = settings
+        return _convolved(x, weight, bias, settings)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = tuple(ctx.needs_input_grad[:3])
+        return *_Gradients.apply(upstream[0], *ctx.saved_tensors, ctx.settings, wanted), None
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients of a convolution, which are linear in the one of its outputs, and in its x or its weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor, settings: Settings, wanted: tuple[bool, ...]
+    ) -> tuple[Any, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gradient, x, weight)
+        ctx.settings = settings
+        return _gradients(gradient, x, weight, settings, *wanted)
+
+    @staticmethod
+    def backward(ctx: Any, *along: Tensor | None) -> tuple[Tensor | None, ...]:
+        (gradient, x, weight), settings, (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.settings, along
+        to_gradient = to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            if of_x is not None:
+                to_gradient = _convolved(of_x, weight, of_bias, settings)
+            if of_weight is not None:
+                bias = of_bias if to_gradient is None else None
+                through = _convolved(x, of_weight, bias, settings)
+                to_gradient = through if to_gradient is None else to_gradient.add_(through)
+            if to_gradient is None and of_bias is not None:
+                to_gradient = of_bias.view(-1, *[1] * (gradient.dim() - 2)).expand_as(gradient)
+        if ctx.needs_input_grad[1] and of_weight is not None:
+            to_x = _gradients(gradient, x, of_weight, settings, True, False, False)[0]
+        if ctx.needs_input_grad[2] and of_x is not None:
+            to_weight = _gradients(gradient, of_x, weight, settings, False, True, False)[1]
+        return to_gradient, to_x, to_weight, None, None
+
+
+class Twice(TorchFunctionMode):
+    """While convolutions, and BatchNorms at held statistics, are computed so that they are fast to differentiate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: tuple[Any, ...] = ()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.conv1d, torch.conv2d, torch.conv3d):
+            given = _settings(*args, **kwargs)
+            if given is not None:
+                found = _Convolution.apply(*given)
+                self._last = found, found._version, given
+                return found
+        elif func is batch_norm and len(args) == 3 and not kwargs["training"] and args[1] is not None:
+            return self._normalised(*args, kwargs["weight"], kwargs["bias"], kwargs["eps"])
+        return func(*args, **kwargs)
+
+    def _normalised(
+        self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        scale = (var + eps).rsqrt()
+        scale = scale if weight is None else scale * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        last, self._last = self._last, ()
+        # As it was, not changed in its place since.
+        if last and last[0] is x and last[1] == x._version:
+            before, kernel, offset, settings = last[2]
+            shift = shift if offset is None else shift + offset * scale
+            found: Tensor = _Convolution.apply(before, kernel * scale.view(-1, *[1] * (x.dim() - 1)), shift, settings)
+            return found
+        shape = -1, *[1] * (x.dim() - 2)
+        return x * scale.view(shape) + shift.view(shape)
+
+
+def _settings(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    input: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Settings] | None:
+    """What a convolution takes; None where it pads by a rule, or the sample stands alone."""
+    axes = weight.dim() - 2
+    if isinstance(padding, str) or x.dim() != weight.dim():
+        return None
+    stride, padding, dilation = (
+        [given] * axes if isinstance(given, int) else [*given] * (axes if len(given) == 1 else 1)
+        for given in (stride, padding, dilation)
+    )
+    return x, weight, bias, (stride, padding, dilation, groups)
