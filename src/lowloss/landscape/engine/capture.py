@@ -94,9 +94,6 @@ def compiled(run: Run) -> Run:
     option = "triton.mix_order_reduction"
     options: dict[str, Any] = {option: False} if option in torch._inductor.list_options() else {}
     code = torch.compile(run, fullgraph=True, options=options)
-    # The compiler's advice to give up float32 where it is meant, and a note to its own authors.
-    for message in ("TensorFloat32 tensor cores", r"\s*Online softmax is disabled"):
-        warnings.filterwarnings("ignore", message, UserWarning)
     # Compiled code is kept on disk by what the compiler saw, and it does not see the gradients of our operators.
     sources = [Path(__file__).with_name(name).read_bytes() for name in ("convolution.py", "folded.py")]
     tag = f"{torch.compiler.config.cache_key_tag} lowloss {hashlib.sha256(b''.join(sources)).hexdigest()}"
@@ -109,7 +106,11 @@ def compiled(run: Run) -> Run:
                 recompile_limit=256, accumulated_recompile_limit=4096, automatic_dynamic_shapes=False
             ),
             torch.compiler.config.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
+            warnings.catch_warnings(),
         ):
+            # The compiler's advice to give up float32 where it is meant, and a note to its own authors.
+            for message in ("TensorFloat32 tensor cores", r"\s*Online softmax is disabled"):
+                warnings.filterwarnings("ignore", message, UserWarning)
             outputs: Tensor = code(*arguments)
         return outputs
 
