@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils.checkpoint import CheckpointError
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowloss.data.base import Batch, Inputs
@@ -173,7 +175,7 @@ class Loop:
         self.frozen = len(norms) > len(self.batch_norms)
         self._trained = [part for part in module.modules() if part.training]
         self._held: tuple[Buffers, bool] | None = None
-        self._place = Place()
+        self._place, self._faster = Place(), True
         self._takes_state = len(inspect.signature(module.forward).parameters) > 1
         self.foreign: tuple[str, ...] = ()
         """Those of FOREIGN from which the module draws."""
@@ -246,6 +248,26 @@ class Loop:
             buffers: BatchNorm's statistics, in evaluation mode; None takes the minibatch's, in training mode.
             whole: the minibatch is a part of a split: the loss is the sum over its scored items, without dropout.
         """
+        given = theta_P, v_P, x, y, seed, buffers, whole
+        try:
+            return self._twice_differentiated(*given, Twice() if self._faster else nullcontext())
+        except CheckpointError:
+            if not self._faster:
+                raise
+            self._faster = False  # where checkpointed parts of a module run again, no mode reaches them
+            return self._twice_differentiated(*given, nullcontext())
+
+    def _twice_differentiated(
+        self,
+        theta_P: Tensor,
+        v_P: Tensor,
+        x: Tensor,
+        y: Tensor,
+        seed: int,
+        buffers: Buffers | None,
+        whole: bool,
+        mode: AbstractContextManager[object],
+    ) -> Tensor:
         parameters = self._parameters(theta_P, True)
         self.module.train(buffers is None and not whole)
         for part in self.batch_norms:
@@ -261,7 +283,7 @@ class Loop:
         ):
             if x.dim() == 4 and x.is_cuda:
                 x = x.contiguous(memory_format=torch.channels_last)
-            with self.random_seed(seed), Twice():
+            with self.random_seed(seed), mode:
                 outputs, _ = self._call(x, None)
             loss = self.task.columns(outputs, y)["loss"].sum() if whole else self.task.mean_loss(outputs, y)
             given = list(parameters.values())

@@ -118,22 +118,20 @@ class Twice(TorchFunctionMode):
 
 
 def _settings(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    *,
-    input: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Settings] | None:
     """What a convolution takes; None where it pads by a rule, or the sample stands alone."""
     axes = weight.dim() - 2
-    if isinstance(padding, str) or x.dim() != weight.dim():
+    if isinstance(padding, str) or input.dim() != weight.dim():
         return None
     stride, padding, dilation = (
         [given] * axes if isinstance(given, int) else [*given] * (axes if len(given) == 1 else 1)
         for given in (stride, padding, dilation)
     )
-    return x, weight, bias, (stride, padding, dilation, groups)
+    return input, weight, bias, (stride, padding, dilation, groups)
