@@ -25,11 +25,11 @@ def near_equal(count: int, size: int) -> list[slice]:
 class Parts:
     """Work on near-equal parts of at most `size` samples, and of half as many from where that does not fit.
 
-    least: samples that are not taken apart further.
+    least: samples that are not taken apart further, at least three.
     """
 
-    def __init__(self, size: int, least: int = 2) -> None:
-        self.size, self._least = size, least
+    def __init__(self, size: int, least: int = 3) -> None:
+        self.size, self._least = size, max(3, least)
 
     def __call__(self, work: Callable[[slice], T], count: int) -> Iterator[T]:
         """What the work gives for each part of so many samples, in their order."""
