@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.func import functional_call
 
 from lowloss.data.base import Batch, Inputs
@@ -260,10 +262,15 @@ class Graph:
         """
         kind, known = (len(theta_KP) > 1, tuple(rows[0].shape[1:]), gradients), None
         if kind not in self._compared:
-            try:
-                known = reference_step(self, theta_KP, rows, gradients)
-            except torch.OutOfMemoryError:
-                # It takes one point: fewer at once would not help.
+            # Activations in the host's memory, if need be: it takes one point, and fewer at once would not help.
+            for held in (nullcontext(), save_on_cpu()):
+                try:
+                    with held:
+                        known = reference_step(self, theta_KP, rows, gradients)
+                    break
+                except torch.OutOfMemoryError:
+                    pass
+            else:
                 log.warning("engine: a step could not be checked against float32, which does not fit the memory")
                 self._compared.add(kind)
         taken = self._step(theta_KP, rows, gradients)
