@@ -257,11 +257,12 @@ class Loop:
             loss = self.task.columns(outputs, y)["loss"].sum() if whole else self.task.mean_loss(outputs, y)
             given = list(parameters.values())
             gradients = torch.autograd.grad(loss, given, create_graph=True, materialize_grads=True)
-            along = sum((g * v[name]).sum() for g, name in zip(gradients, parameters, strict=True))
-            assert isinstance(along, Tensor)
-            if not along.requires_grad:  # a loss that is linear in the parameters
+            # Of a loss that is linear in some parameters their gradients are constants.
+            curved = [(g, v[name]) for g, name in zip(gradients, parameters, strict=True) if g.requires_grad]
+            if not curved:
                 return torch.zeros_like(theta_P)
-            found = torch.autograd.grad(along, given, materialize_grads=True)
+            along, outputs_along = zip(*curved, strict=True)
+            found = torch.autograd.grad(along, given, outputs_along, materialize_grads=True)
         return torch.cat([part.detach().reshape(-1) for part in found])
 
     @torch.no_grad()
