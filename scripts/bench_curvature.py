@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,32 +61,41 @@ def now() -> float:
 
 
 class Watched:
-    """A product that counts its calls, and ends what calls it when the time is up."""
+    """Parts of the data that end what goes through them when the time is up."""
 
-    def __init__(self, product: Product, limit: float) -> None:
-        self.product, self.limit, self.calls, self.began = product, limit, 0, now()
+    def __init__(self, parts: list[tuple[Tensor, Tensor]], limit: float) -> None:
+        self.parts, self.limit, self.began = parts, limit, now()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in self.parts:
+            if time.perf_counter() - self.began > self.limit:
+                raise CutError
+            yield part
+
+    def __len__(self) -> int:
+        return sum(len(y) for _, y in self.parts)
+
+
+class Counted:
+    def __init__(self, product: Product) -> None:
+        self.product, self.calls = product, 0
 
     def __call__(self, v_P: Tensor) -> Tensor:
-        if now() - self.began > self.limit:
-            raise CutError
         self.calls += 1
         return self.product(v_P)
 
 
-Parts = list[tuple[Tensor, Tensor]]
-
-
-def of_curvlinops(module: nn.Module, parts: Parts) -> Product:
+def of_curvlinops(module: nn.Module, parts: Watched) -> Product:
     from curvlinops import HessianLinearOperator
 
-    parameters, samples = [p for p in module.parameters() if p.requires_grad], sum(len(y) for _, y in parts)
+    parameters = [p for p in module.parameters() if p.requires_grad]
     operator = HessianLinearOperator(
-        module, nn.CrossEntropyLoss(), parameters, parts, check_deterministic=False, num_data=samples
+        module, nn.CrossEntropyLoss(), parameters, parts, check_deterministic=False, num_data=len(parts)
     )
     return lambda v_P: operator @ v_P
 
 
-def by_curvlinops(product: Watched, dim: int, tolerance: float, known: dict[str, float]) -> tuple[float, float]:
+def by_curvlinops(product: Counted, dim: int, tolerance: float, known: dict[str, float]) -> tuple[float, float]:
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     def times(v: Any) -> Any:
@@ -100,14 +109,14 @@ def by_curvlinops(product: Watched, dim: int, tolerance: float, known: dict[str,
     return float(lowest), float(highest)
 
 
-def of_eigenthings(module: nn.Module, parts: Parts) -> Product:
+def of_eigenthings(module: nn.Module, parts: Watched) -> Product:
     from hessian_eigenthings import HessianOperator, supervised_loss
 
     product: Product = HessianOperator(module, parts, supervised_loss(cross_entropy)).matvec
     return product
 
 
-def by_eigenthings(product: Watched, dim: int, tolerance: float, known: dict[str, float]) -> tuple[float, float]:
+def by_eigenthings(product: Counted, dim: int, tolerance: float, known: dict[str, float]) -> tuple[float, float]:
     from hessian_eigenthings import LambdaOperator, lanczos
 
     operator = LambdaOperator(product, dim, device=DEVICE, dtype=torch.float32)
@@ -116,7 +125,7 @@ def by_eigenthings(product: Watched, dim: int, tolerance: float, known: dict[str
     return float(values.min()), float(values.max())
 
 
-PEERS: dict[str, tuple[Callable[[nn.Module, Parts], Product], Callable[..., tuple[float, float]]]] = {
+PEERS: dict[str, tuple[Callable[[nn.Module, Watched], Product], Callable[..., tuple[float, float]]]] = {
     "curvlinops": (of_curvlinops, by_curvlinops),
     "hessian-eigenthings": (of_eigenthings, by_eigenthings),
 }
@@ -139,12 +148,12 @@ class Bench:
         for name in options.tools:
             if name in PEERS:
                 try:
-                    self.peer(name, self.theta_P, self.data(8))
+                    self.peer(name, self.theta_P, Watched(self.data(8), 60))
                     self.tools.append(name)
                 except ImportError as error:
                     print(f"{name} is left out: {error}", flush=True)
 
-    def data(self, samples: int | None) -> Parts:
+    def data(self, samples: int | None) -> list[tuple[Tensor, Tensor]]:
         """The images of the training split, or of the subset that a Hessian of so many takes, in parts."""
         if samples is None:
             x_N, y_N = self.landscape.data.split("train")
@@ -158,7 +167,7 @@ class Bench:
 
         return self.landscape.subset("train", samples, derive(seed, "hessian"))
 
-    def peer(self, tool: str, theta_P: Tensor, parts: Parts) -> Product:
+    def peer(self, tool: str, theta_P: Tensor, parts: Watched) -> Product:
         module = self.landscape.module(theta_P).to(DEVICE).eval()
         return PEERS[tool][0](module, parts)
 
@@ -167,8 +176,8 @@ class Bench:
             columns["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
             torch.cuda.reset_peak_memory_stats()
         self.rows.append(columns)
-        told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in columns.items())
-        print(told, flush=True)
+        line = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in columns.items())
+        print(line, flush=True)
         self.options.out.mkdir(parents=True, exist_ok=True)
         (self.options.out / "curvature.json").write_text(json.dumps({"about": self.about, "rows": self.rows}, indent=1))
 
@@ -182,31 +191,40 @@ class Bench:
                 for tool in self.tools:
                     product: Product = lambda v_P: landscape.product(self.theta_P[None], v_P[None], batch)[0]  # noqa: E731
                     if tool != "lowloss":
-                        product = self.peer(tool, self.theta_P, self.data(self.options.map_images))
-                    found_P = product(v_P)
+                        parts = Watched(self.data(self.options.map_images), self.options.limit)
+                        product = self.peer(tool, self.theta_P, parts)
+                    common: dict[str, Any] = {"row": "product", "tool": tool, "images": len(batch.y), "tf32": tf32}
+                    try:
+                        found_P = product(v_P)
+                        began, times = now(), 0
+                        while times < 1 or (now() - began < 0.3 and times < 100):
+                            product(v_P)
+                            times += 1
+                    except (CutError, RuntimeError) as error:
+                        self.row(**common, cut=True, ms=1e3 * self.options.limit, error=told(error))
+                        continue
                     reference_P = found_P if reference_P is None else reference_P
-                    began, times = now(), 0
-                    while times < 3 or (now() - began < 0.3 and times < 100):
-                        product(v_P)
-                        times += 1
                     apart = float((found_P - reference_P).norm() / reference_P.norm())
-                    ms = 1e3 * (now() - began) / times
-                    self.row(row="product", tool=tool, images=len(batch.y), tf32=tf32, ms=ms, apart=apart)
+                    self.row(**common, ms=1e3 * (now() - began) / times, apart=apart)
 
     def ours(self, theta_KP: Tensor, samples: int | None, seed: int = 0) -> dict[str, Tensor]:
         measure = Extremes(Hessian("train", samples, seed), tolerance=self.options.tolerance, vectors=samples is None)
         return measure(self.landscape, theta_KP)
 
-    def other(self, tool: str, theta_P: Tensor, parts: Parts, known: dict[str, float]) -> dict[str, Any]:
-        product = self.peer(tool, theta_P, parts)
-        watched = Watched(product, self.options.limit)
+    def other(
+        self, tool: str, theta_P: Tensor, parts: list[tuple[Tensor, Tensor]], known: dict[str, float]
+    ) -> dict[str, Any]:
+        watched = Watched(parts, self.options.limit)
+        product = Counted(self.peer(tool, theta_P, watched))
+        columns: dict[str, Any] = {"cut": False, "min": float("nan"), "max": float("nan")}
+        watched.began = now()
         try:
-            lowest, highest = PEERS[tool][1](watched, self.landscape.dim, self.options.tolerance, known)
-            took, more = now() - watched.began, False
-        except CutError:
-            lowest, highest, took, more = float("nan"), float("nan"), now() - watched.began, True
-        apart = max(abs(lowest - known["min"]), abs(highest - known["max"])) / known["max"]
-        return {"seconds": took, "cut": more, "products": watched.calls, "min": lowest, "max": highest, "apart": apart}
+            columns["min"], columns["max"] = PEERS[tool][1](product, self.landscape.dim, self.options.tolerance, known)
+        except (CutError, RuntimeError) as error:
+            columns |= {"cut": True, "error": told(error)}
+        columns |= {"seconds": now() - watched.began, "products": product.calls}
+        ends = abs(columns["min"] - known["min"]), abs(columns["max"] - known["max"])
+        return columns | {"apart": max(ends) / known["max"]}
 
     def point(self) -> None:
         theta_1P, landscape = self.theta_P[None], self.landscape
@@ -281,7 +299,7 @@ class Bench:
             return "" if given is None else f"{'> ' if row.get('cut') else ''}{given:.3g} {unit}"
 
         def cell(value: Any) -> str:
-            return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+            return "" if value is None or value != value else f"{value:.4g}" if isinstance(value, float) else str(value)
 
         def total(row: dict[str, Any]) -> float:
             return float(row.get("ms", row.get("seconds", float("nan"))))
@@ -300,6 +318,10 @@ class Bench:
                 rest = (cell(row.get(key)) for key in ("products", "min", "max", "apart"))
                 lines.append(f"| {name} | {row['tool']} | {text(row)} | {ratio} | {' | '.join(rest)} |")
         return "\n".join(lines)
+
+
+def told(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def row_of(found: dict[str, Tensor], k: int) -> dict[str, float]:

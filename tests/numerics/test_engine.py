@@ -937,6 +937,26 @@ def test_a_step_whose_check_does_not_fit_the_memory_counts(monkeypatch, caplog):
     assert caplog.messages == ["engine: a step could not be checked against float32, which does not fit the memory"]
 
 
+def test_a_check_that_does_not_fit_the_memory_keeps_its_activations_on_the_host(monkeypatch, caplog):
+    land = small_landscape()
+    graph = Graph(land.loop, labelled(land.data.x_train[:4]), torch.float32, torch.float32)
+    tries, losses, packed, cpu = [], Loop.losses, [], torch.Tensor.cpu
+
+    def small(*arguments):
+        tries.append(len(packed))
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return losses(*arguments)
+
+    monkeypatch.setattr(Loop, "losses", small)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: packed.append(tensor) or cpu(tensor))
+    graph.losses(torch.randn(3, land.dim), land.batches(8, [0], shared=True)[0], True)
+    assert len(tries) > 1
+    assert packed
+    assert graph._compared
+    assert not caplog.messages
+
+
 def test_a_graph_needs_a_gpu():
     land = small_landscape(kind="graph")
     with pytest.raises(LowlossError, match="needs a GPU"):

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+KEPT = 16
+"""CUDA graphs kept at once."""
+
 Run = Callable[..., Tensor]
 Work = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -68,6 +71,18 @@ class Step:
             held.copy_(given, non_blocking=True)
         self.graph.replay()
         return self.losses_K.clone(), None if self.gradients_KP is None else self.gradients_KP.clone()
+
+
+class Steps(dict[tuple[Any, ...], Step]):
+    """The last graphs, by their kinds. They share their memory, of which those before have no need when one runs."""
+
+    def capture(self, kind: tuple[Any, ...], work: Work, inputs: tuple[Tensor, ...], gradients: bool) -> Step:
+        """Another of them; see Step."""
+        if len(self) >= KEPT:
+            self.pop(next(iter(self)))
+        pool = next(iter(self.values())).graph.pool() if self else None
+        self[kind] = Step(work, inputs, gradients, pool)
+        return self[kind]
 
 
 @cache

@@ -21,17 +21,15 @@ from torch import Tensor
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError, reason
-from lowloss.landscape.engine.capture import Step
-from lowloss.landscape.engine.loop import Loop, Place
+from lowloss.landscape.engine.capture import Step, Steps
+from lowloss.landscape.engine.copies import Place
+from lowloss.landscape.engine.loop import Loop
 
 WORTH = 2
 """Steps of a kind that the loop takes before its next is captured, which costs about three."""
 
 BRANCHES = 16
 """Points of one graph; their activations are in memory together."""
-
-KEPT = 16
-"""CUDA graphs kept at once."""
 
 AGREEMENT = 1e-3
 """Relative difference from the loop's losses and gradients up to which a captured step is trusted: atomic additions and
@@ -48,7 +46,7 @@ class Captured:
 
     def __init__(self, loop: Loop) -> None:
         self.loop, self.usable, self.used = loop, True, False
-        self._steps: dict[tuple[Any, ...], Step] = {}
+        self._steps = Steps()
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._branches, self._draws, self._unchecked = BRANCHES, False, 0
         self._branch_streams: list[torch.cuda.Stream] = []
@@ -107,19 +105,15 @@ class Captured:
         self.loop.train()
         generators = torch.default_generator, torch.cuda.default_generators[inputs[0].device.index]
         before = [generator.get_state() for generator in generators]
-        # Like the graph engine's, they share their memory, of which those before have no need when one runs.
-        pool = next(iter(self._steps.values())).graph.pool() if self._steps else None
         *_, shared, gradients = kind
-        step = Step(partial(self._passes, shared=shared, gradients=gradients), inputs, gradients, pool)
+        work = partial(self._passes, shared=shared, gradients=gradients)
+        step = self._steps.capture((len(inputs[0]), *kind), work, inputs, gradients)
         drawn = [not torch.equal(g.get_state(), state) for g, state in zip(generators, before, strict=True)]
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
         if drawn[0]:
             raise LowlossError("it draws random numbers on the host")
         self._draws |= drawn[1]
-        if len(self._steps) >= KEPT:
-            self._steps.pop(next(iter(self._steps)))
-        self._steps[(len(inputs[0]), *kind)] = step
         self._unchecked = 2  # the second replay has other inputs than were captured
         return step
 

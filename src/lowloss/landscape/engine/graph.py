@@ -12,30 +12,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.func import functional_call
 
 from lowloss.data.base import Batch, Inputs
 from lowloss.errors import LowlossError
-from lowloss.landscape.engine.capture import Step, compiled, differentiated, laid_out
+from lowloss.landscape.engine.capture import Steps, compiled, differentiated, laid_out
 from lowloss.landscape.engine.captured import Captured
 from lowloss.landscape.engine.checked import Taken, compare_step, reference_step, verify
 from lowloss.landscape.engine.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate, widen
 from lowloss.landscape.engine.loop import Buffers, Loop, places
-from lowloss.landscape.engine.parts import near_equal
+from lowloss.landscape.engine.parts import Parts
 from lowloss.seeding import derive
 
 EVALUATION_SHARE, LIVE = 8, 4
 """What part of a GPU's memory the samples evaluated at once may take, which leaves room for other processes, and how
 many activations as large as the largest live at once."""
-
-KEPT = 16
-"""CUDA graphs kept at once."""
 
 T = TypeVar("T")
 
@@ -67,7 +66,7 @@ class Graph:
         self._samples_at_once, self._copies_at_once = 0, 1 << 30
         self.captured = Captured(loop)
         self._whole: tuple[Inputs, Tensor] | None = None
-        self._steps: dict[tuple[Any, ...], Step] = {}
+        self._steps = Steps()
         self._compared: set[tuple[Any, ...]] = set()
         try:
             self._fold()
@@ -178,31 +177,18 @@ class Graph:
         with torch.no_grad():
             parameters = separate(theta_P[None], self.layout.sizes)
 
-        def run(x_B: Tensor) -> Tensor:
-            return self._evaluated(self.inference, parameters, self._narrowed(x_B[None]), given)
+        @torch.no_grad()
+        def of(span: slice) -> Tensor:
+            x_B = x_N[span]
+            return self._or_loop(
+                lambda: self._evaluated(self.inference, parameters, self._narrowed(x_B[None]), given),
+                lambda: torch.cat(list(self.loop.outputs(theta_P, buffers, x_B, at_once))),
+            )
 
-        def loop(x_B: Tensor) -> Tensor:
-            return torch.cat(list(self.loop.outputs(theta_P, buffers, x_B, at_once)))
-
-        spans = near_equal(len(x_N), max(at_once, self._samples_at_once))
-        while spans:
-            span, *spans = spans
-            try:
-                with torch.no_grad():
-                    x_B = x_N[span]
-                    outputs = self._or_loop(partial(run, x_B), partial(loop, x_B))
-            except torch.OutOfMemoryError:
-                if not self.usable or span.stop - span.start <= at_once:
-                    raise
-                outputs = None
-            # Not within the except: what has failed would keep its tensors until the end of that.
-            if outputs is not None:
-                yield outputs
-                continue
-            torch.cuda.empty_cache()
-            self._samples_at_once = (span.stop - span.start) // 2
-            left = near_equal(len(x_N) - span.start, max(at_once, self._samples_at_once))
-            spans = [slice(part.start + span.start, part.stop + span.start) for part in left]
+        parts = Parts(max(at_once, self._samples_at_once), at_once)
+        for outputs in parts(of, len(x_N)):
+            self._samples_at_once = min(self._samples_at_once, parts.size)
+            yield outputs
 
     def _recorded(self, parameters: list[Tensor], x_KB: Tensor) -> tuple[Tensor, Tensor]:
         """BatchNorm's statistics at one point, added up over K parts and side by side (1, ...), and the outputs."""
@@ -264,13 +250,9 @@ class Graph:
             return differentiated(self._losses, theta_KP, *inputs, gradients=gradients)
         key = (tuple(x_KB.shape), gradients)
         if key not in self._steps:
-            if len(self._steps) >= KEPT:
-                self._steps.pop(next(iter(self._steps)))
-            inputs = laid_out(x_KB, self.step_dtype), y_KB, seeds_K.to(self.device)
-            # Graphs share their memory, of which those before have no need when one runs.
-            pool = next(iter(self._steps.values())).graph.pool() if self._steps else None
+            captured = theta_KP, laid_out(x_KB, self.step_dtype), y_KB, seeds_K.to(self.device)
             work = partial(differentiated, self._losses_of, gradients=gradients)
-            self._steps[key] = Step(work, (theta_KP, *inputs), gradients, pool)
+            self._steps.capture(key, work, captured, gradients)
         return self._steps[key](theta_KP, *rows)
 
     def _checked(self, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], gradients: bool) -> Taken:
@@ -280,10 +262,15 @@ class Graph:
         """
         kind, known = (len(theta_KP) > 1, tuple(rows[0].shape[1:]), gradients), None
         if kind not in self._compared:
-            try:
-                known = reference_step(self, theta_KP, rows, gradients)
-            except torch.OutOfMemoryError:
-                # It takes one point: fewer at once would not help.
+            # Activations in the host's memory, if need be: it takes one point, and fewer at once would not help.
+            for held in (nullcontext(), save_on_cpu()):
+                try:
+                    with held:
+                        known = reference_step(self, theta_KP, rows, gradients)
+                    break
+                except torch.OutOfMemoryError:
+                    pass
+            else:
                 log.warning("engine: a step could not be checked against float32, which does not fit the memory")
                 self._compared.add(kind)
         taken = self._step(theta_KP, rows, gradients)

@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils.checkpoint import CheckpointError
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowloss.data.base import Batch, Inputs
 from lowloss.data.task import Task
 from lowloss.errors import LowlossError
+from lowloss.landscape.engine.copies import Place
 from lowloss.landscape.engine.parts import Parts, near_equal
 from lowloss.landscape.engine.pooled import pooled
 from lowloss.landscape.engine.twice import Twice
@@ -119,38 +122,6 @@ def places(module: nn.Module) -> dict[str, str]:
     }
 
 
-class Copies:
-    """Copies of a list of tensors in memory that is kept, so that a call is one kernel and not one a tensor.
-
-    Each is aligned, as a GPU's convolutions want it, where a view of a point may start at any coordinate.
-    """
-
-    def __init__(self, requires_grad: bool = False) -> None:
-        self._kept: list[Tensor] = []
-        self._kinds: list[list[int]] = []
-        self._requires_grad = requires_grad
-
-    @torch.no_grad()
-    def __call__(self, given: list[Tensor]) -> list[Tensor]:
-        """The copies, which the next call overwrites."""
-        if len(given) != len(self._kept) or any(
-            kept.device != part.device for kept, part in zip(self._kept, given, strict=True)
-        ):
-            self._kept = [torch.empty_like(part, requires_grad=self._requires_grad) for part in given]
-            dtypes = {part.dtype for part in given}
-            self._kinds = [[i for i, part in enumerate(given) if part.dtype == dtype] for dtype in dtypes]
-        for kind in self._kinds:
-            torch._foreach_copy_([self._kept[i] for i in kind], [given[i] for i in kind])
-        return self._kept
-
-
-class Place:
-    """The memory of one point's parameters and buffers, which each of its steps uses again."""
-
-    def __init__(self) -> None:
-        self.parameters, self.buffers = Copies(requires_grad=True), Copies()
-
-
 class Loop:
     """One point after the other, in the parameters' own precision, or with `step_dtype` autocast in `losses`."""
 
@@ -173,7 +144,7 @@ class Loop:
         self.frozen = len(norms) > len(self.batch_norms)
         self._trained = [part for part in module.modules() if part.training]
         self._held: tuple[Buffers, bool] | None = None
-        self._place = Place()
+        self._place, self._faster = Place(), True
         self._takes_state = len(inspect.signature(module.forward).parameters) > 1
         self.foreign: tuple[str, ...] = ()
         """Those of FOREIGN from which the module draws."""
@@ -246,6 +217,26 @@ class Loop:
             buffers: BatchNorm's statistics, in evaluation mode; None takes the minibatch's, in training mode.
             whole: the minibatch is a part of a split: the loss is the sum over its scored items, without dropout.
         """
+        given = theta_P, v_P, x, y, seed, buffers, whole
+        try:
+            return self._twice_differentiated(*given, Twice() if self._faster else nullcontext())
+        except CheckpointError:
+            if not self._faster:
+                raise
+            self._faster = False  # where checkpointed parts of a module run again, no mode reaches them
+            return self._twice_differentiated(*given, nullcontext())
+
+    def _twice_differentiated(
+        self,
+        theta_P: Tensor,
+        v_P: Tensor,
+        x: Tensor,
+        y: Tensor,
+        seed: int,
+        buffers: Buffers | None,
+        whole: bool,
+        mode: AbstractContextManager[object],
+    ) -> Tensor:
         parameters = self._parameters(theta_P, True)
         self.module.train(buffers is None and not whole)
         for part in self.batch_norms:
@@ -261,16 +252,17 @@ class Loop:
         ):
             if x.dim() == 4 and x.is_cuda:
                 x = x.contiguous(memory_format=torch.channels_last)
-            with self.random_seed(seed), Twice():
+            with self.random_seed(seed), mode:
                 outputs, _ = self._call(x, None)
             loss = self.task.columns(outputs, y)["loss"].sum() if whole else self.task.mean_loss(outputs, y)
             given = list(parameters.values())
             gradients = torch.autograd.grad(loss, given, create_graph=True, materialize_grads=True)
-            along = sum((g * v[name]).sum() for g, name in zip(gradients, parameters, strict=True))
-            assert isinstance(along, Tensor)
-            if not along.requires_grad:  # a loss that is linear in the parameters
+            # Of a loss that is linear in some parameters their gradients are constants.
+            curved = [(g, v[name]) for g, name in zip(gradients, parameters, strict=True) if g.requires_grad]
+            if not curved:
                 return torch.zeros_like(theta_P)
-            found = torch.autograd.grad(along, given, materialize_grads=True)
+            along, outputs_along = zip(*curved, strict=True)
+            found = torch.autograd.grad(along, given, outputs_along, materialize_grads=True)
         return torch.cat([part.detach().reshape(-1) for part in found])
 
     @torch.no_grad()

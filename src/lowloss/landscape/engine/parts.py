@@ -23,10 +23,13 @@ def near_equal(count: int, size: int) -> list[slice]:
 
 
 class Parts:
-    """Work on near-equal parts of at most `size` samples, and of half as many from where that does not fit."""
+    """Work on near-equal parts of at most `size` samples, and of half as many from where that does not fit.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    least: samples that are not taken apart further, at least three.
+    """
+
+    def __init__(self, size: int, least: int = 3) -> None:
+        self.size, self._least = size, max(3, least)
 
     def __call__(self, work: Callable[[slice], T], count: int) -> Iterator[T]:
         """What the work gives for each part of so many samples, in their order."""
@@ -37,13 +40,13 @@ class Parts:
             try:
                 found = work(span)
             except torch.OutOfMemoryError:
-                if span.stop - first < 4:
+                if span.stop - first <= self._least:
                     raise
                 found = None
             # Not within the except: what has failed would keep its tensors until the end of that.
             if found is None:
                 torch.cuda.empty_cache()
-                self.size = (span.stop - first) // 2
+                self.size = max(self._least, (span.stop - first) // 2)
                 continue
             yield found
             first = span.stop

@@ -2,7 +2,7 @@
 
 torch takes the second derivative of a convolution by convolutions whose kernels are as large as the images, and that of
 a BatchNorm at held statistics by a score of passes over its input. Here the former is what it is, two convolutions and
-two gradients of convolutions, and the latter part of the convolution before it.
+two gradients of convolutions, and the latter part of the convolution before it. Of ReLUs no zeros are written.
 
 Shapes: C input and O output channels.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import batch_norm
+from torch.nn.functional import batch_norm, relu
 from torch.overrides import TorchFunctionMode
 
 Settings = tuple[list[int], list[int], list[int], int]
@@ -79,8 +79,35 @@ class _Gradients(torch.autograd.Function):
         return to_gradient, to_x, to_weight, None, None
 
 
+class _Rectified(torch.autograd.Function):
+    """torch adds zeros, written out, as the derivative of a ReLU's derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.relu()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        return _Passed.apply(upstream[0], *ctx.saved_tensors)
+
+
+class _Passed(torch.autograd.Function):
+    """What a ReLU of these outputs hands back."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, y: Tensor) -> Any:
+        ctx.save_for_backward(y)
+        return torch.ops.aten.threshold_backward(gradient, y, 0)
+
+    @staticmethod
+    def backward(ctx: Any, *along: Tensor) -> tuple[Any, None]:
+        return torch.ops.aten.threshold_backward(along[0], *ctx.saved_tensors, 0), None
+
+
 class Twice(TorchFunctionMode):
-    """While convolutions, and BatchNorms at held statistics, are computed so that they are fast to differentiate."""
+    """While convolutions, ReLUs and BatchNorms at held statistics are computed for fast second derivatives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +123,8 @@ class Twice(TorchFunctionMode):
                 found = _Convolution.apply(*given)
                 self._last = found, found._version, given
                 return found
+        elif func in (relu, torch.relu) and len(args) == 1 and not kwargs.get("inplace"):
+            return _Rectified.apply(*args)
         elif func is batch_norm and len(args) == 3 and not kwargs["training"] and args[1] is not None:
             return self._normalised(*args, kwargs["weight"], kwargs["bias"], kwargs["eps"])
         return func(*args, **kwargs)
@@ -118,22 +147,20 @@ class Twice(TorchFunctionMode):
 
 
 def _settings(
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-    *,
-    input: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Settings] | None:
     """What a convolution takes; None where it pads by a rule, or the sample stands alone."""
     axes = weight.dim() - 2
-    if isinstance(padding, str) or x.dim() != weight.dim():
+    if isinstance(padding, str) or input.dim() != weight.dim():
         return None
     stride, padding, dilation = (
         [given] * axes if isinstance(given, int) else [*given] * (axes if len(given) == 1 else 1)
         for given in (stride, padding, dilation)
     )
-    return x, weight, bias, (stride, padding, dilation, groups)
+    return input, weight, bias, (stride, padding, dilation, groups)
