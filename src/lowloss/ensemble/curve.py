@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import inf
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
@@ -83,8 +82,3 @@ def fitted_factor(landscape: Landscape, theta_P: Tensor, split: str = HELD, iter
         if abs(factor - before) < 1e-6 * factor or not 1e-4 < factor < 1e4:
             break
     return factor
-
-
-def curve_values(points: int) -> Tensor:
-    """The values of t (K,), equally spaced from 0 to 1."""
-    return torch.linspace(0, 1, points, dtype=torch.float64)

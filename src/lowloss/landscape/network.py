@@ -135,16 +135,11 @@ class NetworkLandscape:
             held = [] if statistics == "batch" else list(self._statistics_at(self.loop, theta_KP, given))
             for k, (theta_P, v_P) in enumerate(zip(theta_KP, v_KP, strict=True)):
                 buffers = held[k][0] if held else None
-                seed = 0
-                if not isinstance(data, Batch):
-                    x_N, y_N = self.data.split(data)
-                    order_N = self._statistics_order_N if data == "train" else torch.arange(len(y_N))
-                elif buffers is None or data.samples <= self.evaluation_batch:
+                x_N, y_N, seed = data.row(k) if isinstance(data, Batch) else (*self.data.split(data), 0)
+                if isinstance(data, Batch) and (buffers is None or data.samples <= self.evaluation_batch):
                     products.append(self.loop.product(theta_P, v_P, *data.row(k), buffers, whole=False))
                     continue
-                else:
-                    x_N, y_N, seed = data.row(k)
-                    order_N = torch.arange(len(y_N))
+                order_N = self._statistics_order_N if data == "train" else torch.arange(len(y_N))
                 total_P, items = torch.zeros_like(theta_P, dtype=torch.float64), 0
                 for index in (order_N[span] for span in near_equal(len(y_N), self.evaluation_batch)):
                     x, y = x_N[index.to(x_N.device)], y_N[index.to(y_N.device)]
@@ -226,9 +221,8 @@ class NetworkLandscape:
         """The metrics (K,) and what is kept of each sample (K, N), on the CPU; sums are in float64."""
         rows: list[dict[str, Tensor]] = []
         kept: dict[str, list[Tensor]] = {}
-        for theta_P, (buffers, train_outputs) in zip(
-            theta_KP, self._statistics_at(engine, theta_KP, statistics), strict=True
-        ):
+        found_K = self._statistics_at(engine, theta_KP, statistics)
+        for theta_P, (buffers, train_outputs) in zip(theta_KP, found_K, strict=True):
             sums, found = Sums(self.task), dict[str, list[Tensor]]()
             known = train_outputs if split == "train" else None
             for outputs, y in self._outputs_at(engine, theta_P, buffers, split, known):
@@ -264,11 +258,9 @@ class NetworkLandscape:
     def _outputs_at(
         self, engine: Loop | Graph, theta_P: Tensor, buffers: Buffers, split: str, known: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        x_N, y_N = self.data.split(split)
-        chunks = iter([known]) if known is not None else engine.outputs(
-            theta_P, buffers, x_N, self.evaluation_batch, self.data.streams
-        )  # fmt: skip
-        done = 0
+        (x_N, y_N), done = self.data.split(split), 0
+        settings = self.evaluation_batch, self.data.streams
+        chunks = iter([known]) if known is not None else engine.outputs(theta_P, buffers, x_N, *settings)
         for outputs in chunks:
             yield outputs, y_N[done : done + len(outputs)]
             done += len(outputs)

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lowloss.errors import LowlossError, reason
 from lowloss.landscape.layout import Layout
+from lowloss.landscape.network import NetworkLandscape
 from lowloss.symmetry.groups import Group, Place, Symmetries, split
 
 FIXED, NEUTRAL = 0, -1
@@ -180,10 +181,8 @@ class _Run(TorchFunctionMode):
 def _constant(tensor: Tensor, units: Tensor) -> Tensor:
     """The units of a constant beside others: it fixes those among which it can tell differences."""
     shape = (1,) * (units.dim() - tensor.dim()) + tuple(tensor.shape)
-    varies = any(
-        size > 1 and units.shape[axis] > 1 and bool((units != units.narrow(axis, 0, 1)).any())
-        for axis, size in enumerate(shape)
-    )
+    wide = [axis for axis, size in enumerate(shape) if size > 1 and units.shape[axis] > 1]
+    varies = any(bool((units != units.narrow(axis, 0, 1)).any()) for axis in wide)
     return torch.tensor(FIXED if varies else NEUTRAL)
 
 
@@ -234,24 +233,20 @@ def _spread(run: _Run, units_N: Tensor, axis: int, out: Any) -> None:
             run.set(one, units_N.view(shape).expand(one.shape))
 
 
-def _linear(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    x, weight = args[0], args[1] if len(args) > 1 else kwargs["weight"]
-    bias = args[2] if len(args) > 2 else kwargs.get("bias")
-    run.unite(run.collapse(run.resolved(x), -1), run.along(weight, 1))
-    outputs_N = run.along(weight, 0)
-    if bias is not None:
-        run.unite(run.along(bias, None), outputs_N)
-    _spread(run, outputs_N, -1, out)
+def _named(names: str, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by the names of those that are given by their places."""
+    return dict(zip(names.split(), args, strict=False)) | kwargs
 
 
-def _convolution(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    x, weight = args[0], args[1] if len(args) > 1 else kwargs["weight"]
-    bias = args[2] if len(args) > 2 else kwargs.get("bias")
-    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-    transposed = "transpose" in func.__name__  # its weight has the inputs first
+def _layer(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    """A linear layer or a convolution; where that is transposed, its weight has the inputs first."""
+    given = _named("input weight bias stride padding dilation groups", args, kwargs)
+    weight, axis, transposed = given["weight"], 1 if "conv" in func.__name__ else -1, "transpose" in func.__name__
+    # A transposed convolution has the groups in the same place.
+    groups = given.get("groups", 1)
     if transposed and groups > 1:
         raise ValueError("the outputs of a group are no axis of the weight")
-    inputs_N, outputs_N = run.collapse(run.resolved(x), 1), run.along(weight, int(transposed))
+    inputs_N, outputs_N = run.collapse(run.resolved(given["input"]), axis), run.along(weight, int(transposed))
     each = len(outputs_N) // groups
     if groups > 1 and weight.shape[1] == 1:  # depthwise: a channel goes with its own outputs
         run.unite(inputs_N.repeat_interleave(each), outputs_N)
@@ -260,16 +255,15 @@ def _convolution(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> N
         run.unite(inputs_N.view(groups, -1), run.along(weight, 1 - transposed))
         if groups > 1:
             run.tags.append((outputs_N, torch.arange(groups).repeat_interleave(each)))
-    if bias is not None:
-        run.unite(run.along(bias, None), outputs_N)
-    _spread(run, outputs_N, 1, out)
+    if given.get("bias") is not None:
+        run.unite(run.along(given["bias"], None), outputs_N)
+    _spread(run, outputs_N, axis, out)
 
 
 def _batch_norm(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """Statistics are no parameters: they are recomputed at every point."""
-    given = dict(zip(("input", "running_mean", "running_var", "weight", "bias"), args, strict=False)) | kwargs
-    x = given["input"]
-    units_N = run.collapse(run.resolved(x), 1)
+    given = _named("input running_mean running_var weight bias", args, kwargs)
+    units_N = run.collapse(run.resolved(given["input"]), 1)
     for name in ("weight", "bias"):
         if given.get(name) is not None:
             run.unite(units_N, run.along(given[name], None))
@@ -277,28 +271,26 @@ def _batch_norm(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> No
 
 
 def _group_norm(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    given = dict(zip(("input", "num_groups", "weight", "bias"), args, strict=False)) | kwargs
+    given = _named("input num_groups weight bias", args, kwargs)
     _batch_norm(run, func, (), {name: given.get(name) for name in ("input", "weight", "bias")}, out)
     channels, groups = out.shape[1], given["num_groups"]
     if 1 < groups < channels:
-        run.tags.append(
-            (run.collapse(run.resolved(out), 1), torch.arange(groups).repeat_interleave(channels // groups))
-        )
+        group_N = torch.arange(groups).repeat_interleave(channels // groups)
+        run.tags.append((run.collapse(run.resolved(out), 1), group_N))
 
 
 def _embedding(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
-    _spread(run, run.along(args[1] if len(args) > 1 else kwargs["weight"], 1), -1, out)
+    _spread(run, run.along(_named("input weight", args, kwargs)["weight"], 1), -1, out)
 
 
-def _matmul(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> bool | None:
+def _matmul(run: _Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     """What is summed over becomes one unit, as the numbers of an attention head do."""
     a, b = args[:2]
     if id(b) in run.names and b.dim() == 2 and id(b) not in run._known:
         run.unite(run.collapse(run.resolved(a), -1), run.along(b, 0))
         _spread(run, run.along(b, 1), -1, out)
-        return None
-    run.set(out, _product(run, run.resolved(a), run.resolved(b)))
-    return None
+    else:
+        run.set(out, _product(run, run.resolved(a), run.resolved(b)))
 
 
 def _product(run: _Run, a: Tensor, b: Tensor) -> Tensor:
@@ -328,18 +320,13 @@ def _multi_head(run: _Run, func: Any, args: Any, kwargs: Any, out: Any) -> bool 
 
 
 RULES: dict[str, Callable[..., Any]] = {
-    "linear": _linear,
-    "conv1d": _convolution,
-    "conv2d": _convolution,
-    "conv3d": _convolution,
-    **{f"conv_transpose{dimensions}d": _convolution for dimensions in (1, 2, 3)},
+    **{f"conv{kind}{dimensions}d": _layer for kind in ("", "_transpose") for dimensions in (1, 2, 3)},
+    **dict.fromkeys(("matmul", "__matmul__", "bmm"), _matmul),
+    "linear": _layer,
     "batch_norm": _batch_norm,
     "group_norm": _group_norm,
     "embedding": _embedding,
     "pad": _pad,
-    "matmul": _matmul,
-    "__matmul__": _matmul,
-    "bmm": _matmul,
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _multi_head,
 }
@@ -375,10 +362,14 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
         if units is not None:
             run.unite(units, torch.tensor(FIXED))
     layout = Layout.of(module)
-    groups = _groups(run)
-    kept, wrong = _checked(Symmetries(layout, groups), module, x)
+    kept, wrong = _checked(Symmetries(layout, _groups(run)), module, x)
     told = [f"{name}: its units cannot be permuted by themselves" for name in wrong]
     return Symmetries(layout, kept, tuple(dict.fromkeys([*run.lost, *told])))
+
+
+def symmetries_of(landscape: NetworkLandscape) -> Symmetries:
+    """Those of a landscape's network."""
+    return derive_symmetries(landscape.loop.module, landscape.data.x_train[:2])
 
 
 def _groups(run: _Run) -> tuple[Group, ...]:
