@@ -1,7 +1,5 @@
 """Data sets by name, data that are drawn, and a user's own arrays."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec

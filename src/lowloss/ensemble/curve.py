@@ -5,8 +5,6 @@ Reference: Garipov et al. 2018, sec. 4.3; Guo et al. 2017, On calibration of mod
 Shapes: K points, S scored items of a chunk, C classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import inf
 from typing import Annotated

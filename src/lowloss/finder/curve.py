@@ -5,8 +5,6 @@ Reference: Garipov et al. 2018, sec. 3 and appendices A.1 and A.6.
 Shapes: B bends (ends included), K sampled points, S = B - 1 segments, P parameters, L parameter tensors.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -5,8 +5,6 @@ Reference: Fort & Jastrzebski 2019, sec. 4.2.
 Shapes: B bends (ends included), M = B - 2 inner points, P parameters.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

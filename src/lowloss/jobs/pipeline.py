@@ -1,7 +1,5 @@
 """The stages, found in the files of this package, and run in their order."""
 
-from __future__ import annotations
-
 import re
 from functools import cache, partial
 from importlib import import_module

@@ -1,7 +1,5 @@
 """The report: tables, figures and the HTML page, from what is complete."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

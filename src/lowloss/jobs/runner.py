@@ -1,7 +1,5 @@
 """One runner for all jobs: claims, work folders, time and commits."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

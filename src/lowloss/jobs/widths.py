@@ -3,8 +3,6 @@
 Shapes: K directions.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

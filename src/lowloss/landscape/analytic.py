@@ -3,8 +3,6 @@
 Shapes: K points, P parameters (D in the papers), W wedges, N long directions of a wedge, B samples.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -7,8 +7,6 @@ Shapes: K points, P parameters, J vectors of a Krylov space, C eigenvalues of an
 N nodes of a density, L layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt

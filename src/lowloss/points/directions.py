@@ -5,8 +5,6 @@ Reference: Li et al. 2018, sec. 4 and appendix B.
 Shapes: P parameters, F filters of a weight, K or D directions, E epochs.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Shapes: D directions, G grid points of all axes together, T of them, P parameters, A anchors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Shapes: K minima, P parameters, E epochs, D directions.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

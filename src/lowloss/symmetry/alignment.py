@@ -3,8 +3,6 @@
 Shapes: P parameters, N training samples, S of them.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -8,8 +8,6 @@ every group is checked: permuted at random, it has to leave the outputs as they 
 Shapes: N units along an axis, and tensors of units in the shape of the tensors that they describe.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@
 Shapes: P parameters, N units of a group, U of a layer, S samples and positions.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any

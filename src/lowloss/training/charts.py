@@ -9,8 +9,6 @@ Shapes: P parameters, R cuts, Q dimensions of the largest one; C = m + 1 corners
 first), F = V - C free ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
