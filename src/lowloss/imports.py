@@ -1,4 +1,4 @@
-"""Importing Lightning in less time, where the process is ours.
+"""Importing what is heavy when it is used, and Lightning in less time, where the process is ours.
 
 Lightning imports torchmetrics, which imports whatever it finds of its optional packages, for plots and metrics of
 images, sound and text: all of matplotlib, torchvision and transformers and much of SciPy, which no step of ours needs.
@@ -10,6 +10,24 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+else:
+
+    class _Later:
+        """A module that is imported when something of it is asked for."""
+
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(import_module(self._name), name)
+
+    pd, torch = _Later("pandas"), _Later("torch")
 
 light = False
 """Whether torchmetrics does without them. The command line says so; a program of a user's may want its plots."""

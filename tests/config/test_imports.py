@@ -73,6 +73,7 @@ MAY = {
         "claims",
         "digests",
         "files",
+        "imports",
         "launch",
         "progress",
         "spanning",

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lowloss import LowlossError, Tunnel, find_path
 from lowloss.landscape import AnalyticSurface
-from lowloss.landscape.wedges import Wedges
+from lowloss.landscape.analytic import Wedges
 from lowloss.points.simplex import Simplex, edges
-from lowloss.training.connectors import find_connector
+from lowloss.training.charts import find_connector
 
 adam = partial(torch.optim.Adam, lr=0.01)
 

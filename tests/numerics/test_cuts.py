@@ -9,7 +9,7 @@ import torch
 from lowloss import LowlossError
 from lowloss.landscape import Quadratic, Span, Wedge, Wedges
 from lowloss.schedule import Plateau
-from lowloss.training.cuts import bracket, descend_cuts, refined
+from lowloss.training.charts import bracket, descend_cuts, refined
 
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

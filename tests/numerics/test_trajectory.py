@@ -8,7 +8,7 @@ from torch import nn
 
 from lowloss.landscape import Layout
 from lowloss.points import RandomLine, TrajectoryPlane
-from lowloss.points.trajectory import principal_components
+from lowloss.points.directions import principal_components
 
 LAYOUT = Layout.of(nn.Linear(4, 1))
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from lowloss import Data, LowlossError, MullerBrown, NetworkLandscape, find_path, tabulate, train_minima
 from lowloss.finder import Trivial
-from lowloss.finder.trivial import powers
+from lowloss.finder.curve import powers
 from lowloss.model import CNN, ConvFC, ResNet
 from lowloss.points.path import path_from_tensors
 from lowloss.schedule import Cosine

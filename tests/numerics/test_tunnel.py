@@ -7,8 +7,8 @@ from torch import Tensor
 from lowloss import LowlossError, NetworkLandscape, Tunnel, find_path
 from lowloss.finder import Bezier, Line, Polyline
 from lowloss.landscape import AnalyticSurface
-from lowloss.landscape.wedges import Wedges, as_network
-from lowloss.points.deviation import changed_labels, deviation_cosines, halves
+from lowloss.landscape.analytic import Wedges, as_network
+from lowloss.points.path import changed_labels, deviation_cosines, halves
 from lowloss.training.methods import train_minima
 
 

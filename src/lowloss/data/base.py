@@ -282,15 +282,12 @@ class Data:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._augmented = None
-        other._splits = {
-            name: (
-                x.to(device=device, dtype=dtype)
-                if not isinstance(x, Tensor) or x.is_floating_point()
-                else x.to(device),
-                y.to(device=device, dtype=dtype if y.is_floating_point() else None),
-            )
-            for name, (x, y) in self._splits.items()
-        }
+
+        def to(part: Any) -> Any:
+            whole = isinstance(part, Tensor) and not part.is_floating_point()
+            return part.to(device=device, dtype=None if whole else dtype)
+
+        other._splits = {name: (to(x), to(y)) for name, (x, y) in self._splits.items()}
         return other
 
     def some(self, count: int) -> Data:

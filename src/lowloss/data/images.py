@@ -3,8 +3,6 @@
 Shapes: N samples of a split, B samples of a minibatch, K points; images are (3, S, S).
 """
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Shapes: S parallel streams, W windows of T tokens, L = W T tokens of a stream, N = W S rows of a split, K points.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from collections.abc import Sequence

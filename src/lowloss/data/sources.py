@@ -1,6 +1,4 @@
-"""Data sets by name, and a user's own arrays."""
-
-from __future__ import annotations
+"""Data sets by name, data that are drawn, and a user's own arrays."""
 
 import zipfile
 from collections.abc import Callable, Sequence
@@ -11,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowloss.checking import Count, Few
+from lowloss.checking import Count, Few, Index
 from lowloss.data.base import Augmentation, Data, Inputs, Pixels
 from lowloss.data.language import SPLITS, Text
-from lowloss.data.task import Task
+from lowloss.data.task import Regression, Task
 from lowloss.errors import LowlossError, check_number
 
 IntArray = npt.NDArray[np.int64]
@@ -139,6 +137,30 @@ def arrays(
         raise LowlossError(f"{path} cannot be read as .npz ({error}): write it with numpy.savez") from error
     x_train, x_test = (x[:, None] if x.dtype == torch.uint8 and x.dim() == 3 else x for x in (x_train, x_test))
     return _normalised(x_train, y_train, x_test, y_test, num_classes, mean, std, augment, task)
+
+
+def teacher(
+    inputs: Few = 2, hidden: Few = 5, outputs: Few = 1, samples: Few = 1000, activation: str = "ReLU", seed: Index = 0
+) -> Data:
+    """A random network's outputs for standard normal inputs, to be learned by students (Brea et al. 2019, fig. 1).
+
+    The teacher has one hidden layer; its weights and biases are standard normal. The loss is the squared error, summed
+    over the outputs, over the mean square of the targets. As many samples are drawn for the test split.
+
+    Raises LowlossError: torch.nn has no such activation, or all targets are zero.
+    """
+    if not hasattr(nn.modules.activation, activation):
+        raise LowlossError(f"data.activation={activation}: take ReLU, Tanh, Sigmoid, Softplus or another of torch.nn")
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    w_HI, b_H, v_OH, c_O = normal(hidden, inputs), normal(hidden), normal(outputs, hidden), normal(outputs)
+    x_N = normal(2 * samples, inputs)
+    y_N = getattr(nn, activation)()(x_N @ w_HI.T + b_H) @ v_OH.T + c_O
+    task = Regression(scale=float(y_N[:samples].square().mean()) / outputs)
+    return Data(x_N[:samples], y_N[:samples], x_N[samples:], y_N[samples:], outputs, task=task)
 
 
 def stratified_split(labels_N: IntArray, test_size: int, seed: int) -> tuple[IntArray, IntArray]:

@@ -91,25 +91,28 @@ class Sums:
         return self.task.finish({name: total / self.counts[name] for name, total in self.sums.items()})
 
 
-def _log_mean_probabilities(outputs_M: Sequence[Tensor]) -> Iterator[Tensor]:
-    # In logarithms, so that no probability underflows.
-    total = torch.full_like(outputs_M[0], -torch.inf, dtype=torch.float64)
-    for m, outputs in enumerate(outputs_M, start=1):
-        total = torch.logaddexp(total, outputs.double().log_softmax(-1))
-        yield total - log(m)
-
-
-class Classification(Task):
-    """Cross-entropy in nats, and the fraction of misclassified samples; an ensemble averages probabilities.
+class _Logits(Task):
+    """Of outputs that are logits of classes, on the last axis; an ensemble averages probabilities.
 
     Args:
-        num_classes: C, the number of outputs.
+        num_classes: C, the number of classes: of outputs, or the size of the vocabulary.
     """
-
-    units: ClassVar[Mapping[str, str]] = {"loss": "nats", "error": "fraction"}
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
+
+    def together(self, outputs_M: Sequence[Tensor]) -> Iterator[Tensor]:
+        # In logarithms, so that no probability underflows.
+        total = torch.full_like(outputs_M[0], -torch.inf, dtype=torch.float64)
+        for m, outputs in enumerate(outputs_M, start=1):
+            total = torch.logaddexp(total, outputs.double().log_softmax(-1))
+            yield total - log(m)
+
+
+class Classification(_Logits):
+    """Cross-entropy in nats, and the fraction of misclassified samples."""
+
+    units: ClassVar[Mapping[str, str]] = {"loss": "nats", "error": "fraction"}
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(outputs, y, reduction="none")
@@ -141,9 +144,6 @@ class Classification(Task):
             "label": details["label"],
         }
 
-    def together(self, outputs_M: Sequence[Tensor]) -> Iterator[Tensor]:
-        return _log_mean_probabilities(outputs_M)
-
     def logits(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
         return outputs, y
 
@@ -155,19 +155,13 @@ class Classification(Task):
             )
 
 
-class LanguageModel(Task):
+class LanguageModel(_Logits):
     """Cross-entropy of the next token in nats a token, and perplexity, its exponential.
 
     Outputs are (B, T, C) for targets (B, T) of T tokens. A target of -100 is padding, which is not scored.
-
-    Args:
-        num_classes: C, the size of the vocabulary.
     """
 
     units: ClassVar[Mapping[str, str]] = {"loss": "nats a token", "perplexity": ""}
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         loss_BT = cross_entropy(outputs.transpose(1, 2), y, reduction="none", ignore_index=PADDING)
@@ -182,9 +176,6 @@ class LanguageModel(Task):
 
     def finish(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**means, "perplexity": means["loss"].exp()}
-
-    def together(self, outputs_M: Sequence[Tensor]) -> Iterator[Tensor]:
-        return _log_mean_probabilities(outputs_M)
 
     def logits(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
         scored = y != PADDING

@@ -6,5 +6,3 @@ from lowloss.ensemble.curve import Curve
 from lowloss.ensemble.fge import FGE
 from lowloss.ensemble.snapshot import Snapshot
 from lowloss.ensemble.swa import SWA
-
-__all__ = ["FGE", "SWA", "Curve", "EnsembleRecipe", "Independent", "Snapshot", "ensemble_metrics"]

@@ -3,8 +3,6 @@
 Shapes: M members, P parameters, S scored items of a chunk, C classes, N bins.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What a kind of ensemble is: a recipe that says which networks come together, told apart from what trains them."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar

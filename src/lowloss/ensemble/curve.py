@@ -5,13 +5,10 @@ Reference: Garipov et al. 2018, sec. 4.3; Guo et al. 2017, On calibration of mod
 Shapes: K points, S scored items of a chunk, C classes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import inf
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
@@ -83,8 +80,3 @@ def fitted_factor(landscape: Landscape, theta_P: Tensor, split: str = HELD, iter
         if abs(factor - before) < 1e-6 * factor or not 1e-4 < factor < 1e4:
             break
     return factor
-
-
-def curve_values(points: int) -> Tensor:
-    """The values of t (K,), equally spaced from 0 to 1."""
-    return torch.linspace(0, 1, points, dtype=torch.float64)

@@ -10,8 +10,6 @@ continues that of the training, where ours starts from zero; and its members hav
 ours are evaluated with statistics recomputed on the training set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf

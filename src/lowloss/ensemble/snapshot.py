@@ -3,8 +3,6 @@
 Reference: Huang et al. 2017, Snapshot ensembles: train 1, get M for free, eq. 2.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import cos, pi
 from typing import ClassVar

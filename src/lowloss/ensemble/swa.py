@@ -3,8 +3,6 @@
 Reference: Izmailov et al. 2018, Averaging weights leads to wider optima and better generalization, Algorithm 1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import inf
 from typing import Annotated

@@ -2,24 +2,7 @@
 
 from lowloss.finder.autoneb import AutoNEB
 from lowloss.finder.base import Finder, Phase
-from lowloss.finder.curve import ArcLengthChain, BezierCurve, Line, PolygonalChain
+from lowloss.finder.curve import ArcLengthChain, BezierCurve, Line, PolygonalChain, Trivial
 from lowloss.finder.neb import NEB
-from lowloss.finder.trivial import Trivial
 from lowloss.finder.tunnel import Tunnel
 from lowloss.points.path import Bezier, Path, Polyline
-
-__all__ = [
-    "NEB",
-    "ArcLengthChain",
-    "AutoNEB",
-    "Bezier",
-    "BezierCurve",
-    "Finder",
-    "Line",
-    "Path",
-    "Phase",
-    "PolygonalChain",
-    "Polyline",
-    "Trivial",
-    "Tunnel",
-]

@@ -5,8 +5,6 @@ Reference: Draxler et al. 2018, Algorithm 2, sec. 4.1 and appendix A; after Kols
 Shapes: N pivots (ends included), S = N - 1 segments, E evaluations between two pivots.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 

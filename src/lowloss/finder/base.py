@@ -7,8 +7,6 @@ is configuration alone; all state is in the path.
 Shapes: B bends (ends included), M = B - 2 free bends, P parameters, K sampled points.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

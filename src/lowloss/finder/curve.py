@@ -1,11 +1,9 @@
-"""The straight line, and curves trained as a whole: Bezier and polygonal chain.
+"""The straight line, curves trained as a whole (Bezier and polygonal chain), and the trivial curve.
 
-Reference: Garipov et al. 2018, sec. 3 and appendix A.1.
+Reference: Garipov et al. 2018, sec. 3 and appendices A.1 and A.6.
 
-Shapes: B bends (ends included), K sampled points, S = B - 1 segments, P parameters.
+Shapes: B bends (ends included), K sampled points, S = B - 1 segments, P parameters, L parameter tensors.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,8 +16,12 @@ from lowloss.data.base import Batch
 from lowloss.errors import LowlossError, check_sgd
 from lowloss.finder.base import Finder, Phase, l2
 from lowloss.landscape.base import Landscape
-from lowloss.points.path import Bezier, Path, Polyline
+from lowloss.landscape.layout import Layout
+from lowloss.points.path import Bezier, Path, Polyline, ThroughOrigin
 from lowloss.schedule import Plateau
+
+AT = 0.8
+"""Where on the trivial curve the scaling of the outputs is tried out."""
 
 
 class Line(Finder):
@@ -117,3 +119,49 @@ class ArcLengthChain(PolygonalChain):
         length_S = torch.linalg.vector_norm(path.bends_BP.diff(dim=0), dim=1)
         segment_K = (t_K * len(length_S)).long().clamp_max(len(length_S) - 1).to(length_S.device)
         return (values_K * length_S[segment_K]).mean() * len(length_S) / length_S.sum()
+
+
+class Trivial(Line):
+    """The trivial curve between two ReLU networks, which exploits the redundancy of their parameters (appendix A.6).
+
+    W_i s and b_i s^i of layer i, from either network to the origin: the outputs of n layers scale by s^n.
+
+    So the predicted classes stay, while the loss rises to that of an untrained network. For networks of weights and
+    biases with ReLU, in the order of their layers, without BatchNorm.
+
+    Raises LowlossError for other networks.
+    """
+
+    def begin(self, landscape: Landscape, a_P: Tensor, b_P: Tensor) -> Path:
+        layout = getattr(landscape, "layout", None)
+        if not isinstance(layout, Layout):
+            raise LowlossError("finder=trivial needs a network: choose another finder")
+        power_P = powers(layout).to(a_P.device)
+        high = int(power_P.max())
+        parts = [[torch.where(power_P == j, end_P, 0) for j in range(2, high + 1)] for end_P in (a_P, b_P)]
+        path = ThroughOrigin(torch.stack([a_P, *parts[0], torch.zeros_like(a_P), *reversed(parts[1]), b_P]))
+        # Tanh or a shortcut would have the same parameters.
+        scaled, whole = (
+            next(iter(landscape.outputs(theta_P, "train")))[0].double()
+            for theta_P in (path.points(torch.tensor([(1 - AT) / 2]))[0], a_P)
+        )
+        if not torch.allclose(scaled, whole * AT**high, rtol=1e-3, atol=1e-3 * float(whole.abs().max()) * AT**high):
+            raise LowlossError(
+                "finder=trivial needs ReLU networks whose layers follow one another: choose another finder"
+            )
+        return path
+
+
+def powers(layout: Layout) -> Tensor:
+    """The power of s of each parameter (P,): one for weights, i for the bias of layer i.
+
+    Raises LowlossError if the parameters are not weights and biases of layers that follow one another.
+    """
+    parts, layer, units = list[Tensor](), 0, -1
+    for name, shape, size in zip(layout.names, layout.shapes, layout.sizes, strict=True):
+        if len(shape) > 1:
+            layer, units = layer + 1, shape[0]
+        elif not name.endswith("bias") or shape[0] != units:
+            raise LowlossError(f"finder=trivial needs layers of weights and biases alone, and there is {name}")
+        parts.append(torch.full((size,), 1 if len(shape) > 1 else layer))
+    return torch.cat(parts)

@@ -9,8 +9,6 @@ Shapes: N pivots (ends included), M = N - 2 inner pivots, S = N - 1 segments, P 
 pivots.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import inf
 

@@ -5,7 +5,7 @@ Reference: Fort & Jastrzebski 2019, sec. 4.2.
 Shapes: B bends (ends included), M = B - 2 inner points, P parameters.
 """
 
-from __future__ import annotations
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from lowloss.schedule import Plateau
 
 
 @described
+@dataclass(eq=False)
 class Tunnel(Finder):
     """A low-loss connector: each point descends in the hyperplane normal to the line, from its place on the line.
 
@@ -36,20 +37,18 @@ class Tunnel(Finder):
     Raises LowlossError if a setting makes no sense, say momentum outside of [0, 1).
     """
 
+    pivots: Few = 15
+    steps: Count = 2000
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: Count = 512
+
     schedule = Plateau()
 
-    def __init__(
-        self,
-        pivots: Few = 15,
-        steps: Count = 2000,
-        lr: float = 0.05,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        batch_size: Count = 512,
-    ) -> None:
-        check_sgd(momentum, weight_decay, batch_size)
-        self.momentum, self.weight_decay, self.batch_size = momentum, weight_decay, batch_size
-        self.pivots, self.phases = pivots, [Phase(steps, lr)]
+    def __post_init__(self) -> None:
+        check_sgd(self.momentum, self.weight_decay, self.batch_size)
+        self.phases = [Phase(self.steps, self.lr)]
 
     def start(self, a_P: Tensor, b_P: Tensor) -> Polyline:
         knots_B = torch.linspace(0, 1, self.pivots + 2, dtype=torch.float64)

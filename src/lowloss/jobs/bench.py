@@ -13,27 +13,48 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from lowloss.checking import check_value
 from lowloss.digests import digest
 from lowloss.errors import LowlossError
 from lowloss.files import size
-from lowloss.jobs.base import Cost
+from lowloss.seeding import derive
 from lowloss.study import MACHINE, Config, Study, lookup
 
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lowloss.ensemble import EnsembleRecipe
     from lowloss.finder import Finder
-    from lowloss.jobs.stage import Stage
-    from lowloss.landscape import NetworkLandscape
+    from lowloss.jobs.base import Stage
+    from lowloss.landscape import Columns, NetworkLandscape
     from lowloss.points import Plane
     from lowloss.training.devices import TrainerFactory
     from lowloss.training.tabulate import Measure
+
+
+COLUMNS = 150
+"""Bytes that a grid keeps of a point, as tensors and in its CSV table."""
+
+
+class Cost(NamedTuple):
+    """What a job takes: gradients of single points on a minibatch (a product with a Hessian is two), exact evaluations
+    of points, and vectors of the network's size, 4 bytes a number, that it keeps.
+
+    bound: how the first two are meant, "at least", "at most" or "about", where they depend on what is found.
+    grid: of a grid, the points, whose columns are kept.
+    """
+
+    gradients: int
+    evaluations: int
+    vectors: int
+    bound: str = ""
+    grid: int = 0
+
+    def size(self, parameters: int) -> int:
+        """The bytes that it keeps, of a network of so many parameters."""
+        return 4 * parameters * self.vectors + COLUMNS * self.grid
 
 
 class Bench:
@@ -103,7 +124,7 @@ class Bench:
         if not self.dry:
             check_trainer(self.trainer)
         if self.ground == ("landscape",):
-            from lowloss.landscape.wedges import as_network
+            from lowloss.landscape.analytic import as_network
 
             factory, data = as_network(self.build("landscape"))
         else:
@@ -112,8 +133,8 @@ class Bench:
         self._check_room(counted(factory, data))
         landscape = NetworkLandscape(factory, data, self.config["evaluation_batch"], self.build("engine"))
         self._check_room(landscape.dim)
-        for name in self.config["stages"]:
-            self.stages[name].check_network(self, landscape)
+        for stage in self.wanted:
+            stage.check_network(self, landscape)
         self._check_vectors(landscape)
         if (split := self.config["curvature"]["split"]) not in landscape.splits:
             raise LowlossError(f"curvature.split={split}, but these data have {', '.join(landscape.splits)}")
@@ -142,7 +163,7 @@ class Bench:
                 f"a point of {parameters:,} parameters takes {size(12 * parameters)} to train, and this machine has "
                 f"{size(memory)}: make the model smaller"
             )
-        points = sum(prod(getattr(plane, "resolution", ())) for plane in self.planes.values())
+        points = sum(prod(plane.shape) for plane in self.planes.values())
         missing = max(0, self.count - len(self.study.complete("minima")))
         needed, (place, free) = Cost(0, 0, missing, grid=points).size(parameters), self._disk()
         if needed > free:
@@ -157,9 +178,9 @@ class Bench:
         self.__dict__["landscape"] = landscape  # which costs may ask for
         needed: dict[str, int] = {}
         try:
-            for name in (name for name in self.stages if name in self.config["stages"]):
-                missing = [job.cost() for job in self.stages[name].jobs(self) if not job.artifact.complete]
-                needed[name] = 4 * landscape.dim * sum(cost.vectors for cost in missing if cost is not None)
+            for stage in self.wanted:
+                missing = [job.cost() for job in stage.jobs(self) if not job.artifact.complete]
+                needed[stage.name] = 4 * landscape.dim * sum(cost.vectors for cost in missing if cost is not None)
         finally:
             del self.__dict__["landscape"]
         place, free = self._disk()
@@ -187,15 +208,15 @@ class Bench:
             announce((work, arguments, settings))
         return work(self.landscape, *arguments, trainer=self.trainer, **settings)
 
+    def tabulate(self, at: Any, work: Path, title: str, measures: Any = None, **settings: Any) -> Columns:
+        """What `tabulate` gives, the exact metrics by default."""
+        from lowloss.training.tabulate import tabulate
+
+        return self.everywhere(tabulate, at, measures=measures, folder=work, title=title, **settings)
+
     def table(
-        self,
-        at: Any,
-        title: str,
-        work: Path,
-        how: Callable[..., dict[str, Tensor]] | None = None,
-        more: Sequence[Measure] = (),
-        **settings: Any,
-    ) -> dict[str, Tensor]:
+        self, at: Any, title: str, work: Path, how: Any = None, more: Sequence[Measure] = (), **settings: Any
+    ) -> Columns:
         """The exact metrics, with details of the test split, and more: at points, as `tabulate` or `how` takes them."""
         from lowloss.measure import Exact
         from lowloss.training.tabulate import tabulate
@@ -204,6 +225,16 @@ class Bench:
         title = f"{title} on {'both splits' if len(splits) == 2 else ', '.join(splits)}"
         measures = [Exact(details=["test"]), *more]
         return self.everywhere(how or tabulate, at, measures=measures, folder=work, title=title, **settings)
+
+    def seed(self, *names: object) -> int:
+        """The seed of a random stream of the study."""
+        return derive(self.config["seed"], *names)
+
+    def check_optimizer(self, key: str = "optimizer") -> None:
+        """Raise LowlossError if the optimizer of a section cannot be made with its settings."""
+        from lowloss.training.descent import check_optimizer
+
+        check_optimizer(self.build(key, partial=True))
 
     def serve(self) -> None:
         """Take part in what the first process has done everywhere, until it announces nothing."""
@@ -257,6 +288,11 @@ class Bench:
         return {name: self.build(f"ensemble.{name}") for name in self.config["ensemble"]}
 
     @property
+    def wanted(self) -> list[Stage]:
+        """The configured stages, in their order."""
+        return [stage for name, stage in self.stages.items() if name in self.config["stages"]]
+
+    @property
     def count(self) -> int:
         """The number of minima."""
         minima = self.config["minima"]
@@ -270,12 +306,10 @@ class Bench:
 
     def check_settings(self) -> None:
         """Raise LowlossError for a setting that its finder, scan, ensemble, schedule or optimizer refuses."""
-        from lowloss.training.descent import check_optimizer
-
         _ = self.finders, self.planes, self.ensembles, self.build("schedule")
-        check_optimizer(self.build("optimizer", partial=True))
-        for name in self.config["stages"]:
-            self.stages[name].check_made(self)
+        self.check_optimizer()
+        for stage in self.wanted:
+            stage.check_made(self)
 
     def check(self) -> None:
         """Raise LowlossError for a value that no stage of those that are asked for could use; needs nothing heavy."""

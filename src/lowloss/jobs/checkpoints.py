@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowloss.errors import LowlossError, reason
-from lowloss.jobs.base import Job
-from lowloss.jobs.bench import Bench
-from lowloss.study import RESULT, Config, Result, check_config
+from lowloss.imports import torch
+from lowloss.jobs.base import Bench, Config, Job, Result
+from lowloss.study import RESULT, check_config
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lowloss.landscape import Layout
+
+Tensors = Mapping[str, "torch.Tensor"]
+
 
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.")
 """What wrappers put before the names of a module: DataParallel, Lightning, torch.compile and habit."""
@@ -57,7 +58,7 @@ class Checkpoint(Job):
         return Result({**tensors, "theta": theta_P}, {**values, "file": _called(self.file), "status": "checkpoint"})
 
 
-def apart(table: dict[str, Tensor], row: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+def apart(table: Tensors, row: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """The numbers and the tensors of a row of a table."""
     values = {name: float(column[row]) for name, column in table.items() if column.dim() == 1}
     return values, {name: column[row] for name, column in table.items() if column.dim() > 1}
@@ -82,8 +83,6 @@ def check_fit(bench: Bench) -> None:
 
     A study's minimum has to be of the same model: networks may differ in what no parameter tells, as in shortcuts.
     """
-    import torch
-
     held: dict[bytes, Path] = {}
     for k in range(bench.count):
         file = Checkpoint(bench, k).file
@@ -104,37 +103,32 @@ def _called(file: Path) -> str:
     return "/".join(weights_file(file).resolve().parts[-4:-1])
 
 
-def read_point(file: Path, layout: Layout) -> Tensor:
+def read_point(file: Path, layout: Layout) -> torch.Tensor:
     """The point (P,) of a checkpoint. Raises LowlossError if it cannot be read, or does not fit the layout."""
     state = _read_state(file)
     if weights_file(file).name == RESULT and "theta" in state:
         if state["theta"].shape != (layout.dim,):
-            raise UnfitError(
-                f"{file} does not fit the model: it has {state['theta'].numel()} parameters, and the model "
-                f"{layout.dim}: {SAME_MODEL}"
-            )
+            counts = f"it has {state['theta'].numel()} parameters, and the model {layout.dim}"
+            raise UnfitError(f"{file} does not fit the model: {counts}: {SAME_MODEL}")
         state = layout.views(state["theta"])
     return layout.flatten(_matched(state, layout, file))
 
 
 def weights_file(file: Path) -> Path:
     """The file with the tensors: itself, or that of such a folder. Raises LowlossError if there is none."""
+    for name in WEIGHTS:
+        if (file / name).is_file():
+            return file / name
     if file.is_dir():
-        found = [file / name for name in WEIGHTS if (file / name).is_file()]
-        if not found:
-            raise LowlossError(
-                f"{file} is a folder without {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}: name the file with the weights"
-            )
-        return found[0]
+        names = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
+        raise LowlossError(f"{file} is a folder without {names}: name the file with the weights")
     if not file.is_file():
         raise LowlossError(f"{file} of minima.files does not exist: name files that are there")
     return file
 
 
-def _read_state(file: Path) -> dict[str, Tensor]:
+def _read_state(file: Path) -> Tensors:
     """The named tensors of a checkpoint. Raises LowlossError if it cannot be read, or holds none."""
-    import torch
-
     file = weights_file(file)
     if file.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -144,43 +138,39 @@ def _read_state(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         except (SafetensorError, OSError) as error:
             raise LowlossError(f"{file} cannot be read as safetensors: {error}") from error
+    remedy = "torch.save(model.state_dict(), FILE)"
     try:
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is none of its own
-        raise LowlossError(
-            f"{file} cannot be read with weights alone ({reason(error)}): save its state_dict, "
-            "torch.save(model.state_dict(), FILE)"
-        ) from error
+        told = f"{file} cannot be read with weights alone ({reason(error)}): save its state_dict, {remedy}"
+        raise LowlossError(told) from error
     for key in NESTED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     state = {str(name): t for name, t in loaded.items() if torch.is_tensor(t)} if isinstance(loaded, Mapping) else {}
     if not state:
-        raise LowlossError(f"{file} holds no named tensors: save a state_dict, torch.save(model.state_dict(), FILE)")
+        raise LowlossError(f"{file} holds no named tensors: save a state_dict, {remedy}")
     return state
 
 
-def _matched(state: Mapping[str, Tensor], layout: Layout, file: Path) -> dict[str, Tensor]:
+def _matched(state: Tensors, layout: Layout, file: Path) -> dict[str, torch.Tensor]:
     """The parameters of a layout from a checkpoint's tensors, in the layout's dtype; buffers are left out."""
     named, remedy = _renamed(state, layout.names), "set model and its options to what the file was trained with"
     missing = [name for name in layout.names if name not in named]
+    unfit = f"{file} does not fit the model"
     if missing:
         unknown = [name for name in named if name not in layout.names] or ["nothing else"]
-        raise UnfitError(
-            f"{file} does not fit the model: it lacks {_first(missing)}, and has {_first(unknown)}: {remedy}"
-        )
+        raise UnfitError(f"{unfit}: it lacks {_first(missing)}, and has {_first(unknown)}: {remedy}")
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if named[name].shape != shape:
-            raise UnfitError(
-                f"{file} does not fit the model: {name} has the shape {tuple(named[name].shape)} there and "
-                f"{tuple(shape)} in the model: {remedy}"
-            )
+            shapes = f"{tuple(named[name].shape)} there and {tuple(shape)} in the model"
+            raise UnfitError(f"{unfit}: {name} has the shape {shapes}: {remedy}")
         if not named[name].isfinite().all():
             raise LowlossError(f"{file} holds NaN or infinite values in {name}: name another checkpoint")
     return {name: named[name].to(layout.dtype) for name in layout.names}
 
 
-def _renamed(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+def _renamed(state: Tensors, names: Sequence[str]) -> Tensors:
     """The tensors by the model's names: prefixes are taken off, or put on, where that makes more of them fit."""
     tried = [dict(state)]
     for _ in range(2):  # module.model.conv1

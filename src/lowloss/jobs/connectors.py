@@ -8,30 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError
-from lowloss.jobs.base import Cost, Job
-from lowloss.jobs.bench import Bench
+from lowloss.imports import pd, torch
+from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage
 from lowloss.jobs.minima import minimum, points
-from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
-from lowloss.study import Config, Result
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class ConnectorJob(Job):
     """The connector of the first m + 1 minima.
 
-    Tensors: vertices (V, P), their weights on the simplex, the middle of the surface (P,), the sampled weights (S, C),
-    and the exact columns at the vertices, and at the sampled points of the surface and of the linear simplex. notes:
-    the highest loss above the linear interpolation of the corners' losses, on the surface, at its vertices alone, and
-    on the linear simplex; and the metrics of the corners and of all vertices as ensembles.
+    Tensors: vertices (V, P), their weights on the simplex, the middle of the surface (P,), of equal weights, the
+    sampled weights (S, C), and the exact columns at the vertices, and at the sampled points of the surface and of the
+    linear simplex. notes: the highest loss above the linear interpolation of the corners' losses, on the surface, at
+    its vertices alone, and on the linear simplex; and the metrics of the corners and of all vertices as ensembles.
     """
 
     kind, stage = "connectors", "connector"
+    own = ("resolution", "steps", "optimizer", "batch_size", "weight_decay", "samples")
+    keys = ("seed", *(f"connector.{key}" for key in own))
 
     def __init__(self, bench: Bench, m: int) -> None:
         super().__init__(bench, f"m{m:02d}")
@@ -39,10 +35,6 @@ class ConnectorJob(Job):
 
     def needs(self) -> Sequence[Job]:
         return [minimum(self.bench, k) for k in range(self.m + 1)]
-
-    def own_settings(self) -> Config:
-        keys = ("resolution", "steps", "optimizer", "batch_size", "weight_decay", "samples")
-        return self.bench.describes("seed", *(f"connector.{key}" for key in keys))
 
     def cost(self) -> Cost:
         from lowloss.points.simplex import Simplex
@@ -55,18 +47,13 @@ class ConnectorJob(Job):
         return Cost((vertices - corners) * settings["steps"], evaluated, vertices + 1)
 
     def make(self, work: Path) -> Result:
-        import pandas as pd
-        import torch
-
         from lowloss.ensemble import ensemble_metrics
-        from lowloss.measure import Exact
         from lowloss.points.simplex import Simplex
-        from lowloss.training.connectors import find_connector
-        from lowloss.training.tabulate import tabulate
+        from lowloss.training.charts import find_connector
 
         bench, settings = self.bench, self.bench.config["connector"]
         corners_CP = points(bench, range(self.m + 1))
-        simplex, seed = Simplex(self.m, settings["resolution"]), derive(bench.config["seed"], "connector", self.m)
+        simplex, seed = Simplex(self.m, settings["resolution"]), bench.seed("connector", self.m)
         optimizer = bench.build("connector.optimizer", partial=True)
         training = {name: settings[name] for name in ("steps", "batch_size", "weight_decay")}
         found = bench.everywhere(find_connector, corners_CP, simplex, optimizer, seed=seed, folder=work, **training)
@@ -78,20 +65,18 @@ class ConnectorJob(Job):
         parts = {"surface": coefficients_SV, "linear": flat_SV, "vertex": torch.eye(len(vertices_VP)).double()}
         weights_KV = torch.cat(list(parts.values()))
         at = partial(_combined, weights_KV, vertices_VP)
-        title = f"connector m={self.m}"
-        table = bench.everywhere(tabulate, at, len(weights_KV), [Exact()], folder=work, title=title)
+        table = bench.tabulate(at, work, f"connector m={self.m}", count=len(weights_KV))
         tensors = {"vertices": vertices_VP, "vertex_weights": simplex.weights_VC, "weights": w_SC}
         notes: Config = {"m": self.m, "vertices": len(vertices_VP), "samples": len(w_SC), "cone": int(simplex.cone)}
         places = {"surface": w_SC, "linear": w_SC, "vertex": simplex.weights_VC}
         for name, column_K in table.items():
             split_K = dict(zip(parts, column_K.split([len(part) for part in parts.values()]), strict=True))
             tensors |= {f"{part}_{name}": one_K for part, one_K in split_K.items()}
-            if not name.endswith("_loss"):
-                continue
-            corner_C = split_K["vertex"][: self.m + 1]
-            for part, one_K in split_K.items():
-                notes[f"barrier_{part}_{name}"] = float((one_K - places[part] @ corner_C).max())
-            notes[f"corners_{name}"] = float(corner_C.mean())
+            if name.endswith("_loss"):
+                corner_C = split_K["vertex"][: self.m + 1]
+                for part, one_K in split_K.items():
+                    notes[f"barrier_{part}_{name}"] = float((one_K - places[part] @ corner_C).max())
+                notes[f"corners_{name}"] = float(corner_C.mean())
         middle_1V = simplex.coefficients(torch.full((1, self.m + 1), 1 / (self.m + 1)))
         tensors["middle"] = (middle_1V.to(vertices_VP) @ vertices_VP)[0]
         notes["middle_train_loss"] = float(bench.landscape.evaluate(tensors["middle"][None])["loss"][0])
@@ -102,12 +87,7 @@ class ConnectorJob(Job):
         return Result(tensors, notes, {"metrics.csv": pd.DataFrame(entries, columns=["step", "lr", "mean_loss"])})
 
 
-def middle(job: ConnectorJob) -> Tensor:
-    """The point (P,) of a complete connector's surface that belongs to equal weights."""
-    return job.artifact.load()[0]["middle"]
-
-
-def _combined(weights_KV: Tensor, vertices_VP: Tensor, index: Tensor) -> Tensor:
+def _combined(weights_KV: torch.Tensor, vertices_VP: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return weights_KV[index].to(vertices_VP) @ vertices_VP
 
 
@@ -117,8 +97,7 @@ class ConnectorStage(Stage):
     name, kind, after = "connector", "connectors", ("minima",)
 
     def check(self, bench: Bench) -> None:
-        wanted = bench.config["connector"]["m"]
-        for m in wanted:
+        for m in bench.config["connector"]["m"]:
             if not m < bench.count:
                 raise LowlossError(
                     f"connector.m={m} connects {m + 1} minima, but there are {bench.count}: {bench.more_minima}"
@@ -126,9 +105,8 @@ class ConnectorStage(Stage):
 
     def check_made(self, bench: Bench) -> None:
         from lowloss.points.simplex import Simplex
-        from lowloss.training.descent import check_optimizer
 
-        check_optimizer(bench.build("connector.optimizer", partial=True))
+        bench.check_optimizer("connector.optimizer")
         for m in bench.config["connector"]["m"]:
             Simplex(m, bench.config["connector"]["resolution"])
 

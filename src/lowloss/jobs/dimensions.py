@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError
-from lowloss.jobs import plans
-from lowloss.jobs.base import Cost, Job
-from lowloss.jobs.bench import Bench
-from lowloss.jobs.connectors import ConnectorJob, middle
+from lowloss.imports import pd, torch
+from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage
+from lowloss.jobs.connectors import ConnectorJob
 from lowloss.jobs.minima import minimum
 from lowloss.jobs.paths import PathJob, load_path
+from lowloss.jobs.plans import Plan
 from lowloss.jobs.spectra import WHICH, hessian
-from lowloss.jobs.stage import Stage
-from lowloss.seeding import derive
-from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lowloss.landscape import NetworkLandscape
 
 PLACES = ("initial", "path", "connector")
@@ -54,21 +49,18 @@ class DimensionJob(Job):
         where = {"initial": "initial", "path": f"path-{which:.3f}", "connector": f"connector-m{int(which):02d}"}
         super().__init__(bench, f"{where[place]}-{repeat:02d}")
 
-    @property
-    def path(self) -> PathJob:
-        return PathJob(self.bench, self.bench.config["dimension"]["finder"], 0, 1)
+        self.through: Job | None = None
+        if place == "path":
+            self.through = PathJob(bench, bench.config["dimension"]["finder"], 0, 1)
+        elif place == "connector":
+            self.through = ConnectorJob(bench, int(which))
 
     def needs(self) -> Sequence[Job]:
-        through: list[Job] = []
-        if self.place == "path":
-            through = [self.path]
-        elif self.place == "connector":
-            through = [ConnectorJob(self.bench, int(self.which))]
-        return [*through, minimum(self.bench, 0)]
+        return [*([self.through] if self.through else []), minimum(self.bench, 0)]
 
     def own_settings(self) -> Config:
         keys = ["dims", "rounds", "steps", "optimizer", "batch_size", "column", "threshold"]
-        keys += [] if self.place == "initial" else ["displacement"]
+        keys += ["displacement"] if self.through else []
         keys += ["share"] if self.counts else []
         counted = [f"curvature.{key}" for key in (*WHICH, "density")] if self.counts else []
         return self.bench.describes("seed", "schedule", *(f"dimension.{key}" for key in keys), *counted)
@@ -85,16 +77,14 @@ class DimensionJob(Job):
         return Cost(runs * settings["steps"] + 2 * products, runs, 1, "at most")
 
     def make(self, work: Path) -> Result:
-        import pandas as pd
-        import torch
-
         from lowloss.measure import Large
-        from lowloss.training.cuts import bracket, descend_cuts, refined
-        from lowloss.training.tabulate import tabulate
+        from lowloss.training.charts import bracket, descend_cuts, refined
 
         bench, settings = self.bench, self.bench.config["dimension"]
-        column, threshold = settings["column"], self._threshold()
-        seed = derive(bench.config["seed"], "dimension", self.repeat)
+        column, threshold = settings["column"], settings["threshold"]
+        if threshold is None:
+            threshold = 1 - SHARE * (1 - minimum(bench, 0).artifact.notes()[column])
+        seed = bench.seed("dimension", self.repeat)
         training = {name: settings[name] for name in ("steps", "batch_size")}
         training |= {"optimizer": bench.build("dimension.optimizer", partial=True), "schedule": bench.build("schedule")}
         origin_P, values, dims = self._origin(), dict[int, float](), sorted({*settings["dims"]})
@@ -103,50 +93,38 @@ class DimensionJob(Job):
                 break
             folder, title = work / f"round-{i}", f"{self.name}, round {i + 1}"
             theta_RP = bench.everywhere(descend_cuts, origin_P, dims, seed=seed, folder=folder, title=title, **training)
-            table = bench.everywhere(tabulate, theta_RP, folder=folder, title=title)
+            table = bench.tabulate(theta_RP, folder, title)
             if column not in table:
                 raise LowlossError(f"dimension.column={column}, but there are {', '.join(table)}: choose one of them")
             values |= dict(zip(dims, table[column].tolist(), strict=True))
             dims = refined(*bracket(values, threshold), len(settings["dims"]))
         low, high = bracket(values, threshold)
         notes: Config = {"place": self.place, "which": self.which, "repeat": self.repeat, "column": column}
-        notes |= {"threshold": threshold, "low": low, **({"high": high} if high < inf else {})}
+        notes |= {"threshold": float(threshold), "low": low, **({"high": high} if high < inf else {})}
         if self.counts:
             measures = [Large(hessian(bench), settings["share"], **(bench.config["curvature"]["density"] or {}))]
-            title, at_1P = f"eigenvalues at {self.name}", self._at()[None]
-            table = bench.everywhere(tabulate, at_1P, measures=measures, folder=work / "hessian", title=title)
+            table = bench.tabulate(self._at()[None], work / "hessian", f"eigenvalues at {self.name}", measures)
             notes |= {"share": settings["share"], "large": float(table["hessian_large"])}
         runs = pd.DataFrame(sorted(values.items()), columns=["dim", column])
         tensors = {"dims": torch.tensor(sorted(values)), "values": torch.tensor(runs[column].to_numpy())}
         return Result({**tensors, "origin": origin_P}, notes, {"runs.csv": runs})
 
-    def _threshold(self) -> float:
-        settings = self.bench.config["dimension"]
-        if settings["threshold"] is not None:
-            return float(settings["threshold"])
-        notes = minimum(self.bench, 0).artifact.notes()
-        return float(1 - SHARE * (1 - notes[settings["column"]]))
-
-    def _at(self) -> Tensor:
+    def _at(self) -> torch.Tensor:
         """The place (P,)."""
-        import torch
+        if self.through is None:
+            return self.bench.landscape.initial(self.bench.seed("initial", self.repeat))
+        if isinstance(self.through, PathJob):
+            return load_path(self.through).points(torch.tensor([self.which], dtype=torch.float64))[0]
+        return self.through.artifact.load()[0]["middle"]
 
-        if self.place == "initial":
-            return self.bench.landscape.initial(derive(self.bench.config["seed"], "initial", self.repeat))
-        if self.place == "path":
-            return load_path(self.path).points(torch.tensor([self.which], dtype=torch.float64))[0]
-        return middle(ConnectorJob(self.bench, int(self.which)))
-
-    def _origin(self) -> Tensor:
+    def _origin(self) -> torch.Tensor:
         """The point (P,) through which the cuts go."""
-        import torch
-
         from lowloss.points.directions import unit_directions
 
-        bench, seed, theta_P = self.bench, self.bench.config["seed"], self._at()
-        if self.place == "initial":
+        bench, theta_P = self.bench, self._at()
+        if self.through is None:
             return theta_P
-        away_1P = unit_directions(theta_P, derive(seed, "displacement"), False, torch.tensor([self.repeat]))
+        away_1P = unit_directions(theta_P, bench.seed("displacement"), False, torch.tensor([self.repeat]))
         return theta_P + bench.config["dimension"]["displacement"] * theta_P.norm() * away_1P[0]
 
 
@@ -166,9 +144,8 @@ class DimensionStage(Stage):
                 "minima's accuracy: set dimension.threshold"
             )
         finder = settings["finder"]
-        if "path" in settings["at"] and (
-            finder not in bench.config["finder"] or (0, 1) not in plans.pairs(bench, finder)
-        ):
+        there = finder in bench.config["finder"] and (0, 1) in Plan(bench, finder).pairs()
+        if "path" in settings["at"] and not there:
             raise LowlossError(f"dimension.at=[path] needs the path [0,1] by {finder}: add it to finder and path.pairs")
 
     def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
@@ -178,9 +155,7 @@ class DimensionStage(Stage):
             )
 
     def check_made(self, bench: Bench) -> None:
-        from lowloss.training.descent import check_optimizer
-
-        check_optimizer(bench.build("dimension.optimizer", partial=True))
+        bench.check_optimizer("dimension.optimizer")
 
     def jobs(self, bench: Bench) -> list[Job]:
         settings = bench.config["dimension"]

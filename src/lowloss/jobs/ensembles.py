@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lowloss import progress
 from lowloss.checking import Few, check_value
 from lowloss.errors import LowlossError
-from lowloss.jobs.base import Cost, Job
-from lowloss.jobs.bench import Bench
+from lowloss.imports import pd, torch
+from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage, Study
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, check_path, load_path
-from lowloss.jobs.stage import Stage
 from lowloss.jobs.trajectories import at_epoch, check_epochs
-from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
-
     from lowloss.points.path import Path as WeightPath
     from lowloss.training.ensembles import Ensemble
 
@@ -72,8 +66,8 @@ class EnsembleJob(Job):
         return float(self.bench.config["minima"].get("epochs", 0))
 
     def evaluated(
-        self, theta_MP: Tensor, method: str, factors_M: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], list[Any]]:
+        self, theta_MP: torch.Tensor, method: str, factors_M: torch.Tensor | None = None
+    ) -> tuple[dict[str, torch.Tensor], list[Any]]:
         """The tensors of an ensemble and its row."""
         from lowloss.ensemble.averaging import ensemble_columns
 
@@ -88,20 +82,16 @@ class EnsembleJob(Job):
         return self.evaluated(points(self.bench, [k]), "single")[1]
 
 
-def members_table(tensors: dict[str, Tensor], run_M: Sequence[int], epochs_M: Sequence[float]) -> pd.DataFrame:
+def members_table(tensors: dict[str, torch.Tensor], run_M: Sequence[int], epochs_M: Sequence[float]) -> pd.DataFrame:
     """The rows of members.csv; the first member has no distance."""
-    import pandas as pd
-
     columns: dict[str, Any] = {"members": range(1, len(run_M) + 1), "run": list(run_M), "epochs": list(epochs_M)}
     columns |= {name: column.tolist() for name, column in tensors.items() if len(column) == len(run_M)}
     columns["distance"] = [None, *tensors["distance"].tolist()]
     return pd.DataFrame(columns)
 
 
-def distances(theta_MP: Tensor) -> Tensor:
+def distances(theta_MP: torch.Tensor) -> torch.Tensor:
     """Of consecutive members, (M - 1,)."""
-    import torch
-
     pairs = [(b_P - a_P).double().norm().cpu() for a_P, b_P in pairwise(theta_MP)]
     return torch.stack(pairs) if pairs else torch.empty(0, dtype=torch.float64)
 
@@ -109,18 +99,35 @@ def distances(theta_MP: Tensor) -> Tensor:
 class Walked(EnsembleJob):
     """Members collected on walks, as rows of one matrix, run by run."""
 
-    def walk(self, start_RP: Tensor, work: Path, *seed: Any) -> tuple[list[Ensemble], pd.DataFrame]:
-        import pandas as pd
-
+    def walk(self, start_RP: torch.Tensor, work: Path, *names: Any) -> tuple[list[Ensemble], pd.DataFrame]:
+        """What is found from these starts with the seed of these names, and its learning curves, a column a walk."""
         from lowloss.training.ensembles import walk
 
-        recipe, seed_ = self.bench.build(f"ensemble.{self.key}"), derive(self.bench.config["seed"], *seed)
-        found = self.bench.everywhere(walk, start_RP, recipe, seed=seed_, folder=work, title=self.key)
+        recipe, seed = self.bench.build(f"ensemble.{self.key}"), self.bench.seed(*names)
+        found = self.bench.everywhere(walk, start_RP, recipe, seed=seed, folder=work, title=self.key)
         heads = ["train_loss", *(f"train_loss_{r}" for r in range(1, len(found)))]
-        entries = [
-            [*rows[0][:2], *(row[2] for row in rows)] for rows in zip(*(one.history for one in found), strict=True)
-        ]
+        blocks = zip(*(one.history for one in found), strict=True)
+        entries = [[*rows[0][:2], *(row[2] for row in rows)] for rows in blocks]
         return found, pd.DataFrame(entries, columns=["step", "lr", *heads]).astype({"step": int})
+
+    def kept(
+        self, found: Sequence[Ensemble], history: pd.DataFrame, before: float, starts: int, **columns: torch.Tensor
+    ) -> Result:
+        """All members together, with more columns of them.
+
+        Args:
+            before: epochs of a run's training, from whose points each of `starts` walks leads.
+        """
+        from lowloss.ensemble.base import epochs_spent
+
+        theta_MP, last = torch.cat([one.theta_MP for one in found]), found[0].epochs[-1]
+        members = [(*divmod(r, starts), here) for r, one in enumerate(found) for here in one.epochs]
+        spent = [epochs_spent(run, start, here, before, starts, last) for run, start, here in members]
+        tensors, row = self.evaluated(theta_MP, self.key)
+        tensors |= {"distance": distances(theta_MP), **columns}
+        table = members_table(tensors, [run + 1 for run, _, _ in members], spent)
+        tables = {"metrics.csv": history, "members.csv": table}
+        return Result({**tensors, "theta": theta_MP}, {"method": self.key, "rows": [row]}, tables)
 
     def walked(self, walks: int) -> Cost:
         """What so many walks take, their members evaluated and kept."""
@@ -172,30 +179,19 @@ class FastGeometric(Walked):
         return walked._replace(evaluations=walked.evaluations + 1)  # the network that it starts from
 
     def make(self, work: Path) -> Result:
-        import torch
-
-        from lowloss.ensemble.base import epochs_spent
-
-        runs = [(k, epoch) for k in self.minima for epoch in self.starts]
-        start_RP = torch.stack([at_epoch(self.bench, k, epoch) for k, epoch in runs])
+        start_RP = torch.stack([at_epoch(self.bench, k, epoch) for k in self.minima for epoch in self.starts])
         found, history = self.walk(start_RP, work, "fge", self.node["minimum"])
-        theta_MP = torch.cat([one.theta_MP for one in found])
-        before, last = max(self.node["starts"] or [self.trained]), found[0].epochs[-1]
-        place = [divmod(r, len(self.starts)) for r in range(len(runs))]
-        members = [(*place[r], here) for r, one in enumerate(found) for here in one.epochs]
-        spent = [epochs_spent(run, start, here, before, len(self.starts), last) for run, start, here in members]
-        tensors, row = self.evaluated(theta_MP, self.key)
-        tensors["distance"] = distances(theta_MP)
-        begin_MP = start_RP.repeat_interleave(torch.tensor([len(one.epochs) for one in found]), 0)
-        tensors["from_start"] = torch.linalg.vector_norm((theta_MP - begin_MP).double(), dim=1)
+        away = [(one.theta_MP - start_P).double() for one, start_P in zip(found, start_RP, strict=True)]
         recipe: Any = self.bench.ensembles[self.key]
         per_epoch = self.bench.landscape.batches(recipe.batch_size, [0], shared=True).steps_per_epoch
-        tensors["iteration"] = torch.tensor([round(per_epoch * here) for _, _, here in members])
-        notes = {"method": self.key, "minimum": self.node["minimum"], "rows": [self.single(self.minima[0]), row]}
-        table, cycle = members_table(tensors, [run + 1 for run, _, _ in members], spent), recipe.cycle(per_epoch)
+        columns = {"from_start": torch.linalg.vector_norm(torch.cat(away), dim=1)}
+        columns["iteration"] = torch.tensor([round(per_epoch * here) for one in found for here in one.epochs])
+        before, single = max(self.node["starts"] or [self.trained]), self.single(self.minima[0])
+        result, cycle = self.kept(found, history, before, len(self.starts), **columns), recipe.cycle(per_epoch)
         rates = [recipe.rate(i, cycle) for i in range(1, recipe.steps(cycle) + 1)]
-        tensors["lr"] = torch.tensor(rates, dtype=torch.float64)
-        return Result({**tensors, "theta": theta_MP}, notes, {"metrics.csv": history, "members.csv": table})
+        tensors = {**result.tensors, "lr": torch.tensor(rates, dtype=torch.float64)}
+        rows = {"minimum": self.node["minimum"], "rows": [single, *result.notes["rows"]]}
+        return Result(tensors, {**result.notes, **rows}, result.tables)
 
 
 class Snapshots(Walked):
@@ -207,21 +203,9 @@ class Snapshots(Walked):
         return self.walked(self.node["runs"])
 
     def make(self, work: Path) -> Result:
-        import torch
-
-        seed, landscape = self.bench.config["seed"], self.bench.landscape
-        start_RP = torch.stack(
-            [landscape.initial(derive(seed, self.key, "initial", r)) for r in range(self.node["runs"])]
-        )
-        found, history = self.walk(start_RP, work, self.key)
-        theta_MP = torch.cat([one.theta_MP for one in found])
-        tensors, row = self.evaluated(theta_MP, self.key)
-        tensors["distance"] = distances(theta_MP)
-        members = [(run, here) for run, one in enumerate(found) for here in one.epochs]
-        spent = [run * found[0].epochs[-1] + here for run, here in members]
-        table = members_table(tensors, [run + 1 for run, _ in members], spent)
-        tables = {"metrics.csv": history, "members.csv": table}
-        return Result({**tensors, "theta": theta_MP}, {"method": self.key, "rows": [row]}, tables)
+        seeds = [self.bench.seed(self.key, "initial", r) for r in range(self.node["runs"])]
+        start_RP = torch.stack([self.bench.landscape.initial(seed) for seed in seeds])
+        return self.kept(*self.walk(start_RP, work, self.key), before=0, starts=1)
 
 
 class Averaged(Walked):
@@ -245,12 +229,8 @@ class Averaged(Walked):
         return Cost(walked.gradients, 2 * walked.evaluations + 1, 1)
 
     def make(self, work: Path) -> Result:
-        import torch
-
-        start = self.node["start"]
-        (found,), history = self.walk(
-            at_epoch(self.bench, self.node["minimum"], start)[None], work, self.key, self.node["minimum"]
-        )
+        k, start = self.node["minimum"], self.node["start"]
+        (found,), history = self.walk(at_epoch(self.bench, k, start)[None], work, self.key, k)
         counts_M1 = torch.arange(1, len(found.theta_MP) + 1)[:, None]
         mean_MP = (found.theta_MP.double().cumsum(0) / counts_M1).to(found.theta_MP)
         names, collected = self.bench.landscape.task.units, self.evaluated(found.theta_MP, f"{self.key}, collected")[0]
@@ -261,10 +241,9 @@ class Averaged(Walked):
         tensors["distance"] = distances(found.theta_MP)
         row = [self.key, 1, *(float(tensors[name][-1]) for name in names)]
         spent = [(self.trained if start is None else start) + here for here in found.epochs]
-        notes = {"method": self.key, "rows": [self.single(self.node["minimum"]), row]}
-        notes["lr_max"] = self.bench.ensembles[self.key].lr_max  # type: ignore[attr-defined]
-        table = members_table(tensors, [1] * len(spent), spent)
-        tables = {"metrics.csv": history, "members.csv": table}
+        recipe: Any = self.bench.ensembles[self.key]
+        notes = {"method": self.key, "rows": [self.single(k), row], "lr_max": recipe.lr_max}
+        tables = {"metrics.csv": history, "members.csv": members_table(tensors, [1] * len(spent), spent)}
         return Result({**tensors, "theta": mean_MP[-1:]}, notes, tables)
 
 
@@ -273,7 +252,7 @@ class Together(EnsembleJob):
 
     def __init__(self, bench: Bench, key: str) -> None:
         super().__init__(bench, key)
-        self.name = f"{key}-{bench.count}"
+        self.name += f"-{bench.count}"
 
     def needs(self) -> Sequence[Job]:
         return [minimum(self.bench, k) for k in range(self.bench.count)]
@@ -289,8 +268,7 @@ class Together(EnsembleJob):
         theta_MP = points(self.bench, members)
         tensors, row = self.evaluated(theta_MP, self.key)
         tensors["distance"] = distances(theta_MP)
-        runs = [k + 1 for k in members]
-        table = members_table(tensors, runs, [run * self.trained for run in runs])
+        table = members_table(tensors, [k + 1 for k in members], [(k + 1) * self.trained for k in members])
         return Result(tensors, {"method": self.key, "members": members, "rows": [row]}, {"members.csv": table})
 
 
@@ -308,7 +286,7 @@ class CurvePoints(EnsembleJob):
 
     def __init__(self, bench: Bench, key: str) -> None:
         super().__init__(bench, key)
-        self.name = f"{self.name}-{self.node['path']}"
+        self.name += f"-{self.node['path']}"
 
     @property
     def path(self) -> PathJob | None:
@@ -330,9 +308,8 @@ class CurvePoints(EnsembleJob):
 
         if self.path is None:
             ends = [self.node[end] for end in self.refers]
-            seed = derive(self.bench.config["seed"], "random-segment", *ends)
             a_P, b_P = points(self.bench, ends)
-            return random_segment(a_P, b_P, seed), 0.0
+            return random_segment(a_P, b_P, self.bench.seed("random-segment", *ends)), 0.0
         steps, finder = self.path.artifact.notes()["gradient_evaluations"], self.bench.finders[self.node["path"]]
         batches = self.bench.landscape.batches(finder.batch_size, [0], shared=True)
         return load_path(self.path), steps / batches.steps_per_epoch
@@ -342,21 +319,18 @@ class CurvePoints(EnsembleJob):
         return Cost(0, self.node["points"] * (1 + 3 * 3), 0, "at most")
 
     def make(self, work: Path) -> Result:
-        import torch
-
         from lowloss.ensemble.averaging import ensemble_columns
-        from lowloss.ensemble.curve import HELD, curve_values, factors_by_loss, fitted_factor
+        from lowloss.ensemble.curve import HELD, factors_by_loss, fitted_factor
         from lowloss.finder.base import l2
         from lowloss.measure import Exact
-        from lowloss.training.tabulate import tabulate
 
         landscape, count = self.bench.landscape, self.node["points"]
-        (path, searched), t_T = self._found(), curve_values(count)
+        (path, searched), t_T = self._found(), torch.linspace(0, 1, count, dtype=torch.float64)
         theta_TP = path.points(t_T)
-        names, splits = list(landscape.task.units), [Exact(["train"])]
-        table = self.bench.everywhere(tabulate, theta_TP, measures=splits, folder=work, title=f"{self.key} on train")
+        names = list(landscape.task.units)
+        table = self.bench.tabulate(theta_TP, work, f"{self.key} on train", [Exact(["train"])])
         loss_T = table["train_loss"] + l2(self.node["weight_decay"], theta_TP.double()).cpu()
-        ways: dict[str, Tensor | None] = {self.key: None}
+        ways: dict[str, torch.Tensor | None] = {self.key: None}
         if self.path and landscape.task.logits(*next(iter(landscape.outputs(theta_TP[0], "test")))) is not None:
             ways[f"{self.key}-by-loss"] = factors_by_loss(loss_T)
             if HELD in landscape.splits:
@@ -366,10 +340,8 @@ class CurvePoints(EnsembleJob):
         for way, factors_T in ways.items():
             columns, row = self.evaluated(theta_TP, way, factors_T)
             rows.append(row)
-            pairs = []
-            for k in range(count):
-                own = None if factors_T is None else factors_T[[0, k]]
-                pairs.append(ensemble_columns(landscape, theta_TP[[0, k]], factors_M=own))
+            own_T = [None if factors_T is None else factors_T[[0, k]] for k in range(count)]
+            pairs = [ensemble_columns(landscape, theta_TP[[0, k]], factors_M=own_T[k]) for k in range(count)]
             columns |= {f"pair_{name}": torch.stack([pair[name][1] for pair in pairs]) for name in names}
             columns["factor"] = torch.ones(count, dtype=torch.float64) if factors_T is None else factors_T
             tensors |= {f"{way}.{name}": column for name, column in columns.items()}
@@ -385,6 +357,10 @@ KINDS: dict[str, type[EnsembleJob]] = {
 """The job of each recipe, by the name of its class."""
 
 
+def _kind(node: Config) -> str:
+    return str(node["_target_"]).rpartition(".")[2]
+
+
 class EnsembleStage(Stage):
     """Builds ensembles, each by its recipe, and compares them with one network."""
 
@@ -392,17 +368,15 @@ class EnsembleStage(Stage):
 
     def check(self, bench: Bench) -> None:
         for key, node in bench.config["ensemble"].items():
-            if str(node["_target_"]).rpartition(".")[2] not in KINDS:
+            if _kind(node) not in KINDS:
                 raise LowlossError(f"ensemble.{key}._target_ must be a recipe of {', '.join(KINDS)}")
-            KINDS[node["_target_"].rpartition(".")[2]].check_kinds(bench, key)
+            KINDS[_kind(node)].check_kinds(bench, key)
         for job in self.jobs(bench):
             assert isinstance(job, EnsembleJob)
             job.check()
 
     def jobs(self, bench: Bench) -> list[Job]:
-        return [
-            KINDS[node["_target_"].rpartition(".")[2]](bench, key) for key, node in bench.config["ensemble"].items()
-        ]
+        return [KINDS[_kind(node)](bench, key) for key, node in bench.config["ensemble"].items()]
 
     def numbers(self, study: Study) -> dict[str, float]:
         """With each method's metrics on the test split."""

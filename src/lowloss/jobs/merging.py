@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowloss import progress
+from lowloss import files, progress
 from lowloss.errors import LowlossError
-from lowloss.jobs.base import Cost, Job
-from lowloss.jobs.bench import Bench
+from lowloss.imports import torch
+from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage
 from lowloss.jobs.checkpoints import Checkpoint, UnfitError, read_point
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import ALIGNMENTS, SAMPLING, PathJob, straight
-from lowloss.jobs.runner import make_jobs
-from lowloss.jobs.stage import Stage
-from lowloss.seeding import derive
-from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
     from lowloss.landscape import NetworkLandscape
@@ -31,6 +27,7 @@ class MergeJob(Job):
     """
 
     kind, stage = "merges", "merge"
+    keys = ("seed", "merge", *(f"path.{key}" for key in SAMPLING))
 
     def __init__(self, bench: Bench, end: int) -> None:
         self.end = end
@@ -38,9 +35,6 @@ class MergeJob(Job):
 
     def needs(self) -> Sequence[Job]:
         return minimum(self.bench, 0), minimum(self.bench, self.end)
-
-    def own_settings(self) -> Config:
-        return self.bench.describes("seed", "merge", *(f"path.{key}" for key in SAMPLING))
 
     def cost(self) -> Cost:
         from lowloss.symmetry.straight_through import STEPS
@@ -50,18 +44,14 @@ class MergeJob(Job):
         return Cost(STEPS + 1 if "ste" in align else 0, ways * (self.bench.config["path"]["points"] + 2), 2 * ways)
 
     def make(self, work: Path) -> Result:
-        import torch
-
-        from lowloss import files
         from lowloss.ensemble import ensemble_metrics
-        from lowloss.symmetry import derive_symmetries, irreparable, repaired, samples
+        from lowloss.symmetry import irreparable, repaired, samples, symmetries_of
         from lowloss.training.alignment import aligned
 
         bench, landscape = self.bench, self.bench.landscape
         a_P, b_P = points(bench, [0, self.end])
-        symmetries = derive_symmetries(landscape.loop.module, landscape.data.x_train[:2])
-        seed = derive(bench.config["seed"], "align", 0, self.end)
-        why = irreparable(landscape, symmetries)
+        symmetries = symmetries_of(landscape)
+        seed, why = bench.seed("align", 0, self.end), irreparable(landscape, symmetries)
         found, rows, tensors = dict[str, torch.Tensor](), dict[str, Config](), dict[str, torch.Tensor]()
         for way in ("mean", *bench.config["merge"]["align"]):
             other_P = b_P
@@ -78,14 +68,12 @@ class MergeJob(Job):
         kept = {}
         for i, (way, theta_P) in enumerate(found.items()):
             rows[way] = {"way": way, **rows.get(way, {}), **{name: float(table[name][i]) for name in names}}
-            kept[f"{way}.safetensors"] = work / f"{way}.safetensors"
-            files.save_tensors(kept[f"{way}.safetensors"], landscape.module(theta_P).state_dict(), {"way": way})
+            file = kept[f"{way}.safetensors"] = work / f"{way}.safetensors"
+            files.save_tensors(file, landscape.module(theta_P).state_dict(), {"way": way})
         ends = [one.artifact.notes() for one in self.needs()]
         notes: Config = {"start": 0, "end": self.end, "ways": [rows[way] for way in found], "without_repair": why}
         called = [end.get("file", f"minimum {k}") for k, end in zip((0, self.end), ends, strict=True)]
-        notes["ends"] = [
-            {"way": way} | {name: end[name] for name in names} for way, end in zip(called, ends, strict=True)
-        ]
+        notes["ends"] = [{"way": way, **{n: end[n] for n in names}} for way, end in zip(called, ends, strict=True)]
         notes["left_out"] = list(symmetries.notes)
         notes["samples"] = len(landscape.data.split("test" if "test" in landscape.splits else "train")[1])
         if "test" in landscape.splits:
@@ -128,9 +116,8 @@ class MergeStage(Stage):
     def run(self, bench: Bench) -> None:
         from lowloss.report.merges import told
 
-        jobs = self.jobs(bench)
-        make_jobs(self.name, jobs)
-        for end, job in enumerate(jobs, 1):
+        super().run(bench)
+        for end, job in enumerate(self.jobs(bench), 1):
             searched = [PathJob(bench, name, 0, end).artifact for name in bench.config["finder"]]
             curves = [artifact.notes() for artifact in searched if artifact.complete]
             for line in told(job.artifact, curves):

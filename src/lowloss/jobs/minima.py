@@ -9,16 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError, check_collect, is_number
-from lowloss.jobs.base import Cost, Job
-from lowloss.jobs.bench import Bench
+from lowloss.imports import pd, torch
+from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage
 from lowloss.jobs.checkpoints import Checkpoint, apart, check_files, check_fit
-from lowloss.jobs.runner import make_jobs
-from lowloss.jobs.stage import Stage
-from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lowloss.landscape.base import Columns
     from lowloss.training.methods import Minima
 
@@ -64,22 +59,19 @@ class Minimum(Job):
             "chart": bench.build("chart") if "chart" in config else None,
             "seed": config["seed"],
         }
-        found = bench.everywhere(train_minima, indices=[int(job.name) for job in jobs], folder=work, **settings)
+        indices, branch, results = [int(job.name) for job in jobs], settings["branch"] or (), list[Result]()
+        found = bench.everywhere(train_minima, indices=indices, folder=work, **settings)
         table = bench.table(found.theta_KP, "minima", work, chunk=1)
-        results = [kept_minimum(found, table, row) for row in range(len(jobs))]
-        for row, result in enumerate(results):
-            if 1 <= (k := int(jobs[row].name)) <= len(settings["branch"] or ()):
-                results[row] = result = replace(result, notes={**result.notes, "branch": settings["branch"][k - 1]})
-            if found.trajectories:
-                files = found.trajectories[row].files
-                result.files.update((f"trajectory/{i:04d}.safetensors", file) for i, file in enumerate(files))
+        for row, k in enumerate(indices):
+            result, files = kept_minimum(found, table, row), found.trajectories[row].files if found.trajectories else []
+            notes = {**result.notes, **({"branch": branch[k - 1]} if 1 <= k <= len(branch) else {})}
+            kept = {f"trajectory/{i:04d}.safetensors": file for i, file in enumerate(files)}
+            results.append(replace(result, notes=notes, files=kept))
         return results
 
 
 def kept_minimum(found: Minima, table: Columns, row: int) -> Result:
     """What is kept of a row of trained points, whose exact columns are those of the table."""
-    import pandas as pd  # a second, of which training need not wait
-
     entries = [[int(entry[0]), entry[1], entry[2 + row]] for entry in found.history]
     history = pd.DataFrame(entries, columns=["step", "lr", "train_loss"])
     values, tensors = apart(table, row)
@@ -99,10 +91,19 @@ def minimum(bench: Bench, k: int) -> Job:
     return Checkpoint(bench, k) if "files" in bench.config["minima"] else Minimum(bench, k)
 
 
-def points(bench: Bench, indices: Sequence[int]) -> Tensor:
-    """The minima (K, P) of these indices."""
-    import torch
+class OfMinimum(Job):
+    """What is made of the k-th minimum."""
 
+    def __init__(self, bench: Bench, k: int) -> None:
+        super().__init__(bench, f"{k:04d}")
+        self.k, self.minimum = k, minimum(bench, k)
+
+    def needs(self) -> Sequence[Job]:
+        return (self.minimum,)
+
+
+def points(bench: Bench, indices: Sequence[int]) -> torch.Tensor:
+    """The minima (K, P) of these indices."""
     return torch.stack([minimum(bench, k).artifact.load()[0]["theta"] for k in indices])
 
 
@@ -134,10 +135,9 @@ class MinimaStage(Stage):
         return [minimum(bench, k) for k in range(bench.count)]
 
     def run(self, bench: Bench) -> None:
-        jobs = self.jobs(bench)
-        if "files" in bench.config["minima"] and not all(job.complete for job in jobs):
+        if "files" in bench.config["minima"] and not all(job.complete for job in self.jobs(bench)):
             check_fit(bench)
-        make_jobs(self.name, jobs)
+        super().run(bench)
 
 
 STAGE = MinimaStage()

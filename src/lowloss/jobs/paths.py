@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import isnan
 from pathlib import Path
@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING
 
 from lowloss import progress
 from lowloss.errors import LowlossError, OtherConfigError
-from lowloss.jobs import plans
-from lowloss.jobs.base import Cost, Job
-from lowloss.jobs.bench import Bench
+from lowloss.imports import pd, torch
+from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage
 from lowloss.jobs.minima import minimum, points
+from lowloss.jobs.plans import Exploration, Plan, check_budget
 from lowloss.jobs.runner import make_jobs
-from lowloss.jobs.stage import Stage
-from lowloss.seeding import derive
-from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lowloss.landscape import NetworkLandscape
     from lowloss.landscape.base import Columns, Landscape
     from lowloss.points.path import Path as WeightPath
@@ -57,14 +52,12 @@ class PathJob(Job):
         return self.bench.describes("seed", f"finder.{self.finder}", *keys)
 
     def cost(self) -> Cost:
-        import torch
-
         finder, settings = self.bench.finders[self.finder], self.bench.config["path"]
         if not finder.phases:
             return Cost(0, settings["points"], 2, "at least")
         path = finder.start(torch.zeros(1), torch.ones(1))
-        steps, samples = sum(phase.steps for phase in finder.phases), path.grid(settings["points"], settings["between"])
-        gradients = steps * finder.evaluations_per_step(path)
+        gradients = sum(phase.steps for phase in finder.phases) * finder.evaluations_per_step(path)
+        samples = path.grid(settings["points"], settings["between"])
         return Cost(gradients, len(samples), len(path.bends_BP), "at least")
 
     def make(self, work: Path) -> Result:
@@ -77,7 +70,7 @@ class PathJob(Job):
         if settings["align"]:
             ends_2P, aligned = self._aligned(ends_2P, work)
         landscape, finder = bench.landscape, bench.finders[self.finder]
-        seed = derive(bench.config["seed"], "path", self.start, self.end, self.finder)
+        seed = bench.seed("path", self.start, self.end, self.finder)
         found = bench.everywhere(find_path, *ends_2P, finder, seed=seed, folder=work, title=title)
         more = [augmented] if settings["augmented"] and landscape.data.augments_images else []
         table = bench.table(found.path, title, work, along, more, **{key: settings[key] for key in SAMPLING})
@@ -86,22 +79,19 @@ class PathJob(Job):
         about: Config = {"finder": self.finder, "start": self.start, "end": self.end, "kind": found.path.kind}
         return kept_path(found, table, landscape, about | aligned, decay)
 
-    def _aligned(self, ends_2P: Tensor, work: Path) -> tuple[Tensor, Config]:
+    def _aligned(self, ends_2P: torch.Tensor, work: Path) -> tuple[torch.Tensor, Config]:
         """The ends, the second one with its units permuted, and the barrier of the straight line before and after."""
-        import torch
-
         from lowloss.training.alignment import aligned
 
         bench, by = self.bench, self.bench.config["path"]["align"]
-        seed = derive(bench.config["seed"], "align", self.start, self.end)
-        b_P, left_out = bench.everywhere(aligned, *ends_2P, by, seed=seed, folder=work)
-        after_2P, title = torch.stack([ends_2P[0], b_P]), f"{self.start}–{self.end} aligned by {by}"
-        ends = {"before": ends_2P, "after": after_2P}
+        (a_P, b_P), seed = ends_2P, bench.seed("align", self.start, self.end)
+        moved_P, left_out = bench.everywhere(aligned, a_P, b_P, by, seed=seed, folder=work)
         notes: Config = {"align": by, "align_left_out": left_out}
-        for when, ends_2P in ends.items():
-            _, found = straight(bench, ends_2P[0], ends_2P[1], f"{title}, {when}", work / f"line-{when}")
+        for when, end_P in (("before", b_P), ("after", moved_P)):
+            title = f"{self.start}–{self.end} aligned by {by}, {when}"
+            _, found = straight(bench, a_P, end_P, title, work / f"line-{when}")
             notes[f"line_barrier_train_loss_{when}"] = found["barrier_train_loss"]
-        return after_2P, notes
+        return torch.stack([a_P, moved_P]), notes
 
 
 def kept_path(found: FoundPath, table: Columns, landscape: Landscape, about: Config, decay: float) -> Result:
@@ -112,9 +102,7 @@ def kept_path(found: FoundPath, table: Columns, landscape: Landscape, about: Con
         about: its first notes.
         decay: the weight decay of the L2 term.
     """
-    import pandas as pd
-
-    from lowloss.points.deviation import changed_labels, deviation_cosines, halves
+    from lowloss.points.path import changed_labels, deviation_cosines, halves
     from lowloss.training.along import levels
 
     table = {name: column for name, column in table.items() if name != "test_wrong"}  # a number a sample and point
@@ -125,12 +113,11 @@ def kept_path(found: FoundPath, table: Columns, landscape: Landscape, about: Con
     tensors = {**found.path.tensors(), **table, **snapshots}
     notes = {**about, "status": found.status, "pivots": len(found.path.bends_BP) - 2}
     notes |= {"length_ratio": found.path.length_ratio(), "gradient_evaluations": found.gradient_evaluations}
-    notes |= found.quality
-    notes |= levels(table, landscape.splits, list(landscape.task.units))
+    notes |= found.quality | levels(table, landscape.splits, list(landscape.task.units))
     if "train_loss_augmented" in table:
         column_T = table["train_loss_augmented"]
-        notes["min_train_loss_augmented"] = float(column_T[[0, -1]].mean())
-        notes["saddle_train_loss_augmented"] = float(column_T.max())
+        ends, top = float(column_T[[0, -1]].mean()), float(column_T.max())
+        notes |= {"min_train_loss_augmented": ends, "saddle_train_loss_augmented": top}
     if (cosines_TT := deviation_cosines(found.path, table["t"])) is not None:
         tensors["cosines"] = cosines_TT
         within, between = halves(cosines_TT, table["arc"])
@@ -142,7 +129,9 @@ def kept_path(found: FoundPath, table: Columns, landscape: Landscape, about: Con
     return Result(tensors, notes, {"metrics.csv": history, "along.csv": columns})
 
 
-def straight(bench: Bench, a_P: Tensor, b_P: Tensor, title: str, work: Path) -> tuple[dict[str, Tensor], Config]:
+def straight(
+    bench: Bench, a_P: torch.Tensor, b_P: torch.Tensor, title: str, work: Path
+) -> tuple[dict[str, torch.Tensor], Config]:
     """The exact columns along the straight line between two points, sampled as paths are, and its levels of the train
     loss."""
     from lowloss.points.path import Polyline
@@ -166,25 +155,12 @@ def check_path(bench: Bench, key: str, node: Config) -> None:
     finders, start, end = bench.config["finder"], node["start"], node["end"]
     if node["path"] not in finders:
         raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
-    wanted = (min(start, end), max(start, end)) in plans.pairs(bench, node["path"])
+    wanted = (min(start, end), max(start, end)) in Plan(bench, node["path"]).pairs()
     if not wanted and not PathJob(bench, node["path"], start, end).artifact.complete:
         raise LowlossError(
             f"{key} needs the path [{start},{end}] by {node['path']}, which path.pairs leaves out: "
             f"add it there, or change {key}.start and {key}.end"
         )
-
-
-def _named(bench: Bench, finders: Iterable[str]) -> list[Job]:
-    """The paths that these finders make for certain."""
-    return [PathJob(bench, name, *pair) for name in finders for pair in plans.pairs(bench, name)]
-
-
-def _tell_doubts(bench: Bench) -> None:
-    from lowloss.report.tables import doubts
-
-    notes = [artifact.notes() for artifact in bench.study.complete("paths")]
-    for line in doubts([path for path in notes if path["finder"] in bench.config["finder"]]):
-        progress.say(f"path: {line}")
 
 
 class PathStage(Stage):
@@ -197,13 +173,12 @@ class PathStage(Stage):
         if by not in (None, *ALIGNMENTS):
             raise LowlossError(f"path.align must be null, {', '.join(ALIGNMENTS[:-1])} or {ALIGNMENTS[-1]}, got {by!r}")
         for finder in bench.config["finder"]:
-            plans.pairs(bench, finder)
-        plans.check_budget(bench)
+            Plan(bench, finder).pairs()
+        check_budget(bench)
 
     def check_made(self, bench: Bench) -> None:
         for finder in bench.config["finder"]:
-            if plans.explores(bench, finder):
-                plans.check_steps(bench, finder)
+            Plan(bench, finder).check_steps()
 
     def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
         if bench.config["path"]["augmented"] and landscape.data.requested:
@@ -213,24 +188,28 @@ class PathStage(Stage):
             )
 
     def jobs(self, bench: Bench) -> list[Job]:
-        return _named(bench, bench.config["finder"])
+        return [PathJob(bench, name, *pair) for name in bench.config["finder"] for pair in Plan(bench, name).pairs()]
 
     def run(self, bench: Bench) -> None:
         before = len(bench.study.complete("paths"))
-        named = [name for name in bench.config["finder"] if not plans.explores(bench, name)]
-        wanted = _named(bench, named)
+        plans = [Plan(bench, name) for name in bench.config["finder"]]
+        wanted = [PathJob(bench, plan.finder, *pair) for plan in plans if not plan.explores for pair in plan.pairs()]
         complete = all(job.complete for job in wanted)
         make_jobs("path", wanted)
-        for name in bench.config["finder"]:
-            job = partial(PathJob, bench, name)
-            if name not in named:
-                plans.explore(bench, name, job)
-            elif not (complete and plans.bounded(bench, name)):
+        for plan in plans:
+            exploration = Exploration(plan, partial(PathJob, bench, plan.finder))
+            if plan.explores:
+                exploration.run()
+            elif not (complete and plan.bounded):
                 # Paths of another configuration, which nobody asked for now, are left out.
-                found = plans.saddles(bench, name, job, left_out=(OtherConfigError,))
-                plans.write_bounds(bench, name, found)
+                exploration.read(left_out=(OtherConfigError,))
+                plan.write_bounds(exploration.found)
         if len(bench.study.complete("paths")) > before:
-            _tell_doubts(bench)
+            from lowloss.report.tables import doubts
+
+            notes = [artifact.notes() for artifact in bench.study.complete("paths")]
+            for line in doubts([path for path in notes if path["finder"] in bench.config["finder"]]):
+                progress.say(f"path: {line}")
 
 
 STAGE = PathStage()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations
 from math import comb
@@ -10,23 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowloss.errors import LowlossError
-from lowloss.jobs.base import Cost, Job
-from lowloss.jobs.bench import Bench
-from lowloss.jobs.minima import minimum, points
-from lowloss.jobs.stage import Stage
-from lowloss.study import Config, Result
+from lowloss.imports import pd, torch
+from lowloss.jobs.base import Bench, Cost, Job, Result, Stage
+from lowloss.jobs.minima import OfMinimum, points
+from lowloss.jobs.plans import are_pairs
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
-
     from lowloss.landscape import NetworkLandscape
     from lowloss.symmetry.neurons import Neurons
 
 DESCENT = ("steps", "to", "iterations", "gradient_norm", "order")
 
 
-class PermutationJob(Job):
+class PermutationJob(OfMinimum):
     """All wanted pairs of a minimum, as rows at once.
 
     Tensors: bends (R, B, P), from the minimum to the permutation points; t, loss and distance (R, B) there, and the
@@ -35,23 +30,17 @@ class PermutationJob(Job):
     orders.csv: a row a pair and order, where there are several.
     """
 
-    kind, stage = "permutations", "permutation"
+    kind, stage, keys = "permutations", "permutation", ("permutation",)
 
     def __init__(self, bench: Bench, k: int) -> None:
-        self.k = k
-        super().__init__(bench, f"{k:04d}-{bench.config['permutation']['layer'] or 'last'}")
-
-    def needs(self) -> Sequence[Job]:
-        return (minimum(self.bench, self.k),)
-
-    def own_settings(self) -> Config:
-        return self.bench.describes("permutation")
+        super().__init__(bench, k)
+        self.name += f"-{bench.config['permutation']['layer'] or 'last'}"
 
     @cached_property
     def neurons(self) -> Neurons:
         return _neurons(self.bench, self.bench.landscape)
 
-    def pairs(self, theta_P: Tensor) -> list[list[int]]:
+    def pairs(self, theta_P: torch.Tensor) -> list[list[int]]:
         """The pairs of neurons that are wanted of the network at theta."""
         wanted: Any = self.bench.config["permutation"]["pairs"]
         if wanted == "similar":
@@ -63,31 +52,22 @@ class PermutationJob(Job):
 
         settings, wanted = self.bench.config["permutation"], self.bench.config["permutation"]["pairs"]
         pairs = comb(len(self.neurons), 2) if wanted == "all" else 1 if wanted == "similar" else len(wanted)
-        steps, bends = settings["steps"] + 1, settings["steps"] + 1 + LAST
-        return Cost(
-            settings["order"] * pairs * steps * settings["iterations"], pairs * bends, 2 * pairs * bends, "at most"
-        )
+        steps, points = settings["steps"] + 1, pairs * (settings["steps"] + 1 + LAST)
+        return Cost(settings["order"] * pairs * steps * settings["iterations"], points, 2 * points, "at most")
 
     def make(self, work: Path) -> Result:
-        import pandas as pd
-        import torch
-
         from lowloss.symmetry.neurons import halfway
         from lowloss.symmetry.permutation import shape
         from lowloss.training.permutation import LAST, Contraction, contract
 
         bench, settings = self.bench, self.bench.config["permutation"]
         (theta_P,) = points(bench, [self.k])
-        pairs = self.pairs(theta_P)
-        contraction = Contraction(*(settings[name] for name in DESCENT))
+        pairs, contraction = self.pairs(theta_P), Contraction(*(settings[name] for name in DESCENT))
         title = f"permutations of {self.neurons.layer} from minimum {self.k}"
-        found = bench.everywhere(
-            contract, theta_P, self.neurons, pairs, contraction, settings["teacher"], folder=work, title=title
-        )
-        bends_RBP = found["bends"]
+        given = theta_P, self.neurons, pairs, contraction, settings["teacher"]
+        found = bench.everywhere(contract, *given, folder=work, title=title)
         t_RB = halfway(found["distance"], LAST)
-        flat_KP = bends_RBP.flatten(0, 1).to(theta_P.dtype)
-        table = bench.table(flat_KP, f"{title}, along", work / "along")
+        table = bench.table(found["bends"].flatten(0, 1).to(theta_P.dtype), f"{title}, along", work / "along")
         own = {name: column.view(t_RB.shape) for name, column in table.items() if column.dim() == 1}
         loss_RB, along = found["loss"], []
         for r, (first, second) in enumerate(pairs):
@@ -111,16 +91,13 @@ class PermutationJob(Job):
         notes |= {"shares": shares, "next_layer": self.neurons.next_layer, "highest": float(table_R["highest"].max())}
         if "negative" in table_R:
             notes["share_of_saddles"] = float((table_R["negative"] == 1).mean())
-        tensors = {**found, "t": t_RB, **own}
         tables = {"along.csv": pd.concat(along), "points.csv": table_R}
         if settings["order"] > 1:
             tables["orders.csv"] = self._orders(found)
-        return Result(tensors, notes, tables)
+        return Result({**found, "t": t_RB, **own}, notes, tables)
 
-    def _orders(self, found: dict[str, Tensor]) -> pd.DataFrame:
+    def _orders(self, found: dict[str, torch.Tensor]) -> pd.DataFrame:
         """Every pair's points of all orders; `wanted` are the K n_{k+1} dimensions of proposition 2."""
-        import pandas as pd
-
         columns = {n.removeprefix("order_"): c for n, c in found.items() if n.startswith("order_") and c.dim() == 2}
         rows = []
         for r, merged in enumerate(found["order_pair"].tolist()):
@@ -132,11 +109,10 @@ class PermutationJob(Job):
 
 
 def _neurons(bench: Bench, landscape: NetworkLandscape) -> Neurons:
-    from lowloss.symmetry.derive import derive_symmetries
+    from lowloss.symmetry.derive import symmetries_of
     from lowloss.symmetry.neurons import Neurons
 
-    symmetries = derive_symmetries(landscape.loop.module, landscape.data.x_train[:2])
-    return Neurons.of(symmetries, bench.config["permutation"]["layer"])
+    return Neurons.of(symmetries_of(landscape), bench.config["permutation"]["layer"])
 
 
 class PermutationStage(Stage):
@@ -146,10 +122,7 @@ class PermutationStage(Stage):
 
     def check(self, bench: Bench) -> None:
         wanted = bench.config["permutation"]["pairs"]
-        listed = isinstance(wanted, list) and all(
-            isinstance(pair, list) and [type(i) for i in pair] == [int, int] for pair in wanted
-        )
-        if wanted not in ("all", "similar") and not (listed and wanted):
+        if wanted not in ("all", "similar") and not (wanted and are_pairs(wanted)):
             raise LowlossError(f"permutation.pairs must be similar, all or a list like [[0,1],[0,2]], got {wanted!r}")
 
     def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:

@@ -1,7 +1,5 @@
 """The stages, found in the files of this package, and run in their order."""
 
-from __future__ import annotations
-
 import re
 from functools import cache, partial
 from importlib import import_module
@@ -10,9 +8,8 @@ from typing import Any
 
 from lowloss import files, jobs, progress
 from lowloss.errors import LowlossError, OtherConfigError
-from lowloss.jobs.bench import Bench
+from lowloss.jobs.base import Bench, Stage
 from lowloss.jobs.runner import tidy
-from lowloss.jobs.stage import Stage
 
 
 @cache
@@ -57,17 +54,16 @@ def run_stages(bench: Bench) -> float | None:
             raise LowlossError(f"objective={wanted} comes from {source}, which stages leaves out: add it there")
     progress.record = progress.Record(bench.study.root, partial(_plan, bench))
     progress.say(f"study: {bench.study.root}")
-    for name, stage in bench.stages.items():
-        if name in bench.config["stages"]:
-            with bench.making(stage):
-                try:
-                    stage.run(bench)
-                except OtherConfigError:
-                    # A value that makes no sense also differs from what was made: tell that of it first.
-                    bench.check_settings()
-                    raise
-                if stage.kind is not None:
-                    tidy(bench.study.root / stage.kind)
+    for stage in bench.wanted:
+        with bench.making(stage):
+            try:
+                stage.run(bench)
+            except OtherConfigError:
+                # A value that makes no sense also differs from what was made: tell that of it first.
+                bench.check_settings()
+                raise
+            if stage.kind is not None:
+                tidy(bench.study.root / stage.kind)
     _check_results(bench)
     if wanted is None:
         return None
@@ -82,8 +78,7 @@ def run_stages(bench: Bench) -> float | None:
 
 def _plan(bench: Bench) -> dict[str, Any]:
     """What the configured stages make for certain: by stage the kind and the names of its artifacts."""
-    wanted = [stage for name, stage in bench.stages.items() if name in bench.config["stages"]]
-    return {stage.name: [stage.kind, [job.name for job in stage.jobs(bench)]] for stage in wanted}
+    return {stage.name: [stage.kind, [job.name for job in stage.jobs(bench)]] for stage in bench.wanted}
 
 
 READ = 1 << 28
@@ -92,8 +87,7 @@ READ = 1 << 28
 
 def _check_results(bench: Bench) -> None:
     """Raise LowlossError if a result of the configured stages, perhaps not needed now, is damaged."""
-    kinds = [stage.kind for name, stage in bench.stages.items() if name in bench.config["stages"]]
-    artifacts = [artifact for kind in kinds if kind is not None for artifact in bench.study.complete(kind)]
+    artifacts = [one for stage in bench.wanted if stage.kind is not None for one in bench.study.complete(stage.kind)]
     held = [file for artifact in artifacts for file in artifact.folder.rglob("*") if file.is_file()]
     if sum(file.stat().st_size for file in held) <= READ:
         lines = [line for artifact in artifacts for line in artifact.damages()]
@@ -111,8 +105,8 @@ def dry_run(bench: Bench) -> None:
     bench.check()
     parameters = bench.landscape.dim
     progress.say(f"study: {bench.study.root}, {parameters:,} parameters, nothing is made")
-    for name in (name for name in bench.stages if name in bench.config["stages"]):
-        jobs = bench.stages[name].jobs(bench)
+    for stage in bench.wanted:
+        jobs = stage.jobs(bench)
         missing = [job for job in jobs if not job.complete]
         told = [f"{len(missing)} to make, {len(jobs) - len(missing)} complete"] if jobs else ["from what is complete"]
         costs = [job.cost() for job in missing]
@@ -125,7 +119,7 @@ def dry_run(bench: Bench) -> None:
             told += [f"{files.size(kept)} kept"]
         if len(known) < len(costs):
             told += [f"{len(costs) - len(known)} of unknown cost"]
-        progress.say(f"{name}: {'; '.join(part for part in told if part)}")
+        progress.say(f"{stage.name}: {'; '.join(part for part in told if part)}")
 
 
 def run_grouped(bench: Bench, first: bool) -> float | None:

@@ -1,7 +1,5 @@
 """The report: tables, figures and the HTML page, from what is complete."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path
@@ -10,9 +8,7 @@ from lowloss import __version__, files, progress
 from lowloss.claims import wait_for
 from lowloss.digests import digest
 from lowloss.errors import LowlossError
-from lowloss.jobs.bench import Bench
-from lowloss.jobs.stage import Stage
-from lowloss.study import Config
+from lowloss.jobs.base import Bench, Config, Stage
 
 
 class ReportStage(Stage):

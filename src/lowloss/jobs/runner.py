@@ -1,7 +1,5 @@
 """One runner for all jobs: claims, work folders, time and commits."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -14,8 +12,9 @@ from pathlib import Path
 from lowloss import claims, files, progress
 from lowloss.claims import Claim, Patience, take
 from lowloss.errors import LowlossError
-from lowloss.jobs.base import Job
-from lowloss.study import ROWS, Artifact, Config, begin_work, progressed
+from lowloss.imports import torch
+from lowloss.jobs.base import Config, Job
+from lowloss.study import ROWS, Artifact, begin_work, progressed
 
 
 def make_jobs(title: str, wanted: Sequence[Job]) -> None:
@@ -91,8 +90,6 @@ def _make(group: Sequence[Job]) -> None:
             raise LowlossError(f"{needed.artifact.folder} is missing: make it with `{command}`")
     inputs = {needed.artifact.title: needed.artifact.digest for needed in first.needs()}
     work = _work(group)
-    import torch
-
     from lowloss.training.devices import world
 
     processors = {"threads": torch.get_num_threads(), "devices": world()}
@@ -125,14 +122,12 @@ def tidy(folder: Path) -> None:
                         shutil.rmtree(left, ignore_errors=True)
                 continue
         beside = [Artifact(folder / str(name)) for name in names]
-        if not (what in ("work", "claim") or what.startswith("new-")) or not all(one.complete for one in beside):
-            continue
+        ours = what in ("work", "claim") or what.startswith("new-")
         with contextlib.ExitStack() as stack:
-            mine = [claim for one in beside if (claim := take(one.claim)) is not None]
-            for claim in mine:
-                stack.enter_context(claim)
-            if len(mine) == len(beside) and left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
+            if ours and all(one.complete for one in beside):
+                mine = [stack.enter_context(claim) for one in beside if (claim := take(one.claim)) is not None]
+                if len(mine) == len(beside) and left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -141,8 +136,6 @@ def _as_begun(work: Path, before: Config, several: bool) -> Iterator[None]:
 
     Raises LowlossError where processes of several devices take part, and each would have to be told.
     """
-    import torch
-
     from lowloss.training.devices import world
 
     threads, now = before["threads"], torch.get_num_threads()

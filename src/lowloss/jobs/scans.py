@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowloss.errors import LowlossError
-from lowloss.jobs.base import Cost, Job
-from lowloss.jobs.bench import Bench
+from lowloss.imports import pd, torch
+from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage, Study, sort_of
 from lowloss.jobs.minima import minimum
 from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.spectra import ENDS, extremes
-from lowloss.jobs.stage import Stage, sort_of
 from lowloss.jobs.trajectories import at_epoch, check_epochs, collected, losses_of, trajectory
-from lowloss.seeding import derive
-from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
-
     from lowloss.landscape import NetworkLandscape
     from lowloss.landscape.base import Columns
     from lowloss.measure.exact import Statistics
     from lowloss.points import Grid
     from lowloss.points.path import Path as WeightPath
     from lowloss.training.tabulate import Measure
+
+
+ENDPOINTS = ("start", "end", "third")
+"""The keys of a plane that name minima, but for the one of a single minimum."""
 
 
 class Scan(Job):
@@ -44,9 +41,7 @@ class Scan(Job):
 
     def __init__(self, bench: Bench, scan: str) -> None:
         self.scan, self.node = scan, bench.config["scan"][scan]
-        ends = (
-            ("minimum",) if "minimum" in self.node else ("start", "end", *(["third"] if "third" in self.node else []))
-        )
+        ends = ("minimum",) if "minimum" in self.node else [end for end in ENDPOINTS if end in self.node]
         self.minima: list[int] = [self.node[end] for end in ends]
         super().__init__(bench, "-".join([scan, *(f"{k:04d}" for k in self.minima)]))
 
@@ -67,87 +62,72 @@ class Scan(Job):
 
     def cost(self) -> Cost:
         plane = self.bench.planes[self.scan]
-        points = prod(getattr(plane, "resolution", (0,)))
+        points = prod(plane.shape)
         if "curvature" in plane.measures:
             return Cost(2 * self.bench.config["curvature"]["products"] * points, points, 3, "at most", points)
         return Cost(0, points, 3, grid=points)
 
     def make(self, work: Path) -> Result:
-        import torch
-
         from lowloss.measure import Exact
         from lowloss.measure.curvature import with_statistics
-        from lowloss.training.tabulate import tabulate
 
         bench, plane = self.bench, self.bench.planes[self.scan]
         path = load_path(self.path) if self.path else None
         minima_KP = torch.stack([at_epoch(bench, k, plane.epoch) for k in self.minima])
-        seed = derive(bench.config["seed"], "scan", self.scan)
         if path is not None and bench.config["path"]["align"]:  # its second end is a permuted minimum
             minima_KP = path.bends_BP[[0, -1] if self.minima[0] < self.minima[1] else [-1, 0]]
         minima_KP = self._with_begin(plane.begins, minima_KP)
         try:
-            grid = plane.grid(minima_KP, path, bench.landscape.layout, seed)
+            grid = plane.grid(minima_KP, path, bench.landscape.layout, bench.seed("scan", self.scan))
         except ValueError as error:
             raise LowlossError(f"scan.{self.scan}: {error}") from error
         statistics, notes = statistics_on(bench.landscape, grid, plane.statistics), Config()
-        measures: list[Measure] = [Exact(statistics=statistics)]
+        measures: list[Any] = [Exact(statistics=statistics)]
         if "curvature" in plane.measures:
             ends = extremes(bench)
-            ends = replace(ends, hessian=with_statistics(ends.hessian, statistics))
-            measures.append(ends)
-            notes["hessian"] = ends.hessian.about
-        title = f"scan {self.scan}"
-        table = bench.everywhere(tabulate, grid.points, prod(grid.shape), measures, folder=work, title=title)
+            measures.append(replace(ends, hessian=with_statistics(ends.hessian, statistics)))
+            notes["hessian"] = measures[-1].hessian.about
+        table = bench.tabulate(grid.points, work, f"scan {self.scan}", measures, count=prod(grid.shape))
         tensors, tables = kept_grid(grid, table, path)
         if plane.begins == "trajectory":
             artifact, centred = minimum(bench, self.minima[0]).artifact, self.node.get("centred", False)
             epochs = [*artifact.notes()["trajectory_epochs"], bench.config["minima"]["epochs"]]
             history = artifact.table("metrics.csv", ["step", "lr"])
+
+            def by_epochs(name: str, theta_EP: torch.Tensor, measure: Measure) -> Columns:
+                return bench.tabulate(theta_EP, work / name, f"{name} by epochs", [measure])
+
             more, notes["variance"], tables["trajectory.csv"] = losses_of(
-                partial(self._by_epochs, work), grid, epochs, minima_KP, history, centred, statistics
+                by_epochs, grid, epochs, minima_KP, history, centred, statistics
             )
             tensors |= more
         if not grid.is_lines and plane.statistics == "held":
             notes["centre"] = self._centre(grid, statistics, work)
         if "normalization" in self.node and not grid.is_lines and "files" not in bench.config["minima"]:
-            first_P = bench.landscape.initial(derive(bench.config["seed"], "initial", self.minima[0]))
-            at = bench.everywhere(tabulate, first_P[None], folder=work / "initial", title="initial point")
+            at = bench.tabulate(self._initial()[None], work / "initial", "initial point")
             notes["initial_train_loss"] = float(at["train_loss"])
-        notes |= {
-            "scan": self.scan,
-            "lines": grid.is_lines,
-            "anchor_names": list(grid.anchor_names),
-            "settings": {**self.node, "statistics": plane.statistics},
-        }
+        notes |= {"scan": self.scan, "lines": grid.is_lines, "anchor_names": list(grid.anchor_names)}
+        notes["settings"] = {**self.node, "statistics": plane.statistics}
         return Result(tensors, notes, tables)
 
-    def _by_epochs(self, work: Path, name: str, theta_EP: Tensor, measure: Measure) -> Columns:
-        from lowloss.training.tabulate import tabulate
+    def _initial(self) -> torch.Tensor:
+        """Where the first minimum began (P,)."""
+        return self.bench.landscape.initial(self.bench.seed("initial", self.minima[0]))
 
-        folder, title = work / name, f"{name} by epochs"
-        return self.bench.everywhere(tabulate, theta_EP, None, [measure], folder=folder, title=title)
-
-    def _with_begin(self, begins: str | None, minima_KP: Tensor) -> Tensor:
+    def _with_begin(self, begins: str | None, minima_KP: torch.Tensor) -> torch.Tensor:
         """The points that the plane asks for: before its minimum what it says of its way there."""
-        import torch
-
         if begins is None:
             return minima_KP
-        if begins == "trajectory":
-            return torch.cat([trajectory(self.bench, self.minima[0]), minima_KP])
-        theta_P = self.bench.landscape.initial(derive(self.bench.config["seed"], "initial", self.minima[0]))
-        return torch.cat([theta_P[None].to(minima_KP), minima_KP])
+        way_EP = trajectory(self.bench, self.minima[0]) if begins == "trajectory" else self._initial()[None]
+        return torch.cat([way_EP.to(minima_KP), minima_KP])
 
     def _centre(self, grid: Grid, statistics: Statistics | None, work: Path) -> Config:
         """What a plane shows of the curvature at its centre along each axis, at its own spacing, and the Hessian's."""
         from lowloss.measure import Directional
-        from lowloss.training.tabulate import tabulate
 
         spacings = [float(axis[1] - axis[0]) for axis in grid.axes]
-        measures: list[Measure] = [Directional(grid.directions_DP, spacings, statistics)]
-        folder, title = work / "centre", "curvature at the centre"
-        found = self.bench.everywhere(tabulate, grid.origin_P[None], None, measures, folder=folder, title=title)
+        measures = [Directional(grid.directions_DP, spacings, statistics)]
+        found = self.bench.tabulate(grid.origin_P[None], work / "centre", "curvature at the centre", measures)
         return {"spacing": spacings, **{name: column[0].tolist() for name, column in found.items()}}
 
 
@@ -158,22 +138,19 @@ def statistics_on(landscape: NetworkLandscape, grid: Grid, policy: str) -> Stati
     if policy == "recomputed":
         return None
     anchors_AD = grid.anchors_AD if policy == "interpolated" else grid.anchors_AD[:1]
-    anchors_AP: Tensor = grid.origin_P + anchors_AD.to(grid.directions_DP) @ grid.directions_DP
+    anchors_AP = grid.origin_P + anchors_AD.to(grid.directions_DP) @ grid.directions_DP
     statistics = [landscape.statistics(theta_P) for theta_P in anchors_AP]
     return interpolated(grid.project, anchors_AD, statistics)
 
 
 def kept_grid(
     grid: Grid, table: Columns, path: WeightPath | None = None
-) -> tuple[dict[str, Tensor], dict[str, pd.DataFrame]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, pd.DataFrame]]:
     """The tensors that are kept of a grid with the columns of its points, and scan.csv: a row a point.
 
     Args:
         path: one that is projected onto it.
     """
-    import pandas as pd
-    import torch
-
     tensors = {"directions": grid.directions_DP, "origin": grid.origin_P, "anchors": grid.anchors_AD}
     tensors |= {name: column.view(grid.shape) for name, column in table.items()}
     tensors |= {f"axis-{d}": axis for d, axis in enumerate(grid.axes)}
@@ -194,20 +171,18 @@ class ScanStage(Stage):
     name, kind, after = "scan", "scans", ("minima", "path")
 
     def check(self, bench: Bench) -> None:
-        for name, node in bench.config["scan"].items():
-            self._check(bench, f"scan.{name}", node)
-
-    def _check(self, bench: Bench, key: str, node: Config) -> None:
-        if "minimum" not in node and not {"start", "end"} <= {*node}:
-            raise LowlossError(f"{key} has neither minimum nor start and end: give it the keys of a plane of scan=[…]")
-        for end in ("minimum", "start", "end", "third"):
-            if end in node:
+        for key, node in ((f"scan.{name}", node) for name, node in bench.config["scan"].items()):
+            if "minimum" not in node and not {"start", "end"} <= {*node}:
+                raise LowlossError(
+                    f"{key} has neither minimum nor start and end: give it the keys of a plane of scan=[…]"
+                )
+            for end in (end for end in ("minimum", *ENDPOINTS) if end in node):
                 bench.check_minimum(f"{key}.{end}", node[end])
-        if "path" in node:
-            check_path(bench, key, node)
-        named = [node[end] for end in ("start", "end", "third") if end in node]
-        if "minimum" not in node and len({*named}) < len(named):
-            raise LowlossError(f"{key} needs different minima, got {', '.join(map(str, named))}: change {key}.end")
+            if "path" in node:
+                check_path(bench, key, node)
+            named = [node[end] for end in ENDPOINTS if end in node]
+            if "minimum" not in node and len({*named}) < len(named):
+                raise LowlossError(f"{key} needs different minima, got {', '.join(map(str, named))}: change {key}.end")
 
     def check_made(self, bench: Bench) -> None:
         for name, plane in bench.planes.items():
@@ -228,8 +203,8 @@ class ScanStage(Stage):
     def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
         from lowloss.points.directions import NO_FILTERS
 
-        normalized = {name: getattr(plane, "normalization", "none") for name, plane in bench.planes.items()}
-        for name, how in normalized.items():
+        for name, plane in bench.planes.items():
+            how = getattr(plane, "normalization", "none")
             if how != "none" and not any(len(shape) >= 2 for shape in landscape.layout.shapes):
                 raise LowlossError(f"scan.{name}: {NO_FILTERS.format(how)}")
 

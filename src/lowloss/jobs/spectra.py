@@ -6,18 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowloss.jobs.base import Cost, Job
-from lowloss.jobs.bench import Bench
+from lowloss.imports import pd, torch
+from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, load_path
-from lowloss.jobs.stage import Stage
-from lowloss.seeding import derive
-from lowloss.study import Config, Result
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
-
     from lowloss.landscape.base import Columns
     from lowloss.measure import Extremes, Hessian
 
@@ -31,7 +25,7 @@ def hessian(bench: Bench) -> Hessian:
     from lowloss.measure import Hessian
 
     settings = {key: bench.config["curvature"][key] for key in WHICH}
-    return Hessian(**settings, seed=derive(bench.config["seed"], "curvature"))
+    return Hessian(**settings, seed=bench.seed("curvature"))
 
 
 def extremes(bench: Bench) -> Extremes:
@@ -73,53 +67,36 @@ class Spectrum(Job):
         return Cost(2 * products * points, points, 0, "at most")
 
     def make(self, work: Path) -> Result:
-        import pandas as pd
-
         from lowloss.measure import Density, Exact, Layers, Trace
-        from lowloss.training.tabulate import tabulate
 
         bench, config, of = self.bench, self.bench.config["curvature"], hessian(self.bench)
-        measures = [Exact(), extremes(bench)]
-        if config["trace"]:
-            measures.append(Trace(of, config["trace"]))
-        if config["density"]:
-            measures.append(Density(of, **config["density"]))
+        trace = Trace(of, config["trace"]) if config["trace"] else None
         layers = bench.landscape.layout.blocks() if config["layers"] else {}
-        if layers:
-            measures.append(Layers(layers, extremes(bench), Trace(of, config["trace"]) if config["trace"] else None))
+        measures = [Exact(), extremes(bench), *([trace] if trace else [])]
+        measures += [Density(of, **config["density"])] if config["density"] else []
+        measures += [Layers(layers, extremes(bench), trace)] if layers else []
         if isinstance(self.of, PathJob):
-            path, t_K = load_path(self.of), self._places(self.of)
-            theta_KP, finder, ends = path.points(t_K), self.of.finder, (self.of.start, self.of.end)
+            t_K, where = self._places(self.of), {"finder": self.of.finder, "start": self.of.start, "end": self.of.end}
+            theta_KP, on = load_path(self.of).points(t_K), {"t": t_K}
         else:
-            theta_KP, t_K, finder, ends = points(bench, [int(self.name)]), None, "minimum", (int(self.name),) * 2
+            t_K, where = torch.zeros(1), {"finder": "minimum", "start": int(self.name), "end": int(self.name)}
+            theta_KP, on = points(bench, [int(self.name)]), {}
         # There are few points, which take long.
-        kept = {"chunk": 1, "folder": work / "each"} if bench.several else {"chunk": 4, "folder": work}
-        title = f"curvature {self.name}"
-        table = bench.everywhere(tabulate, theta_KP, measures=measures, title=title, **kept)
+        kept, chunk = (work / "each", 1) if bench.several else (work, 4)
+        table = bench.tabulate(theta_KP, kept, f"curvature {self.name}", measures, chunk=chunk)
         samples = of.samples or len(bench.landscape.data.split(of.split)[1])
-        status = ["converged" if done else "unconverged" for done in table["hessian_converged"]]
         about: dict[str, Any] = {"split": of.split, "samples": samples, "statistics": of.statistics}
-        columns = {name: column for name, column in table.items() if column.dim() == 1 and column.is_floating_point()}
-        at = {"finder": finder, "start": ends[0], "end": ends[1], "t": t_K.tolist() if t_K is not None else [0.0]}
-        rows = {
-            **at,
-            **{name: column.tolist() for name, column in columns.items()},
-            "hessian_index": table["hessian_index"].tolist(),
-            "hessian_products": table["hessian_products"].tolist(),
-            "status": status,
-            **about,
-        }
-        notes = {"finder": finder, "start": ends[0], "end": ends[1], "hessian": {**of.about, "samples": samples}}
-        tensors = table if t_K is None else {**table, "t": t_K}
-        tables = {"spectra.csv": pd.DataFrame(rows)}
+        columns = [name for name, column in table.items() if column.dim() == 1 and column.is_floating_point()]
+        at = pd.DataFrame({**where, "t": t_K.tolist()})
+        rows = at.assign(**{name: table[name].numpy() for name in (*columns, "hessian_index", "hessian_products")})
+        tables = {"spectra.csv": rows.assign(status=_status(table["hessian_converged"]), **about)}
         if layers:
-            tables["layers.csv"] = _by_layers(pd.DataFrame(at), layers, table).assign(**about)
-        return Result(tensors, notes, tables)
+            tables["layers.csv"] = _by_layers(at, layers, table).assign(**about)
+        notes = {**where, "hessian": {**of.about, "samples": samples}}
+        return Result({**table, **on}, notes, tables)
 
-    def _places(self, job: PathJob) -> Tensor:
+    def _places(self, job: PathJob) -> torch.Tensor:
         """Values of t: the ends, the highest sampled train loss, and inner knots at near-equal distances."""
-        import torch
-
         tensors, _ = job.artifact.load()
         t_T, knots_B = tensors["t"].double(), load_path(job).grid(points=2, between=0)
         inner_B = (knots_B if len(knots_B) > 2 else t_T)[1:-1]
@@ -138,8 +115,11 @@ def _by_layers(at: pd.DataFrame, layers: Mapping[str, tuple[int, int]], table: C
         kind, _, what = name.partition("_")
         if kind == "layers" and what not in ("converged", "index"):
             rows[f"hessian_{what}"] = column_KL.flatten().tolist()
-    rows["status"] = ["converged" if done else "unconverged" for done in table["layers_converged"].flatten()]
-    return rows
+    return rows.assign(status=_status(table["layers_converged"].flatten()))
+
+
+def _status(converged: torch.Tensor) -> list[str]:
+    return ["converged" if done else "unconverged" for done in converged]
 
 
 class CurvatureStage(Stage):

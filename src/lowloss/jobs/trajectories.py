@@ -10,14 +10,12 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError
-from lowloss.jobs.bench import Bench
+from lowloss.files import load_tensors
+from lowloss.imports import pd, torch
+from lowloss.jobs.base import Bench, Config
 from lowloss.jobs.minima import minimum, points
-from lowloss.study import Config
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
-
     from lowloss.landscape.base import Columns
     from lowloss.measure.exact import Statistics
     from lowloss.points import Grid
@@ -30,10 +28,8 @@ def collected(minima: Config) -> int:
     return ceil(epochs) + 1 if collect == "every" else len({epochs, *(min(epoch, epochs) for epoch in collect or ())})
 
 
-def trajectory(bench: Bench, k: int) -> Tensor:
+def trajectory(bench: Bench, k: int) -> torch.Tensor:
     """Where a minimum was when it was kept on its way (E, P)."""
-    import torch
-
     return torch.stack([_kept(bench, k, place) for place in range(len(_epochs(bench, k)))])
 
 
@@ -43,13 +39,11 @@ def _epochs(bench: Bench, k: int) -> list[float]:
     return epochs
 
 
-def _kept(bench: Bench, k: int, place: int) -> Tensor:
-    from lowloss.files import load_tensors
-
+def _kept(bench: Bench, k: int, place: int) -> torch.Tensor:
     return load_tensors(minimum(bench, k).artifact.folder / "trajectory" / f"{place:04d}.safetensors")[0]["theta"]
 
 
-def at_epoch(bench: Bench, k: int, epoch: float | None) -> Tensor:
+def at_epoch(bench: Bench, k: int, epoch: float | None) -> torch.Tensor:
     """Where a minimum was (P,) at an epoch of its training at which it was kept; None: at the end."""
     if epoch is None:
         return points(bench, [k])[0]
@@ -69,14 +63,14 @@ def check_epochs(bench: Bench, key: str, epochs: Iterable[float]) -> None:
 
 
 def losses_of(
-    tabulated: Callable[[str, Tensor, Measure], Columns],
+    tabulated: Callable[[str, torch.Tensor, Measure], Columns],
     grid: Grid,
     epochs: list[float],
-    points_EP: Tensor,
+    points_EP: torch.Tensor,
     history: pd.DataFrame,
     centred: bool,
     statistics: Statistics | None,
-) -> tuple[dict[str, Tensor], list[float], pd.DataFrame]:
+) -> tuple[dict[str, torch.Tensor], list[float], pd.DataFrame]:
     """What a trajectory's points lose, with BatchNorm's statistics recomputed at each, beside their projections.
 
     Args:
@@ -92,34 +86,20 @@ def losses_of(
         the projections, distances to the plane, metrics of both; the share of variance of each principal component of
         the rows theta_i - theta_n; and all of it as a table.
     """
-    import pandas as pd
-    import torch
-
     from lowloss.measure import Exact
-    from lowloss.points.trajectory import principal_components
+    from lowloss.points.directions import principal_components
 
     if torch.equal(points_EP[-2], points_EP[-1]):
         points_EP, epochs = points_EP[:-1], epochs[:-1]
     coordinates_ED = grid.project(points_EP)
     projected_EP = grid.origin_P + coordinates_ED.to(grid.directions_DP) @ grid.directions_DP
     distance_E = torch.linalg.vector_norm((points_EP - projected_EP).double(), dim=1)
-    tensors = {
-        "trajectory_epochs": torch.tensor(epochs, dtype=torch.float64),
-        "trajectory_lr": _rates(history, epochs),
-        "trajectory_projected": coordinates_ED,
-        "trajectory_distance": distance_E,
-    }
-    columns = {
-        "epoch": epochs,
-        "lr": tensors["trajectory_lr"],
-        "x": coordinates_ED[:, 0],
-        "y": coordinates_ED[:, 1],
-        "distance": distance_E,
-    }
-    real, plane = (
-        tabulated("trajectory", points_EP, Exact()),
-        tabulated("projection", projected_EP, Exact(statistics=statistics)),
-    )
+    rates_E, (x_E, y_E) = _rates(history, epochs), coordinates_ED.T
+    tensors = {"trajectory_epochs": torch.tensor(epochs, dtype=torch.float64), "trajectory_lr": rates_E}
+    tensors |= {"trajectory_projected": coordinates_ED, "trajectory_distance": distance_E}
+    columns = {"epoch": epochs, "lr": rates_E, "x": x_E, "y": y_E, "distance": distance_E}
+    real = tabulated("trajectory", points_EP, Exact())
+    plane = tabulated("projection", projected_EP, Exact(statistics=statistics))
     for name in real:
         tensors |= {f"trajectory_{name}": real[name], f"projection_{name}": plane[name]}
         columns |= {name: real[name], f"{name}_projected": plane[name]}
@@ -127,10 +107,8 @@ def losses_of(
     return tensors, share_E.tolist(), pd.DataFrame(columns)
 
 
-def _rates(history: pd.DataFrame, epochs: list[float]) -> Tensor:
+def _rates(history: pd.DataFrame, epochs: list[float]) -> torch.Tensor:
     """The rates (E,) at which training went on from these epochs, as a learning curve has them."""
-    import torch
-
     steps = torch.tensor(epochs, dtype=torch.float64) * history["step"].iloc[0]
     row_E = torch.searchsorted(torch.tensor(history["step"].to_numpy(), dtype=torch.float64), steps, right=True)
     return torch.tensor(history["lr"].to_numpy())[row_E.clamp_max(len(history) - 1)]

@@ -1,21 +1,22 @@
-"""Surfaces with known minima and saddles, to test every algorithm on without a network.
+"""Surfaces with known minima and saddles, to test every algorithm on without a network, and how the pipeline takes one.
 
-Shapes: K points, P parameters (D in the papers).
+Shapes: K points, P parameters (D in the papers), W wedges, N long directions of a wedge, B samples.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowloss.data.base import Batch
+from lowloss.checking import Few, Index
+from lowloss.data.base import Batch, Data
 from lowloss.data.task import Task
 from lowloss.errors import LowlossError, check_number
 from lowloss.landscape.base import BatchSource, Columns, Final, Held, check_points
+from lowloss.seeding import derive
 
 Self = TypeVar("Self", bound="AnalyticSurface")
 
@@ -154,6 +155,32 @@ class Wedge(AnalyticSurface):
         return root(total_K)
 
 
+class Wedges(AnalyticSurface):
+    """The Euclidean distance to the nearest of W wedges, n-dimensional subspaces of random orientation (Fort &
+    Jastrzebski 2019, sec. 3).
+
+    `Wedge` has all that are spanned by axes, whose number explodes; here they are few, and none is aligned with the
+    axes. Two of them meet in 2 n - D dimensions.
+
+    Args:
+        dim: D.  n: long directions of each.  count: W.  seed: of the orientations.
+
+    Raises LowlossError unless 0 < n < dim.
+    """
+
+    def __init__(self, dim: Few, n: Few, count: Few = 2, seed: Index = 0) -> None:
+        if not 0 < n < dim:
+            raise LowlossError(f"wedges need 0 < n < dim, got n={n}, dim={dim}")
+        self.dim, self.n = dim, n
+        generator = torch.Generator().manual_seed(derive(seed, "wedges"))
+        drawn_WPS = torch.randn(count, dim, dim - n, generator=generator, dtype=torch.float64)
+        self.short_WPS = torch.linalg.qr(drawn_WPS).Q
+
+    def energy(self, theta_KP: Tensor) -> Tensor:
+        across_WKS = theta_KP @ self.short_WPS.to(theta_KP)
+        return root(across_WKS.square().sum(2).min(0).values)
+
+
 class GaussianMixture(AnalyticSurface):
     """Random 2-D wells: V(p) = 0.5 s |p|² - sum_i h_i exp(-|p - c_i|² / (2 w_i²)), fixed by a seed.
 
@@ -238,3 +265,36 @@ class LEPS(AnalyticSurface):
         j_AB, j_BC, j_AC = exchange
         mixed_K = (j_AB**2 + j_BC**2 + j_AC**2 - j_AB * j_BC - j_BC * j_AC - j_AB * j_AC).sqrt()
         return coulomb_K - mixed_K + 2 * self._k_c * (r_AB_K - (self._r_AC / 2 - x_K / self._c)) ** 2
+
+
+SAMPLES = 100
+"""Of the data of a surface: with minima.batch_size=1 an epoch is so many steps."""
+
+
+class Outputs(Task):
+    """The loss of a sample is the network's only output."""
+
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return outputs[:, 0]
+
+
+class SurfaceModule(nn.Module):
+    """A network whose parameters are a point of a surface and whose output is the energy there, whatever the sample."""
+
+    def __init__(self, surface: AnalyticSurface) -> None:
+        super().__init__()
+        self.surface = surface
+        self.theta = nn.Parameter(torch.randn(surface.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.surface.energy(self.theta[None]).expand(len(x), 1)
+
+
+def as_network(surface: AnalyticSurface) -> tuple[Callable[..., nn.Module], Data]:
+    """A factory of networks and data whose landscape is the surface, in float32, on both splits.
+
+    Whatever makes a study of a network makes one of a surface too. Initial points are drawn component-wise from a
+    normal distribution; the samples are all alike.
+    """
+    x_B1, y_B = torch.zeros(SAMPLES, 1), torch.zeros(SAMPLES)
+    return partial(SurfaceModule, surface), Data(x_B1, y_B, x_B1, y_B, task=Outputs())

@@ -3,8 +3,6 @@
 Shapes: K points, P parameters, C outputs, B samples of a chunk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 

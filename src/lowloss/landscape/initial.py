@@ -1,7 +1,5 @@
 """Initial points: a module drawn anew from a seed."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import inspect

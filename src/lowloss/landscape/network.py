@@ -232,9 +232,8 @@ class NetworkLandscape:
         """The metrics (K,) and what is kept of each sample (K, N), on the CPU; sums are in float64."""
         rows: list[dict[str, Tensor]] = []
         kept: dict[str, list[Tensor]] = {}
-        for theta_P, (buffers, train_outputs) in zip(
-            theta_KP, self._statistics_at(engine, theta_KP, statistics), strict=True
-        ):
+        found_K = self._statistics_at(engine, theta_KP, statistics)
+        for theta_P, (buffers, train_outputs) in zip(theta_KP, found_K, strict=True):
             sums, found = Sums(self.task), dict[str, list[Tensor]]()
             known = train_outputs if split == "train" else None
             for outputs, y in self._outputs_at(engine, theta_P, buffers, split, known):
@@ -270,11 +269,9 @@ class NetworkLandscape:
     def _outputs_at(
         self, engine: Loop | Graph, theta_P: Tensor, buffers: Buffers, split: str, known: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        x_N, y_N = self.data.split(split)
-        chunks = iter([known]) if known is not None else engine.outputs(
-            theta_P, buffers, x_N, self.evaluation_batch, self.data.streams
-        )  # fmt: skip
-        done = 0
+        (x_N, y_N), done = self.data.split(split), 0
+        settings = self.evaluation_batch, self.data.streams
+        chunks = iter([known]) if known is not None else engine.outputs(theta_P, buffers, x_N, *settings)
         for outputs in chunks:
             yield outputs, y_N[done : done + len(outputs)]
             done += len(outputs)

@@ -4,8 +4,6 @@ Whatever else a module changes when it runs would have a point's loss depend on 
 statistics are recomputed at every point; anything else that changes and matters is refused by its name.
 """
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -4,12 +4,10 @@ All take K points at once, and every point the same random vectors: what is meas
 those beside it, and noise is common to all. The Hessian is that of the mean loss, not of a sum.
 
 Shapes: K points, P parameters, J vectors of a Krylov space, C eigenvalues of an end, S vectors of a sketch, G probes,
-N nodes of a density.
+N nodes of a density, L layers.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Annotated
@@ -335,6 +333,35 @@ class Large:
         with torch.no_grad():
             whole = [times(theta_P.expand_as(eye_PP), eye_PP).double() for theta_P in theta_KP]
         return torch.stack([torch.linalg.eigvalsh((h_PP + h_PP.T) / 2) for h_PP in whole])
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The measures of `Extremes` and `Trace` of each layer's block of the Hessian (K, L), as `layers_min` and so on.
+
+    A block has the second derivatives in the parameters of one layer, where all others stay as they are. Its extreme
+    eigenvalues lie between those of the whole Hessian (Cauchy interlacing), and the blocks' traces sum to its trace.
+
+    layers: of each the first parameter and the one after the last, as `Layout.blocks` has them.
+    extremes: how its eigenvalues are found.  trace: and its trace; None: without.
+    """
+
+    layers: Mapping[str, tuple[int, int]]
+    extremes: Extremes
+    trace: Trace | None = None
+
+    def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
+        found = []
+        for block in self.layers.values():
+            of = replace(self.extremes.hessian, block=block)
+            columns = replace(self.extremes, hessian=of, count=1, vectors=False)(landscape, theta_KP)
+            if self.trace is not None:
+                columns |= replace(self.trace, hessian=of)(landscape, theta_KP)
+            found.append(columns)
+        return {
+            name.replace("hessian", "layers", 1): torch.stack([columns[name] for columns in found], 1)
+            for name in found[0]
+        }
 
 
 def with_statistics(hessian: Hessian, statistics: Statistics | None) -> Hessian:

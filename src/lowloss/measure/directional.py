@@ -3,8 +3,6 @@
 Shapes: K points, D directions, S points that are evaluated for each, P parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

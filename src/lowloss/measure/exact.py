@@ -3,8 +3,6 @@
 Shapes: K points, A anchors, D directions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

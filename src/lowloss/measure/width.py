@@ -5,8 +5,6 @@ Reference: Fort & Jastrzebski 2019, sec. 4.4 and fig. 5 (angular width of radial
 Shapes: K directions, A of them that are still searched, P parameters.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,17 +3,3 @@
 from lowloss.model.recurrent import LSTM
 from lowloss.model.residual import DenseNet, PreResNet, ResNet, WideResNet
 from lowloss.model.simple import CNN, MLP, VGG9, VGG16, ConvFC, SimpleCNN
-
-__all__ = [
-    "CNN",
-    "LSTM",
-    "MLP",
-    "VGG9",
-    "VGG16",
-    "ConvFC",
-    "DenseNet",
-    "PreResNet",
-    "ResNet",
-    "SimpleCNN",
-    "WideResNet",
-]

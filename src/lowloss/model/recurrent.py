@@ -3,8 +3,6 @@
 Shapes: B rows, T tokens, C words.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 `input_shape` is (channels, height, width), and `num_classes` the number of outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

@@ -3,8 +3,6 @@
 `input_shape` is (channels, height, width), of an MLP any, and `num_classes` the number of outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod

@@ -1,11 +1,9 @@
-"""Random directions in weight space.
+"""Directions in weight space: random ones, and those along which a trajectory varies most.
 
-Reference: Li et al. 2018, sec. 4.
+Reference: Li et al. 2018, sec. 4 and appendix B.
 
-Shapes: P parameters, F filters of a weight, K directions.
+Shapes: P parameters, F filters of a weight, K or D directions, E epochs.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -76,3 +74,29 @@ def unit_directions(theta_P: Tensor, seed: int, orthogonal: bool, index_K: Tenso
             row_P = row_P - (row_P @ unit_P) * unit_P
         rows.append((row_P / row_P.norm()).to(theta_P))
     return torch.stack(rows)
+
+
+COLUMNS = 1 << 16
+"""Parameters that are in float64 at once."""
+
+
+def principal_components(rows_EP: Tensor, count: int, centred: bool = False) -> tuple[Tensor, Tensor]:
+    """The orthonormal leading directions (D, P) of rows, and the share of variance of every component (E,), descending.
+
+    By the rows' Gram matrix, so that nothing is of P × P. Without `centred` the variance is about zero, the point from
+    which the rows are counted. A direction points to where the first row lies.
+
+    Raises ValueError if the rows do not span so many directions, as where training stood still.
+    """
+    rows_EP = rows_EP - rows_EP.mean(0) if centred else rows_EP
+    gram_EE = torch.zeros(len(rows_EP), len(rows_EP), dtype=torch.float64)
+    for part in rows_EP.split(COLUMNS, dim=1):
+        gram_EE += part.double() @ part.double().T
+    value_E, vector_EE = torch.linalg.eigh(gram_EE)
+    value_E, vector_EE = value_E.flip(0).clamp_min(0), vector_EE.flip(1)
+    if len(value_E) < count or not value_E[count - 1] > 1e-12 * value_E[0]:
+        raise ValueError(f"the trajectory spans no {count} directions: collect more epochs of it (minima.collect)")
+    weights_DE = (vector_EE[:, :count] / value_E[:count].sqrt()).T
+    weights_DE = weights_DE * torch.where(vector_EE[0, :count] < 0, -1.0, 1.0)[:, None]
+    parts = [weights_DE @ part.double() for part in rows_EP.split(COLUMNS, dim=1)]
+    return torch.cat(parts, 1).to(rows_EP), value_E / value_E.sum()

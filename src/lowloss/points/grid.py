@@ -3,8 +3,6 @@
 Shapes: D directions, G grid points of all axes together, T of them, P parameters, A anchors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,3 +111,8 @@ def axes_over(covered_KD: Tensor, resolution: Sequence[int], margin: float) -> t
     extent_D = margin * (high_D - low_D)
     ends = zip((low_D - extent_D).tolist(), (high_D + extent_D).tolist(), resolution, strict=True)
     return tuple(torch.linspace(low, high, points, dtype=torch.float64) for low, high, points in ends)
+
+
+def axes_around(extent: float, resolution: Sequence[int]) -> tuple[Tensor, ...]:
+    """Axes of so many points each from -extent to extent."""
+    return tuple(torch.linspace(-extent, extent, points, dtype=torch.float64) for points in resolution)

@@ -5,8 +5,6 @@ Reference: Fort & Jastrzebski 2019, sec. 4.3.
 Shapes: C = m + 1 corners, V vertices of the surface (corners first), K points, P parameters. Weights w are barycentric.
 """
 
-from __future__ import annotations
-
 from math import comb
 
 import torch

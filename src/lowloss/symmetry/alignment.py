@@ -3,13 +3,11 @@
 Shapes: P parameters, N training samples, S of them.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from lowloss.landscape.network import NetworkLandscape
-from lowloss.symmetry.derive import derive_symmetries
+from lowloss.symmetry.derive import symmetries_of
 from lowloss.symmetry.groups import Symmetries
 from lowloss.symmetry.matching import match_activations, match_weights
 from lowloss.symmetry.straight_through import match_straight_through
@@ -27,7 +25,7 @@ def align(landscape: NetworkLandscape, a_P: Tensor, b_P: Tensor, by: str, seed: 
 
     Raises LowlossError if the network cannot be traced.
     """
-    symmetries = derive_symmetries(landscape.loop.module, landscape.data.x_train[:2])
+    symmetries = symmetries_of(landscape)
     if by == "weights":
         return symmetries.permuted(b_P, match_weights(symmetries, a_P, b_P)), symmetries
     if by == "ste":

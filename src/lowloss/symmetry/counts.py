@@ -1,7 +1,5 @@
 """How many permutation points there are (Brea et al. 2019, sec. 4.3 and appendices B and C)."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from math import comb, factorial
 

@@ -8,8 +8,6 @@ unit's sign can change too: then a permutation may have the signs of the moved u
 Shapes: P parameters, N units of a group, R indices of a unit along an axis, L = R × (what lies at an index).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@
 Shapes: P parameters, N units of a group, U of a layer, S samples and positions.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -48,7 +46,9 @@ def match_weights(
         for place in group.places:
             inside.setdefault(place.parameter, []).append(group.name)
     for group in groups:
-        certain = [place for place in group.places if _once(inside[place.parameter], group.name, matched)]
+        # In which it is once, and every other group is matched.
+        here = {name for name, of in inside.items() if of.count(group.name) == 1 and {*of} <= matched | {group.name}}
+        certain = [place for place in group.places if place.parameter in here]
         found[group.name] = _assigned(group, *_products(layout, certain or group.places, a_P, b_P))
         b_P = symmetries.permuted(b_P, {group.name: found[group.name]})
         matched.add(group.name)
@@ -85,11 +85,8 @@ def match_activations(symmetries: Symmetries, a: nn.Module, b: nn.Module, x: Ten
                     sums[key] = tuple(s + m for s, m in zip(sums[key], more, strict=True)) if key in sums else more
     found = {}
     for group in symmetries.groups:
-        correlations = [
-            _correlations(*some) * (1 if reads else TIE)
-            for (name, reads, _), some in sums.items()
-            if name == group.name
-        ]
+        own = {key: some for key, some in sums.items() if key[0] == group.name}
+        correlations = [_correlations(*some) * (1 if reads else TIE) for (_, reads, _), some in own.items()]
         if correlations:
             found[group.name] = _assigned(group, torch.stack(correlations).sum(0))
     return found
@@ -110,11 +107,6 @@ def _correlations(
         variance_N = square_N - sum_N.square() / count
         spread.append(torch.where(variance_N > 1e-12 * square_N, 1 / variance_N.sqrt(), 0.0))
     return (products_NN - sum_a_N[:, None] * sum_b_N / count) * spread[0][:, None] * spread[1]
-
-
-def _once(inside: Sequence[str], name: str, matched: set[str]) -> bool:
-    """Whether a group is in a parameter once, and every other group in it is matched."""
-    return inside.count(name) == 1 and {*inside} <= matched | {name}
 
 
 def _products(layout: Layout, places: Sequence[Place], a_P: Tensor, b_P: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,6 @@
 Shapes: R pairs of neurons as rows, P parameters, H vectors of L-BFGS's memory, N neurons, U points of a plateau.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -8,8 +8,6 @@ point, which does the same.
 Shapes: P parameters, U units of a layer, S samples and positions.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection
 

@@ -3,8 +3,6 @@
 Shapes: P parameters, N units of a group.
 """
 
-from __future__ import annotations
-
 from math import inf
 
 import torch

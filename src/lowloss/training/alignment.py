@@ -3,8 +3,6 @@
 Shapes: P parameters.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import Tensor

@@ -3,8 +3,6 @@
 Shapes: T sampled points.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path as Folder

@@ -6,8 +6,6 @@ at an epoch if the straight line between two that part there has no barrier.
 Shapes: R rows that descend, Q coordinates of a row.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 

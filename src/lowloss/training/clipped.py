@@ -3,8 +3,6 @@
 Shapes: R rows, Q coordinates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -7,8 +7,6 @@ logged, and a checkpoint is written.
 Shapes: R rows that descend, Q coordinates of a row, K points whose losses are told, S steps of a block.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

@@ -42,7 +42,7 @@ def join() -> None:
         settings: dict[str, Any] = {}
         if (file := os.environ.get("LOWLOSS_STORE")) is not None:
             count = int(os.environ["WORLD_SIZE"])
-            settings = {"store": distributed.FileStore(file, count), "rank": int(os.environ["RANK"])}  # type: ignore[attr-defined]
+            settings = {"store": distributed.FileStore(file, count), "rank": int(os.environ["RANK"])}
             settings["world_size"] = count
         distributed.init_process_group(backend, timeout=PATIENCE, **settings)
         if torch.cuda.device_count() >= world():

@@ -3,8 +3,6 @@
 Shapes: R walks, M members, P parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -5,8 +5,6 @@ classes go by their names, objects by their class and attributes. What is read h
 CPU.
 """
 
-from __future__ import annotations
-
 import copyreg
 import json
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Shapes: R pairs, B points up to the permutation point, P parameters, U points of a plateau.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass

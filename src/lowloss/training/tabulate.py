@@ -3,8 +3,6 @@
 Shapes: K points, P parameters, T points of a chunk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import zip_longest
