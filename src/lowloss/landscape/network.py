@@ -24,7 +24,7 @@ from lowloss.landscape.base import BatchSource, Columns, Final, Held, check_poin
 from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
 from lowloss.landscape.engine.loop import Buffers, Engine, Loop, near_equal
-from lowloss.landscape.initial import built, check_redrawn, copied, reset, tell_own
+from lowloss.landscape.initial import built, check_drawn, check_redrawn, copied, reset, tell_own
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.probe import probe
 from lowloss.seeding import derive
@@ -318,11 +318,10 @@ class NetworkLandscape:
 
     def initial(self, seed: int) -> Tensor:
         if not isinstance(self.model, nn.Module):
-            theta_P = self.point(built(self.model, self.data, seed))
-            if not self._redrawn and torch.equal(theta_P, self.point(built(self.model, self.data, seed + 1))):
-                log.warning("the model begins at one point whatever the seed: minima differ by their minibatches alone")
-            self._redrawn = True
-            return theta_P
+            if not self._redrawn:
+                check_drawn(self.model, self.data, seed)
+                self._redrawn = True
+            return self.point(built(self.model, self.data, seed))
         module = reset(self.model, self.data, seed)
         if not self._redrawn:
             check_redrawn(module, reset(self.model, self.data, seed + 1))

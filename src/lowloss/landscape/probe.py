@@ -6,7 +6,9 @@ statistics are recomputed at every point; anything else that changes and matters
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine.loop import FOREIGN, Buffers, Loop
+
+LATER = (1, 7, 1000, 10**6)
+"""Calls by which a counter is moved on, to see whether the loss ever depends on it."""
 
 log = logging.getLogger("lowloss")
 
@@ -43,20 +48,22 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched:
             loop.losses(other_P[None], batch, gradients=True)
     counts = _attributes(loop.module)
     again = _looked_at(loop, theta_P, fresh, batch)
-    counted = [k for k in _changed(loop.module, counts) if not isinstance(counts.get(k), Tensor)]
-    if not _same(first, again):
+    loop.counters = _counters(loop.module, counts)
+    if not _same(first, again) or any(not _same(first, moved) for moved in _moved(loop, theta_P, fresh, batch)):
         changed = _changed(loop.module, attributes)
         what = f"changes {', '.join(changed[:2])}" if changed else "has state outside of parameters and buffers"
         raise LowlossError(
             f"{name} {what} when it runs, and its loss depends on that, not on its parameters alone: keep "
             "statistics in nn.BatchNorm, or compute them anew in each forward pass"
         )
-    if counted:  # it may act later
-        log.warning("%s changes %s when it runs: its loss must never depend on that", name, ", ".join(counted[:2]))
+    if loop.counters:
+        told = ", ".join(key for _, key, _ in loop.counters[:2])
+        log.warning("%s changes %s when it runs: every call finds that as it was", name, told)
     known = {id(buffer) for part in loop.batch_norms for buffer in part.buffers()}
     own = {key for key, buffer in loop.module.named_buffers() if id(buffer) not in known}
     changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
-    if changed and not _same(first, _looked_at(loop, theta_P, {**fresh, **{key: left[key] for key in own}}, batch)):
+    held = [{key: _later(left[key], by) for key in own} for by in (0, *LATER)] if changed else []
+    if any(not _same(first, _looked_at(loop, theta_P, {**fresh, **one}, batch)) for one in held):
         raise LowlossError(
             f"{name} changes its buffer {changed[0]} in training, and its loss depends on it, not on its parameters "
             "alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm and statistics of "
@@ -108,6 +115,27 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
                 held = value.detach().clone() if isinstance(value, Tensor) else np.copy(value)
                 found[f"{path}.{key}" if path else key] = held
     return found
+
+
+def _counters(module: nn.Module, before: dict[str, Any]) -> list[tuple[nn.Module, str, Any]]:
+    """The plain numbers that a module has changed, by their part and name, as they are now."""
+    names = [k.rpartition(".") for k in _changed(module, before) if not isinstance(before.get(k), Tensor)]
+    parts = [(module.get_submodule(path), key) for path, _, key in names]
+    return [(part, key, copy.copy(getattr(part, key))) for part, key in parts]
+
+
+def _moved(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> Iterator[list[Tensor]]:
+    """What a module gives after so many more calls."""
+    counters = loop.counters
+    for by in LATER if counters else ():
+        loop.counters = [(part, key, value + by) for part, key, value in counters]
+        yield _looked_at(loop, theta_P, buffers, batch)
+    loop.counters = counters
+
+
+def _later(buffer: Tensor, by: int) -> Tensor:
+    """A buffer after so many calls more, if it may be a counter."""
+    return buffer + by if buffer.numel() == 1 and buffer.dtype != torch.bool else buffer
 
 
 def _changed(module: nn.Module, before: dict[str, Any]) -> list[str]:
