@@ -209,6 +209,26 @@ def test_randomness_in_evaluation_is_told_and_the_same_every_time(caplog: pytest
     assert len({float(landscape.evaluate(theta_1P)["loss"]) for _ in range(3)}) == 1
 
 
+class Mixing(nn.Module):
+    """Normalises over the minibatch by itself, in evaluation too if it is asked to."""
+
+    def __init__(self, evaluated: bool) -> None:
+        super().__init__()
+        self.linear, self.evaluated = nn.Linear(8, 2), evaluated
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return x - x.mean(0) / 2 if self.training or self.evaluated else x
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_samples_that_are_coupled_are_noticed(evaluated: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "lowloss"):
+        assert NetworkLandscape(lambda: Mixing(evaluated), data()).couples_samples
+    assert ("other outputs beside other samples, in evaluation too" in caplog.text) == evaluated
+    assert not NetworkLandscape(lambda: nn.Linear(8, 2), data()).couples_samples
+
+
 class Skipping(nn.Module):
     """Stochastic depth by Python's random numbers, noise by NumPy's."""
 
