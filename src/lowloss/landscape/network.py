@@ -425,7 +425,8 @@ class NetworkLandscape:
             return
         ramp_P = torch.linspace(-1, 1, self.dim).to(theta_P)
         try:
-            probe(self.loop, theta_P, theta_P + 0.1 * ramp_P, Batch(x, y, (0,)), untouched)
+            other_P, batch = theta_P + 0.1 * ramp_P, Batch(x, y, (0,))
+            self.couples_samples |= probe(self.loop, theta_P, other_P, batch, untouched)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             raise LowlossError(f"{name} fails in training mode: {reason(error)}") from error
 

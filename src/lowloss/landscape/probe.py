@@ -25,11 +25,12 @@ LATER = (1, 7, 1000, 10**6)
 log = logging.getLogger("lowloss")
 
 
-def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched: nn.Module | None = None) -> None:
-    """Find out from which generators a module draws, and refuse state of its own that its loss depends on.
+def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched: nn.Module | None = None) -> bool:
+    """Whether the loss of a sample in training depends on those beside it. Find out from which generators a module
+    draws, and refuse state of its own that its loss depends on.
 
     Evaluates A, takes a step at B, and evaluates A again; and once more with what the step left. Then what never ran
-    evaluates B and A.
+    evaluates B and A. Each sample is evaluated beside itself, too.
 
     theta_P, other_P: A and B.  batch: a few samples.  untouched: the module as it was before its first call, if it can
     be had.
@@ -75,6 +76,22 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched:
     if not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
         log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
     loop.evaluation_seed = 0
+    return _couples(loop, theta_P, fresh, batch, first)
+
+
+def _couples(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch, first: list[Tensor]) -> bool:
+    """Whether the mean loss of two samples in training is not the mean of theirs, each beside itself; tells where
+    outputs in evaluation depend on the samples beside them."""
+    if len(batch.y) != 2:
+        return False
+    pairs = [batch._replace(x=batch.x[[k, k]], y=batch.y[[k, k]]) for k in (0, 1)]
+    outputs, losses = zip(*(_looked_at(loop, theta_P, buffers, pair) for pair in pairs), strict=True)
+    if not _same([first[0]], [torch.stack([outputs[0][0], outputs[1][1]])], 100):
+        log.warning(
+            "%s gives a sample other outputs beside other samples, in evaluation too: exact losses depend on "
+            "evaluation_batch and the device", type(loop.module).__name__,
+        )  # fmt: skip
+    return not _same([first[1]], [(losses[0] + losses[1]) / 2], 100)
 
 
 def _check_first_call(
@@ -144,8 +161,10 @@ def _changed(module: nn.Module, before: dict[str, Any]) -> list[str]:
     return [k for k, v in now if k not in before or not np.array_equal(before[k], v, equal_nan=True)]
 
 
-def _same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(torch.allclose(a, b, rtol=1e-6, atol=1e-8, equal_nan=True) for a, b in zip(one, other, strict=True))
+def _same(one: list[Tensor], other: list[Tensor], times: float = 1) -> bool:
+    """Within 1e-6, or so many times that, as sums in another order may be."""
+    within = 1e-6 * times, 1e-8 * times
+    return all(torch.allclose(a, b, *within, equal_nan=True) for a, b in zip(one, other, strict=True))
 
 
 def _foreign_states() -> dict[str, str]:
