@@ -65,7 +65,7 @@ class PathJob(Job):
         path = finder.start(torch.zeros(1), torch.ones(1))
         steps, samples = sum(phase.steps for phase in finder.phases), path.grid(settings["points"], settings["between"])
         gradients = steps * finder.evaluations_per_step(path)
-        return Cost(gradients, len(samples), len(path.bends_BP), "at least")
+        return Cost(gradients, len(samples), len(path.bends_BP), "at least", samples=finder.batch_size)
 
     def make(self, work: Path) -> Result:
         from lowloss.measure import augmented
