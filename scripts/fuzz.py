@@ -77,16 +77,22 @@ class Ended:
 
 
 def load() -> None:
-    """Import everything that a run imports."""
+    """Import everything that a run imports, what composes its configuration among it."""
+    import hydra
+    import hydra._internal.hydra
+
     import lowloss.imports
 
     lowloss.imports.light = True
     import lowloss.report.page
     import lowloss.training.methods
     import lowloss.training.tabulate
+    from lowloss.conf import config_folder
     from lowloss.jobs.pipeline import stages
 
     stages()
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        hydra.compose("config", overrides=STUDY, return_hydra_config=True)
 
 
 def run(arguments: Sequence[str], folder: Path, limit: float = LIMIT) -> Ended:

@@ -50,6 +50,7 @@ STALE = 5.0
 
 def start(outputs: Path, log: Path, running: dict[int, Path]) -> int:
     """Run the command in a fork of this process, which has imported everything; returns the child's id, noted too."""
+    log.touch()  # a child may be killed before it has opened it
     # What a signal raises within fork's own hooks is lost, and right after it the child would be forgotten.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     child = os.fork()

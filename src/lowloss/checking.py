@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -53,8 +53,10 @@ def check_arguments(
     hints = get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=True)  # type: ignore[misc]
     for name, value in node.items():
         hint = hints.get(name)
-        nested = isinstance(value, dict) and value.get("_target_")  # checked where that is made
-        if hint is not None and not nested and TOLD not in getattr(hint, "__metadata__", ()) and (ours or kinds(hint)):
+        if hint is None or TOLD in getattr(hint, "__metadata__", ()):
+            continue
+        made = not whole and isinstance(value, dict) and "_target_" in value and not _held(hint)
+        if not made and (ours or kinds(hint)):  # what is made is compared by whoever makes it
             check_value(f"{prefix}{name}", value, hint)
 
 
@@ -99,6 +101,14 @@ def kinds(hint: Any) -> list[str]:
     (one,) = members
     names = {int: "int", float: "float", bool: "bool", str: "str", type(None): "null"}
     return [names[one]] if one in names else []
+
+
+def _held(hint: Any) -> bool:
+    """Whether a hint is of what a configuration holds as it is: plain types and lists of them."""
+    if get_origin(hint) is Annotated:
+        return _held(get_args(hint)[0])
+    lists = get_origin(hint) in (Union, UnionType, Sequence, list)
+    return bool(kinds(hint)) or (lists and all(map(_held, get_args(hint))))
 
 
 WORDS = {

@@ -426,6 +426,8 @@ def _explain(error: BaseException) -> str:
         key = f"{group}/{name}" if group else name
         return f"there is no {key}{nearest(name, options)}; {group or 'there'} can be {', '.join(options)}"
     for cause in _causes(error):
+        if "Cannot merge" in str(cause) and (key := getattr(cause, "full_key", "")):  # a list and a group
+            return f"{key} must be {'a list' if getattr(cause, 'object_type', None) is list else 'a group'}: {text}"
         parent = getattr(cause, "parent_node", None)
         if parent is not None and hasattr(parent, "keys"):
             keys = [str(key) for key in parent]

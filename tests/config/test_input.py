@@ -61,6 +61,13 @@ CRASHED = {
     f"model.hidden={'[' * 2000}{']' * 2000}": "recursion",
     f"minima.count={'9' * 5000}": "4300 digits",
     "schedule.milestones=abc": r"schedule\.milestones must be a list, got 'abc'",
+    "minima.count={_target_:os.getcwd} ensemble.fge.starts=''": r"minima\.count must be int, got \{'_target_'",
+    "seed={_target_:os.getcwd}": r"seed must be int, got \{'_target_'",
+    "evaluation_batch={_target_:null}": r"evaluation_batch must be int, got \{'_target_'",
+    f"scan.plane.margin={{_target_:os.getcwd}} {ALL}": r"scan\.plane\.margin must be float, got \{'_target_'",
+    "model.hidden={_target_:os.getcwd}": r"model\.hidden must be a list: Error merging override",
+    "finder.autoneb=[abc]": r"finder\.autoneb must be a group: Error merging override",
+    "optimizer.lr={_target_:os.getcwd}": r"optimizer\.lr must be float, got \{'_target_'",
     "logger=csv logger.name=[a]": r"logger\.name must be null or str, got \['a'\]",
 }
 # What was told only after training.

@@ -82,6 +82,20 @@ class Counting(nn.Module):
         return self.linear(x) * (1 + self.calls)
 
 
+class Late(nn.Module):
+    """Its loss changes after a hundred calls, or in one of them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.linear, self.kind, self.calls = nn.Linear(8, 2), kind, 0
+        self.register_buffer("ran", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls, self.ran = self.calls + (self.kind != "buffer"), self.ran + 1
+        late = {"once": self.calls == 60, "attribute": self.calls > 100, "buffer": bool(self.ran > 100)}[self.kind]
+        return self.linear(x) * (2 if late else 1)
+
+
 class Remembering(nn.Module):
     """Subtracts what was the mean of the first minibatch that it saw; `places` does no harm."""
 
@@ -107,9 +121,11 @@ class Remembering(nn.Module):
         (lambda: nn.Sequential(nn.Linear(8, 16), OwnNorm(16, True), nn.ReLU(), nn.Linear(16, 2)), r"buffer 1\.m"),
         (lambda: nn.Sequential(spectral_norm(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, 2)), r"buffer 0\..*_u"),
         (Counting, "calls"),
+        (lambda: Late("attribute"), "changes calls when it runs, and its loss depends on that"),
+        (lambda: Late("buffer"), "changes its buffer ran in training, and its loss depends on it"),
         (Remembering, "keeps centre, places of its first call"),
     ],
-    ids=["attributes", "buffers", "spectral-norm", "counter", "first-call"],
+    ids=["attributes", "buffers", "spectral-norm", "counter", "late", "late-buffer", "first-call"],
 )
 def test_state_that_the_loss_depends_on_is_refused_by_its_name(build: Callable[[], nn.Module], told: str) -> None:
     with pytest.raises(LowlossError, match=told):
@@ -132,15 +148,16 @@ class Harmless(nn.Module):
 
 @pytest.mark.parametrize(
     "build",
-    [Harmless, lambda: nn.Sequential(weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))],
-    ids=["kept", "weight-norm"],
+    [Harmless, lambda: Late("once"), lambda: nn.Sequential(weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))],
+    ids=["kept", "once", "weight-norm"],
 )
 def test_what_changes_nothing_is_taken(build: Callable[[], nn.Module]) -> None:
     landscape = NetworkLandscape(build, data())
     a_1P, b_1P = (landscape.initial(seed)[None] for seed in (0, 1))
     first = landscape.evaluate(a_1P)["loss"]
-    landscape.losses(b_1P, landscape.batches(40, (1,), True)[0])
-    assert torch.equal(landscape.evaluate(a_1P)["loss"], first)
+    for _ in range(100):
+        landscape.losses(b_1P, landscape.batches(40, (1,), True)[0])
+        assert torch.equal(landscape.evaluate(a_1P)["loss"], first)
     both = landscape.evaluate(torch.cat([b_1P, a_1P]))["loss"]
     assert both[1] == first
 
@@ -190,6 +207,26 @@ def test_randomness_in_evaluation_is_told_and_the_same_every_time(caplog: pytest
     assert "draws random numbers in evaluation" in caplog.text
     theta_1P = landscape.initial(0)[None]
     assert len({float(landscape.evaluate(theta_1P)["loss"]) for _ in range(3)}) == 1
+
+
+class Mixing(nn.Module):
+    """Normalises over the minibatch by itself, in evaluation too if it is asked to."""
+
+    def __init__(self, evaluated: bool) -> None:
+        super().__init__()
+        self.linear, self.evaluated = nn.Linear(8, 2), evaluated
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return x - x.mean(0) / 2 if self.training or self.evaluated else x
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_samples_that_are_coupled_are_noticed(evaluated: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "lowloss"):
+        assert NetworkLandscape(lambda: Mixing(evaluated), data()).couples_samples
+    assert ("other outputs beside other samples, in evaluation too" in caplog.text) == evaluated
+    assert not NetworkLandscape(lambda: nn.Linear(8, 2), data()).couples_samples
 
 
 class Skipping(nn.Module):
@@ -252,10 +289,36 @@ def test_an_instance_that_is_not_redrawn_is_refused() -> None:
         NetworkLandscape(pruned(True), data()).initial(0)
 
 
-def test_a_function_that_seeds_itself_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def drawn_from_numpy() -> nn.Module:
+    np.random.seed(3)  # noqa: NPY002
+    module = nn.Linear(8, 2)
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(np.random.randn(2, 8)))  # noqa: NPY002
+        module.bias.zero_()
+    return module
+
+
+def seeded() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Linear(8, 2)
+
+
+def test_a_function_that_gives_every_seed_one_point_is_refused() -> None:
+    for build in (seeded, drawn_from_numpy):
+        with pytest.raises(LowlossError, match=r"seeds the random numbers itself: pass a function that builds"):
+            NetworkLandscape(build, data()).initial(0)
+    module = nn.Linear(8, 2)
+    with pytest.raises(LowlossError, match="one and the same at every call: pass a function that builds a new one"):
+        NetworkLandscape(lambda: module, data()).initial(0)
+
+
+def test_a_function_that_loads_its_weights_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    weights = nn.Linear(8, 2).state_dict()
+
     def build() -> nn.Module:
-        torch.manual_seed(3)
-        return nn.Linear(8, 2)
+        module = nn.Linear(8, 2)
+        module.load_state_dict(weights)
+        return module
 
     with caplog.at_level("WARNING", "lowloss"):
         NetworkLandscape(build, data()).initial(0)

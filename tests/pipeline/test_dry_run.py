@@ -2,11 +2,19 @@
 
 import csv
 import re
+from functools import partial
+from time import process_time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors import safe_open
 
+from lowloss import NetworkLandscape, tabulate, train_minima
+from lowloss.data import digits
 from lowloss.files import load_notes, size
+from lowloss.model import CNN
+from lowloss.training import timing
 
 COMMAND = (
     *("experiment=quickstart", "scale=tiny", "trainer=cpu", "finder=[neb,bezier,line]", "path.only={}"),
@@ -41,8 +49,32 @@ def test_it_tells_what_a_run_takes(lowloss, tmp_path):
     assert before["minima"] == (3, sum(notes["steps"] for notes in minima), 3)
     assert before["path"] == (len(paths), sum(int(row["gradient_evaluations"]) for row in paths), sum(samples))
     assert before["scan"] == (1, 0, 9)
+    assert len(re.findall(r"^(?:minima|path|scan): .*; about \d+ (?:s|min); .* kept$", asked.err, re.M)) == 3
+    assert re.search(r"^time: about \d+ (?:s|min) on the CPU with 1 thread; roughly", asked.err, re.M)
     after = told(lowloss.plain(tmp_path, *COMMAND, "--dry-run").err)
     assert [after[stage][0] for stage in ("minima", "path", "scan")] == [0, 0, 0]
+
+
+def test_it_tells_the_time_of_as_many_gradients_and_evaluations(monkeypatch):
+    # Of the processor, so that other processes do not count.
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=process_time))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        landscape = NetworkLandscape(partial(CNN, width=12, depth=1, hidden=256), digits())
+        told = timing.Timing(landscape, gpu=False)
+        began = process_time()
+        theta_1P = train_minima(landscape, count=1, epochs=20, batch_size=128).theta_KP
+        trained = process_time()
+        tabulate(landscape, theta_1P.expand(100, -1))
+        tabulated = process_time()
+        steps = landscape.batches(128, [0], shared=False).steps_per_epoch * 20
+        assert 1 / 3 < told.gradient(128) * steps / (trained - began) < 3
+        assert 1 / 3 < told.evaluation * 100 / (tabulated - trained) < 3
+        assert told.gradient(None) == pytest.approx(told.gradient(1437), rel=0.9)
+        assert told.machine == "the CPU with 1 thread"
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_it_tells_where_there_is_no_gpu(lowloss, tmp_path):

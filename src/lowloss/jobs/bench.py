@@ -44,6 +44,7 @@ class Cost(NamedTuple):
 
     bound: how the first two are meant, "at least", "at most" or "about", where they depend on what is found.
     grid: of a grid, the points, whose columns are kept.
+    samples: of a minibatch; None for the whole training split.
     """
 
     gradients: int
@@ -51,6 +52,7 @@ class Cost(NamedTuple):
     vectors: int
     bound: str = ""
     grid: int = 0
+    samples: int | None = None
 
     def size(self, parameters: int) -> int:
         """The bytes that it keeps, of a network of so many parameters."""

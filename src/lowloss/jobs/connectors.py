@@ -44,7 +44,7 @@ class ConnectorJob(Job):
         vertices, samples = len(simplex.weights_VC), len(simplex.grid(samples)) if self.m <= 2 else samples
         # On the surface, on the linear simplex, at the vertices and in the middle; then both ensembles.
         evaluated = 2 * samples + vertices + 1 + corners + vertices
-        return Cost((vertices - corners) * settings["steps"], evaluated, vertices + 1)
+        return Cost((vertices - corners) * settings["steps"], evaluated, vertices + 1, samples=settings["batch_size"])
 
     def make(self, work: Path) -> Result:
         from lowloss.ensemble import ensemble_metrics

@@ -74,7 +74,7 @@ class DimensionJob(Job):
         settings = self.bench.config["dimension"]
         runs, density = settings["rounds"] * len({*settings["dims"]}), self.bench.config["curvature"]["density"] or {}
         products = density.get("probes", 2) * density.get("steps", 40) if self.counts else 0
-        return Cost(runs * settings["steps"] + 2 * products, runs, 1, "at most")
+        return Cost(runs * settings["steps"] + 2 * products, runs, 1, "at most", samples=settings["batch_size"])
 
     def make(self, work: Path) -> Result:
         from lowloss.measure import Large

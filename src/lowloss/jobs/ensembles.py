@@ -137,7 +137,7 @@ class Walked(EnsembleJob):
         # Collected is at the ends of cycles, or in their middles.
         places = {*range(0, steps + 1, cycle), *range(cycle // 2, steps + 1, cycle)}
         members = walks * sum(recipe.collects(i, cycle) for i in places)
-        return Cost(walks * steps, members, members)
+        return Cost(walks * steps, members, members, samples=recipe.batch_size)
 
 
 class FastGeometric(Walked):
@@ -226,7 +226,7 @@ class Averaged(Walked):
 
     def cost(self) -> Cost:
         walked = self.walked(1)  # what is collected and its means are evaluated, and the last mean is kept
-        return Cost(walked.gradients, 2 * walked.evaluations + 1, 1)
+        return walked._replace(evaluations=2 * walked.evaluations + 1, vectors=1)
 
     def make(self, work: Path) -> Result:
         k, start = self.node["minimum"], self.node["start"]

@@ -37,11 +37,12 @@ class MergeJob(Job):
         return minimum(self.bench, 0), minimum(self.bench, self.end)
 
     def cost(self) -> Cost:
-        from lowloss.symmetry.straight_through import STEPS
+        from lowloss.symmetry.straight_through import BATCH, STEPS
 
         align = self.bench.config["merge"]["align"]
         ways = 1 + len(align)
-        return Cost(STEPS + 1 if "ste" in align else 0, ways * (self.bench.config["path"]["points"] + 2), 2 * ways)
+        points = ways * (self.bench.config["path"]["points"] + 2)
+        return Cost(STEPS + 1 if "ste" in align else 0, points, 2 * ways, samples=BATCH)
 
     def make(self, work: Path) -> Result:
         from lowloss.ensemble import ensemble_metrics

@@ -45,7 +45,7 @@ class Minimum(Job):
         per_epoch = self.bench.landscape.batches(settings["batch_size"], [0], shared=False).steps_per_epoch
         collect = settings["collect"]
         kept = round(epochs) + 1 if collect == "every" else len(collect or ())
-        return Cost(max(1, round(epochs * per_epoch)), 1, 1 + kept)
+        return Cost(max(1, round(epochs * per_epoch)), 1, 1 + kept, samples=settings["batch_size"])
 
     @classmethod
     def make_all(cls, jobs: Sequence[Job], work: Path) -> list[Result]:

@@ -56,9 +56,9 @@ class PathJob(Job):
         if not finder.phases:
             return Cost(0, settings["points"], 2, "at least")
         path = finder.start(torch.zeros(1), torch.ones(1))
-        gradients = sum(phase.steps for phase in finder.phases) * finder.evaluations_per_step(path)
-        samples = path.grid(settings["points"], settings["between"])
-        return Cost(gradients, len(samples), len(path.bends_BP), "at least")
+        steps, samples = sum(phase.steps for phase in finder.phases), path.grid(settings["points"], settings["between"])
+        gradients = steps * finder.evaluations_per_step(path)
+        return Cost(gradients, len(samples), len(path.bends_BP), "at least", samples=finder.batch_size)
 
     def make(self, work: Path) -> Result:
         from lowloss.measure import augmented

@@ -97,7 +97,8 @@ def _check_results(bench: Bench) -> None:
 
 
 def dry_run(bench: Bench) -> None:
-    """Tell what the configured stages would make, and at which cost, and make nothing.
+    """Tell what the configured stages would make, and at which cost, and make nothing. The time is that of as many
+    gradients and evaluations as are timed here.
 
     Raises LowlossError for what a run would refuse before it starts, but for a trainer that this machine lacks.
     """
@@ -105,6 +106,9 @@ def dry_run(bench: Bench) -> None:
     bench.check()
     parameters = bench.landscape.dim
     progress.say(f"study: {bench.study.root}, {parameters:,} parameters, nothing is made")
+    from lowloss.training.timing import Timing
+
+    timing, total = Timing(bench.landscape, bench.config["trainer"].get("accelerator") != "cpu"), 0.0
     for stage in bench.wanted:
         jobs = stage.jobs(bench)
         missing = [job for job in jobs if not job.complete]
@@ -116,10 +120,16 @@ def dry_run(bench: Bench) -> None:
             bound, kept = max(cost.bound for cost in known), sum(cost.size(parameters) for cost in known)
             taken = f"{gradients:,} gradient evaluations, " if gradients else ""
             told += [f"{bound} {taken}{evaluations:,} points exactly evaluated".strip()]
-            told += [f"{files.size(kept)} kept"]
+            seconds = sum(cost.gradients * timing.gradient(cost.samples) for cost in known if cost.gradients)
+            seconds += evaluations * timing.evaluation
+            total += seconds
+            told += [f"about {progress.duration(seconds)}", f"{files.size(kept)} kept"]
         if len(known) < len(costs):
             told += [f"{len(costs) - len(known)} of unknown cost"]
         progress.say(f"{stage.name}: {'; '.join(part for part in told if part)}")
+    how = ", by the plain loop, where the graph engine may be many times faster" if timing.on_gpu else ""
+    told = [f"about {progress.duration(total)} on {timing.machine}{how}", "roughly, without start and report"]
+    progress.say(f"time: {'; '.join(told)}")
 
 
 def run_grouped(bench: Bench, first: bool) -> float | None:

@@ -64,7 +64,8 @@ class Scan(Job):
         plane = self.bench.planes[self.scan]
         points = prod(plane.shape)
         if "curvature" in plane.measures:
-            return Cost(2 * self.bench.config["curvature"]["products"] * points, points, 3, "at most", points)
+            settings = self.bench.config["curvature"]
+            return Cost(2 * settings["products"] * points, points, 3, "at most", points, settings["samples"])
         return Cost(0, points, 3, grid=points)
 
     def make(self, work: Path) -> Result:

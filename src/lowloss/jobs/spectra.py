@@ -64,7 +64,7 @@ class Spectrum(Job):
         blocks = len(self.bench.landscape.layout.blocks()) if config["layers"] else 0
         products = (1 + blocks) * (config["products"] + (config["trace"] or 0))
         products += density.get("probes", 0) * density.get("steps", 0)
-        return Cost(2 * products * points, points, 0, "at most")
+        return Cost(2 * products * points, points, 0, "at most", samples=config["samples"])
 
     def make(self, work: Path) -> Result:
         from lowloss.measure import Density, Exact, Layers, Trace

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lowloss.data.base import Data
 from lowloss.errors import LowlossError, reason
-from lowloss.landscape.engine.loop import foreign_seed
+from lowloss.landscape.engine.loop import FOREIGN, foreign_seed
 
 log = logging.getLogger("lowloss")
 
@@ -25,25 +25,49 @@ def built(factory: Callable[..., nn.Module], data: Data, seed: int) -> nn.Module
 
     Raises LowlossError: the factory rejects its arguments.
     """
+    with _seeded(seed):
+        return _built(factory, data)
+
+
+def _built(factory: Callable[..., nn.Module], data: Data) -> nn.Module:
     known: dict[str, object] = {"input_shape": data.input_shape, "num_classes": data.num_classes}
     given = factory.keywords if isinstance(factory, partial) else {}
     filled = {}
     with contextlib.suppress(ValueError):  # it is given other arguments than it takes: told by the call
         taken = inspect.signature(factory).parameters.keys() - given.keys()
         filled = {key: value for key, value in known.items() if key in taken and value is not None}
-    with _seeded(seed):
-        try:
-            module = factory(**filled)
-        except (TypeError, ValueError, RuntimeError) as error:
-            shape = data.input_shape
-            # What unpacks the shape of an image into channels, height and width.
-            images = "to unpack" in str(error) and len(shape) < 3 and "input_shape" in filled
-            remedy = f", of inputs of shape {shape}: images need an axis of channels, x[:, None]" if images else ""
-            raise LowlossError(f"model: {error}{remedy}") from error
-        if not isinstance(module, nn.Module):
-            raise LowlossError(f"model must make a torch.nn.Module, got {type(module).__name__}: set model._target_")
-        _materialise(module, data)
-        return module
+    try:
+        module = factory(**filled)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = data.input_shape
+        # What unpacks the shape of an image into channels, height and width.
+        images = "to unpack" in str(error) and len(shape) < 3 and "input_shape" in filled
+        remedy = f", of inputs of shape {shape}: images need an axis of channels, x[:, None]" if images else ""
+        raise LowlossError(f"model: {error}{remedy}") from error
+    if not isinstance(module, nn.Module):
+        raise LowlossError(f"model must make a torch.nn.Module, got {type(module).__name__}: set model._target_")
+    _materialise(module, data)
+    return module
+
+
+def check_drawn(factory: Callable[..., nn.Module], data: Data, seed: int) -> None:
+    """Raise LowlossError if a factory seeds itself, or gives one module again and again, so that every seed begins at
+    one point; tell where it draws nothing, since it loads its weights, say."""
+    modules, states = [], []
+    for one in (seed, seed + 1):
+        with _seeded(one):
+            modules.append(_built(factory, data))
+            states.append([str(torch.get_rng_state().tolist()), *(str(state()) for state, _, _ in FOREIGN.values())])
+    if modules[0] is modules[1]:
+        raise LowlossError("the model is one and the same at every call: pass a function that builds a new one")
+    one_point = all(torch.equal(*pair) for pair in zip(*(module.parameters() for module in modules), strict=True))
+    if one_point and any(before == after for before, after in zip(*states, strict=True)):
+        raise LowlossError(
+            "the model begins at one point whatever the seed, since it seeds the random numbers itself: pass a "
+            "function that builds the model without that, so that seeds can draw its initial points"
+        )
+    if one_point:
+        log.warning("the model begins at one point whatever the seed: minima differ by their minibatches alone")
 
 
 def counted(factory: Callable[..., nn.Module], data: Data) -> int:

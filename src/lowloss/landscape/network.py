@@ -25,7 +25,7 @@ from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
 from lowloss.landscape.engine.loop import Buffers, Engine, Loop
 from lowloss.landscape.engine.parts import Parts, near_equal
-from lowloss.landscape.initial import built, check_redrawn, copied, reset, tell_own
+from lowloss.landscape.initial import built, check_drawn, check_redrawn, copied, reset, tell_own
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.probe import probe
 from lowloss.seeding import derive
@@ -325,11 +325,10 @@ class NetworkLandscape:
 
     def initial(self, seed: int) -> Tensor:
         if not isinstance(self.model, nn.Module):
-            theta_P = self.point(built(self.model, self.data, seed))
-            if not self._redrawn and torch.equal(theta_P, self.point(built(self.model, self.data, seed + 1))):
-                log.warning("the model begins at one point whatever the seed: minima differ by their minibatches alone")
-            self._redrawn = True
-            return theta_P
+            if not self._redrawn:
+                check_drawn(self.model, self.data, seed)
+                self._redrawn = True
+            return self.point(built(self.model, self.data, seed))
         module = reset(self.model, self.data, seed)
         if not self._redrawn:
             check_redrawn(module, reset(self.model, self.data, seed + 1))
@@ -433,7 +432,8 @@ class NetworkLandscape:
             return
         ramp_P = torch.linspace(-1, 1, self.dim).to(theta_P)
         try:
-            probe(self.loop, theta_P, theta_P + 0.1 * ramp_P, Batch(x, y, (0,)), untouched)
+            other_P, batch = theta_P + 0.1 * ramp_P, Batch(x, y, (0,))
+            self.couples_samples |= probe(self.loop, theta_P, other_P, batch, untouched)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             raise LowlossError(f"{name} fails in training mode: {reason(error)}") from error
 

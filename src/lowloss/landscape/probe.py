@@ -4,7 +4,9 @@ Whatever else a module changes when it runs would have a point's loss depend on 
 statistics are recomputed at every point; anything else that changes and matters is refused by its name.
 """
 
+import copy
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,18 @@ from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine.loop import FOREIGN, Buffers, Loop
 
+LATER = (1, 7, 1000, 10**6)
+"""Calls by which a counter is moved on, to see whether the loss ever depends on it."""
+
 log = logging.getLogger("lowloss")
 
 
-def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched: nn.Module | None = None) -> None:
-    """Find out from which generators a module draws, and refuse state of its own that its loss depends on.
+def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched: nn.Module | None = None) -> bool:
+    """Whether the loss of a sample in training depends on those beside it. Find out from which generators a module
+    draws, and refuse state of its own that its loss depends on.
 
     Evaluates A, takes a step at B, and evaluates A again; and once more with what the step left. Then what never ran
-    evaluates B and A.
+    evaluates B and A. Each sample is evaluated beside itself, too.
 
     theta_P, other_P: A and B.  batch: a few samples.  untouched: the module as it was before its first call, if it can
     be had.
@@ -41,20 +47,22 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched:
             loop.losses(other_P[None], batch, gradients=True)
     counts = _attributes(loop.module)
     again = _looked_at(loop, theta_P, fresh, batch)
-    counted = [k for k in _changed(loop.module, counts) if not isinstance(counts.get(k), Tensor)]
-    if not _same(first, again):
+    loop.counters = _counters(loop.module, counts)
+    if not _same(first, again) or any(not _same(first, moved) for moved in _moved(loop, theta_P, fresh, batch)):
         changed = _changed(loop.module, attributes)
         what = f"changes {', '.join(changed[:2])}" if changed else "has state outside of parameters and buffers"
         raise LowlossError(
             f"{name} {what} when it runs, and its loss depends on that, not on its parameters alone: keep "
             "statistics in nn.BatchNorm, or compute them anew in each forward pass"
         )
-    if counted:  # it may act later
-        log.warning("%s changes %s when it runs: its loss must never depend on that", name, ", ".join(counted[:2]))
+    if loop.counters:
+        told = ", ".join(key for _, key, _ in loop.counters[:2])
+        log.warning("%s changes %s when it runs: every call finds that as it was", name, told)
     known = {id(buffer) for part in loop.batch_norms for buffer in part.buffers()}
     own = {key for key, buffer in loop.module.named_buffers() if id(buffer) not in known}
     changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
-    if changed and not _same(first, _looked_at(loop, theta_P, {**fresh, **{key: left[key] for key in own}}, batch)):
+    held = [{key: _later(left[key], by) for key in own} for by in (0, *LATER)] if changed else []
+    if any(not _same(first, _looked_at(loop, theta_P, {**fresh, **one}, batch)) for one in held):
         raise LowlossError(
             f"{name} changes its buffer {changed[0]} in training, and its loss depends on it, not on its parameters "
             "alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm and statistics of "
@@ -66,6 +74,22 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched:
     if not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
         log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
     loop.evaluation_seed = 0
+    return _couples(loop, theta_P, fresh, batch, first)
+
+
+def _couples(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch, first: list[Tensor]) -> bool:
+    """Whether the mean loss of two samples in training is not the mean of theirs, each beside itself; tells where
+    outputs in evaluation depend on the samples beside them."""
+    if len(batch.y) != 2:
+        return False
+    pairs = [batch._replace(x=batch.x[[k, k]], y=batch.y[[k, k]]) for k in (0, 1)]
+    outputs, losses = zip(*(_looked_at(loop, theta_P, buffers, pair) for pair in pairs), strict=True)
+    if not _same([first[0]], [torch.stack([outputs[0][0], outputs[1][1]])], 100):
+        log.warning(
+            "%s gives a sample other outputs beside other samples, in evaluation too: exact losses depend on "
+            "evaluation_batch and the device", type(loop.module).__name__,
+        )  # fmt: skip
+    return not _same([first[1]], [(losses[0] + losses[1]) / 2], 100)
 
 
 def _check_first_call(
@@ -108,14 +132,37 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return found
 
 
+def _counters(module: nn.Module, before: dict[str, Any]) -> list[tuple[nn.Module, str, Any]]:
+    """The plain numbers that a module has changed, by their part and name, as they are now."""
+    names = [k.rpartition(".") for k in _changed(module, before) if not isinstance(before.get(k), Tensor)]
+    parts = [(module.get_submodule(path), key) for path, _, key in names]
+    return [(part, key, copy.copy(getattr(part, key))) for part, key in parts]
+
+
+def _moved(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> Iterator[list[Tensor]]:
+    """What a module gives after so many more calls."""
+    counters = loop.counters
+    for by in LATER if counters else ():
+        loop.counters = [(part, key, value + by) for part, key, value in counters]
+        yield _looked_at(loop, theta_P, buffers, batch)
+    loop.counters = counters
+
+
+def _later(buffer: Tensor, by: int) -> Tensor:
+    """A buffer after so many calls more, if it may be a counter."""
+    return buffer + by if buffer.numel() == 1 and buffer.dtype != torch.bool else buffer
+
+
 def _changed(module: nn.Module, before: dict[str, Any]) -> list[str]:
     """The attributes that are others than before, by name."""
     now = _attributes(module).items()
     return [k for k, v in now if k not in before or not np.array_equal(before[k], v, equal_nan=True)]
 
 
-def _same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(torch.allclose(a, b, rtol=1e-6, atol=1e-8, equal_nan=True) for a, b in zip(one, other, strict=True))
+def _same(one: list[Tensor], other: list[Tensor], times: float = 1) -> bool:
+    """Within 1e-6, or so many times that, as sums in another order may be."""
+    within = 1e-6 * times, 1e-8 * times
+    return all(torch.allclose(a, b, *within, equal_nan=True) for a, b in zip(one, other, strict=True))
 
 
 def _foreign_states() -> dict[str, str]:

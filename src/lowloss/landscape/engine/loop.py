@@ -9,6 +9,7 @@ Shapes: K points, P parameters, B samples of a minibatch, N samples of a split.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -148,6 +149,8 @@ class Loop:
         self._takes_state = len(inspect.signature(module.forward).parameters) > 1
         self.foreign: tuple[str, ...] = ()
         """Those of FOREIGN from which the module draws."""
+        self.counters: list[tuple[nn.Module, str, Any]] = []
+        """Plain attributes that the module changes when it runs, and what each call finds there."""
         parts = dict(module.named_modules())
         self._tables: list[tuple[dict[str, Any], str, str]] = []
         self._buffers: list[tuple[dict[str, Any], str, str]] = []
@@ -340,6 +343,8 @@ class Loop:
         held = [(table, name, first, table[name]) for table, name, first in self._tables if first in given]
         for table, name, first, _ in held:
             table[name] = given[first]
+        for part, name, value in self.counters:
+            setattr(part, name, copy.copy(value))
         try:
             yield
         finally:
