@@ -88,6 +88,7 @@ MAY = {
     },
     "results": {
         "conf",
+        "ensemble",
         "errors",
         "files",
         "finder",
@@ -95,6 +96,7 @@ MAY = {
         "landscape",
         "measure",
         "points",
+        "progress",
         "report",
         "study",
         "training",

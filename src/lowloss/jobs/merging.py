@@ -16,7 +16,7 @@ from lowloss.jobs.paths import ALIGNMENTS, SAMPLING, PathJob, straight
 from lowloss.jobs.runner import make_jobs
 from lowloss.jobs.stage import Stage
 from lowloss.seeding import derive
-from lowloss.study import Config, Result
+from lowloss.study import Config, Result, Study
 
 if TYPE_CHECKING:
     from lowloss.landscape import NetworkLandscape
@@ -135,6 +135,12 @@ class MergeStage(Stage):
             curves = [artifact.notes() for artifact in searched if artifact.complete]
             for line in told(job.artifact, curves):
                 progress.say(line)
+
+    def numbers(self, study: Study) -> dict[str, float]:
+        """With what each way of averaging gives, of the last two networks."""
+        ways = [way for artifact in study.complete("merges") for way in artifact.notes()["ways"]]
+        told = {f"merge/{way['way']}/{name}": value for way in ways for name, value in way.items() if name != "way"}
+        return super().numbers(study) | told
 
 
 STAGE = MergeStage()
