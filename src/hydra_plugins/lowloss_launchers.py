@@ -105,7 +105,7 @@ class _Launcher(Launcher):
         from hydra.core.singleton import Singleton
 
         from lowloss.arguments import quoted
-        from lowloss.cli import checked, config_flags
+        from lowloss.cli import config_flags, job_bench
         from lowloss.errors import LowlossError
         from lowloss.launch import Job, study_name
 
@@ -118,7 +118,9 @@ class _Launcher(Launcher):
                 HydraConfig.instance().set_config(config)
                 if len(wrong) == len(jobs):  # what is wrong with every job is told before any starts
                     try:
-                        checked(config)
+                        bench = job_bench(config, ())
+                        bench.check()
+                        bench.check_settings()
                     except LowlossError as error:
                         wrong.append(error)
                 name = study_name(config, config.hydra.sweeper, list(overrides), number)

@@ -117,39 +117,40 @@ def _end_record(why: str | None, lines: Sequence[str] = ()) -> None:
         progress.record = None
 
 
-def checked(config: Any) -> Config:
-    """The plain form of a composed configuration. Raises LowlossError for what cannot be right, whatever the data."""
+def job_bench(config: Any, overrides: Sequence[str]) -> Any:
+    """The bench of a job of a composed configuration. Raises LowlossError for settings that are of no use."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from lowloss.jobs.bench import Bench
     from lowloss.jobs.pipeline import stages
+    from lowloss.study import Study
 
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    plain: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     check_settings(plain, group_options("finder"))
     check_study(str(plain["study"]), [stage.kind for stage in stages().values() if stage.kind is not None])
     check_numbers(plain, HydraConfig.get().runtime.choices)
-    return dict(plain)
+    kept = [o for o in overrides if not o.startswith(("stages=", "study="))]
+    command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
+    root = Path(plain["outputs"]) / str(plain["study"])
+    return Bench(Study(root), plain, partial(_build, plain), command, stages())
 
 
 def _run_job(config: Any, overrides: Any) -> float | None:
     from lowloss import progress
-    from lowloss.jobs.bench import Bench
-    from lowloss.jobs.pipeline import dry_run, run_grouped, run_stages, stages
-    from lowloss.study import Study
+    from lowloss.jobs.pipeline import dry_run, run_grouped, run_stages
 
-    plain = checked(config)
-    root = Path(plain["outputs"]) / str(plain["study"])
-    place, count = group.place(), device_count(plain["trainer"])
+    bench = job_bench(config, overrides.task)
+    trainer = bench.config["trainer"]
+    place, count = group.place(), device_count(trainer)
     if count > 1 and place is None and DRY not in os.environ:
-        return _run_group(overrides, plain["study"], count)
+        return _run_group(overrides, bench.config["study"], count)
     if place is not None and place[1] != count:
         raise LowlossError(
             f"trainer.devices={count}, but there are {place[1]} processes: set trainer=ddp trainer.devices={place[1]}"
         )
     progress.shown = place is None or place[0] == 0
-    kept = [o for o in overrides.task if not o.startswith(("stages=", "study="))]
-    command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
-    bench = Bench(Study(root), plain, partial(_build, plain), command, stages())
     if DRY in os.environ:
         progress.shown = True
         dry_run(bench)
@@ -157,7 +158,7 @@ def _run_job(config: Any, overrides: Any) -> float | None:
     value = run_stages(bench) if count == 1 else run_grouped(bench, first=place == (0, count))
     if not progress.shown:
         return None
-    profiler = plain["trainer"].get("profiler")
+    profiler = trainer.get("profiler")
     if isinstance(profiler, dict) and profiler.get("dirpath") and Path(profiler["dirpath"]).is_dir():
         progress.say(f"profile: {profiler['dirpath']}")
     if VALUE in os.environ:  # a launcher waits for it in another process
@@ -178,7 +179,6 @@ def device_count(trainer: Config) -> int:
 
 def _run_group(overrides: Any, study: str, count: int) -> float | None:
     """Run a job as a process a device; returns its objective, if it has one."""
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(os.environ.setdefault(VALUE, str(Path(folder) / "value")))
         arguments = (*config_flags(), *overrides.task, f"study={quoted(study)}")

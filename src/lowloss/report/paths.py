@@ -36,7 +36,9 @@ B1_NOTE = (
     "elsewhere on it; factor is the ratio of the two train losses; the learning curve falls below the saddle loss "
     "at epoch for the last, and at epoch (first) for the first time (–: it ends above)."
 )
-BARRIER_IS = "A barrier is the highest train loss on a path above the straight interpolation between its ends'."
+BARRIER_IS = (
+    "A barrier is how far the train loss on a path rises above the straight line between the losses of its ends."
+)
 CURVES_NOTE = (
     "As table 2 of Garipov et al. 2018: least and highest value, mean over the length (int) and over t (mean); l2: "
     "with the finder's L2 term."
