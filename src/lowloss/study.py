@@ -9,6 +9,7 @@ lies in `.<name>.work` beside it, and `.<name>.claim` tells which process is at 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import io
@@ -255,10 +256,13 @@ class Study:
     @property
     def kinds(self) -> list[str]:
         """The kinds of artifacts of which there are complete ones, by name."""
-        found = ((kind, os.path.join(self.root, kind)) for kind in _folders(self.root))
-        return [
-            kind for kind, at in found if any(os.path.exists(os.path.join(at, name, RESULT)) for name in _folders(at))
-        ]
+        found = list[str]()
+        for kind in _folders(self.root) if os.access(self.root, os.R_OK) else ():
+            folder = os.path.join(self.root, kind)
+            with contextlib.suppress(PermissionError):
+                if any(os.path.exists(os.path.join(folder, name, RESULT)) for name in _folders(folder)):
+                    found.append(kind)
+        return found
 
     def complete(self, kind: str) -> list[Artifact]:
         """The complete artifacts of a kind, by name."""
@@ -279,12 +283,11 @@ class Study:
 
 
 def _folders(folder: str | Path) -> list[str]:
-    """The names of the folders in a folder that are not hidden, in order; none where it is none."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
+    """The names of the folders in a folder that are not hidden, in order; none where there is none."""
+    if not os.path.isdir(folder):
         return []
+    found = (name for name in os.listdir(folder) if not name.startswith("."))
+    return sorted(name for name in found if os.path.isdir(os.path.join(folder, name)))
 
 
 def progressed(work: Path) -> bool:
