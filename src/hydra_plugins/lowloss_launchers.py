@@ -118,9 +118,7 @@ class _Launcher(Launcher):
                 HydraConfig.instance().set_config(config)
                 if len(wrong) == len(jobs):  # what is wrong with every job is told before any starts
                     try:
-                        bench = job_bench(config, ())
-                        bench.check()
-                        bench.check_settings()
+                        job_bench(config, ()).check()
                     except LowlossError as error:
                         wrong.append(error)
                 name = study_name(config, config.hydra.sweeper, list(overrides), number)

@@ -347,7 +347,7 @@ def test_a_wrong_setting_is_told_before_any_job_starts(lowloss, tmp_path, launch
 @pytest.mark.parametrize("launcher", ["local", "slurm"])
 def test_what_is_wrong_with_every_job_is_told_before_any_starts(lowloss, tmp_path, launcher):
     message = lowloss(tmp_path, "-m", f"hydra/launcher={launcher}", "optimizer.lr=-1", "seed=0,1").message
-    assert message.startswith("lowloss: optimizer: Invalid learning rate: -1")
+    assert message == "lowloss: optimizer.lr must be at least 0, got -1"
     assert not list(tmp_path.rglob("*.log"))
     assert not (tmp_path / "t").exists()
 
