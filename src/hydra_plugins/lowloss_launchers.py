@@ -105,15 +105,22 @@ class _Launcher(Launcher):
         from hydra.core.singleton import Singleton
 
         from lowloss.arguments import quoted
-        from lowloss.cli import config_flags, study_name
-        from lowloss.launch import Job
+        from lowloss.cli import config_flags, job_bench
+        from lowloss.errors import LowlossError
+        from lowloss.launch import Job, study_name
 
         before, threads = Singleton.get_state(), os.environ.get("OMP_NUM_THREADS", str(self.threads))
         jobs: list[Any] = []
+        wrong: list[LowlossError] = []
         try:
             for number, overrides in enumerate(job_overrides, start=first):
                 config = self.loader.load_sweep_config(self.config, list(overrides))
                 HydraConfig.instance().set_config(config)
+                if len(wrong) == len(jobs):  # what is wrong with every job is told before any starts
+                    try:
+                        job_bench(config, ()).check()
+                    except LowlossError as error:
+                        wrong.append(error)
                 name = study_name(config, config.hydra.sweeper, list(overrides), number)
                 chosen = [f"stages=[{','.join(stages)}]"] if stages else []
                 arguments = (*config_flags(), *overrides, *chosen, f"study={quoted(name)}")
@@ -126,6 +133,8 @@ class _Launcher(Launcher):
                 jobs.append(Job(shown, name, arguments, log, {"OMP_NUM_THREADS": threads}))
         finally:
             Singleton.set_state(before)
+        if wrong and len(wrong) == len(jobs):
+            raise wrong[0]
         return jobs
 
 

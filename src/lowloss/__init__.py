@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from lowloss.papers import compare, published
     from lowloss.points import Grid, plane
     from lowloss.results.export import export
-    from lowloss.results.found import find_path, scan, train_minima
+    from lowloss.results.found import fast_ensemble, find_path, scan, train_minima
     from lowloss.results.loaded import load
-    from lowloss.training.ensembles import fast_ensemble
     from lowloss.training.tabulate import tabulate
 
 __version__ = version("lowloss")
@@ -54,9 +53,8 @@ _HOMES = {
     "lowloss.papers": ("compare", "published"),
     "lowloss.points": ("Grid", "plane"),
     "lowloss.results.export": ("export",),
-    "lowloss.results.found": ("find_path", "scan", "train_minima"),
+    "lowloss.results.found": ("fast_ensemble", "find_path", "scan", "train_minima"),
     "lowloss.results.loaded": ("load",),
-    "lowloss.training.ensembles": ("fast_ensemble",),
     "lowloss.training.tabulate": ("tabulate",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -22,8 +21,9 @@ from typing import Any
 from lowloss import files, group, imports
 from lowloss.arguments import normalised, quoted
 from lowloss.checking import Name, check_arguments, check_value
-from lowloss.conf import config_folder, read_families
+from lowloss.conf import config_folder, option, read_families
 from lowloss.errors import LowlossError, nearest
+from lowloss.launch import SWEPT, VALUE, study_name
 from lowloss.overview import help_text
 from lowloss.settings import MADE, SEVERAL, check_numbers, check_settings, check_study
 from lowloss.subcommands import run_other
@@ -69,6 +69,7 @@ def run_config(config: Any) -> float | None:
     hydra = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
     try:
+        _name_own(config, hydra.runtime.choices)
         if sweep:
             check_value("study", config.get("study"), Name | int)
             config.study = study_name(config, hydra.sweeper, hydra.overrides.task, hydra.job.num)
@@ -94,6 +95,19 @@ def run_config(config: Any) -> float | None:
     return value
 
 
+def _name_own(config: Any, choices: Any) -> None:
+    """Have the default name tell a network or data by what makes them, where that is not what the option names."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(config)
+    for kind in ("data", "model"):
+        node, own = plain.get(kind), option(kind, str(choices.get(kind))).get("_target_")
+        if own and isinstance(node, dict) and node.get("_target_", own) != own and isinstance(plain["name"], str):
+            called = str(node["_target_"]).rpartition(".")[2]
+            plain["name"] = plain["name"].replace(f"${{hydra:runtime.choices.{kind}}}", called)
+            config.name = plain["name"]
+
+
 def _end_record(why: str | None, lines: Sequence[str] = ()) -> None:
     """In the record of the study that this process worked on, why that failed, if it did."""
     from lowloss import progress
@@ -103,32 +117,40 @@ def _end_record(why: str | None, lines: Sequence[str] = ()) -> None:
         progress.record = None
 
 
-def _run_job(config: Any, overrides: Any) -> float | None:
+def job_bench(config: Any, overrides: Sequence[str]) -> Any:
+    """The bench of a job of a composed configuration. Raises LowlossError for settings that are of no use."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from lowloss import progress
     from lowloss.jobs.bench import Bench
-    from lowloss.jobs.pipeline import dry_run, run_grouped, run_stages, stages
-    from lowloss.launch import VALUE
+    from lowloss.jobs.pipeline import stages
     from lowloss.study import Study
 
-    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    plain: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     check_settings(plain, group_options("finder"))
     check_study(str(plain["study"]), [stage.kind for stage in stages().values() if stage.kind is not None])
     check_numbers(plain, HydraConfig.get().runtime.choices)
+    kept = [o for o in overrides if not o.startswith(("stages=", "study="))]
+    command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
     root = Path(plain["outputs"]) / str(plain["study"])
-    place, count = group.place(), device_count(plain["trainer"])
+    return Bench(Study(root), plain, partial(_build, plain), command, stages())
+
+
+def _run_job(config: Any, overrides: Any) -> float | None:
+    from lowloss import progress
+    from lowloss.jobs.pipeline import dry_run, run_grouped, run_stages
+
+    bench = job_bench(config, overrides.task)
+    trainer = bench.config["trainer"]
+    place, count = group.place(), device_count(trainer)
     if count > 1 and place is None and DRY not in os.environ:
-        return _run_group(overrides, plain["study"], count)
+        return _run_group(overrides, bench.config["study"], count)
     if place is not None and place[1] != count:
         raise LowlossError(
             f"trainer.devices={count}, but there are {place[1]} processes: set trainer=ddp trainer.devices={place[1]}"
         )
     progress.shown = place is None or place[0] == 0
-    kept = [o for o in overrides.task if not o.startswith(("stages=", "study="))]
-    command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
-    bench = Bench(Study(root), plain, partial(_build, plain), command, stages())
     if DRY in os.environ:
         progress.shown = True
         dry_run(bench)
@@ -136,6 +158,9 @@ def _run_job(config: Any, overrides: Any) -> float | None:
     value = run_stages(bench) if count == 1 else run_grouped(bench, first=place == (0, count))
     if not progress.shown:
         return None
+    profiler = trainer.get("profiler")
+    if isinstance(profiler, dict) and profiler.get("dirpath") and Path(profiler["dirpath"]).is_dir():
+        progress.say(f"profile: {profiler['dirpath']}")
     if VALUE in os.environ:  # a launcher waits for it in another process
         files.write_text(Path(os.environ[VALUE]), json.dumps(value))
     return value
@@ -154,8 +179,6 @@ def device_count(trainer: Config) -> int:
 
 def _run_group(overrides: Any, study: str, count: int) -> float | None:
     """Run a job as a process a device; returns its objective, if it has one."""
-    from lowloss.launch import VALUE
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(os.environ.setdefault(VALUE, str(Path(folder) / "value")))
         arguments = (*config_flags(), *overrides.task, f"study={quoted(study)}")
@@ -182,26 +205,6 @@ def _hold_back(error: Exception) -> None:
     if place is not None and (place[0] > 0 or not isinstance(error, (LowlossError, OSError))):
         time.sleep(group.GRACE)
 
-
-def study_name(config: Any, sweeper: Any, overrides: Sequence[str], number: int) -> str:
-    """The study of a job of a sweep, in a folder named by what is swept; an experiment has a name already."""
-    swept = {key.lstrip("+~") for key in (*os.environ.get(SWEPT, "").split(), *(sweeper.get("params") or ()))}
-    chosen = {o: key for o in overrides if (key := o.split("=")[0].lstrip("+~")) in swept}
-    named = [o.replace("/", "_") for o, key in chosen.items() if key.split("@")[0] != "experiment"]
-    if chosen and not named:
-        return str(config.study)
-    name = ",".join(sorted(named)) or str(number)
-    if len(name.encode()) > LONGEST:  # a file system takes no more than 255, with what a log adds
-        name = f"{name[:100]}…{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
-    return f"{config.study}/{name}"
-
-
-LONGEST = 140
-"""Bytes of the name of a job of a sweep, of its folder and logs, beyond which it is cut and told apart by a digest."""
-
-
-SWEPT = "LOWLOSS_SWEPT"
-"""Environment variable with the keys that a sweep varies; a launcher's processes inherit it."""
 
 ended_well: list[bool] = []
 """Whether each job of this command that has ended did so without a failure; the launchers add theirs."""
@@ -259,6 +262,7 @@ def main() -> None:
         if run_other(sys.argv[1:]):
             return
         if {"--help", "-h"} & {*sys.argv}:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             print(help_text([config_folder(), *config_dirs()]))
             return
     except (LowlossError, OSError) as error:

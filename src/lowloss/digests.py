@@ -7,10 +7,12 @@ ends in a comment with the digest of all before it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO
 
 LENGTH = 64
@@ -123,8 +125,9 @@ def _seal_of(file: Path) -> Path:
 
 def check_regular(file: Path) -> None:
     """Raise ValueError for what might never end when it is read, as a pipe, or a device."""
-    if file.exists() and not file.is_file():
-        raise ValueError("it is no regular file")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not S_ISREG(file.stat().st_mode):
+            raise ValueError("it is no regular file")
 
 
 def _opened(file: Path) -> BinaryIO:

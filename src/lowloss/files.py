@@ -99,8 +99,9 @@ def unwritable(file: Path, error: Exception) -> LowlossError:
 
 
 def unreadable(file: Path, error: Exception) -> LowlossError:
-    """The error for a damaged file of a result."""
-    return LowlossError(f"{file} is unreadable ({error}): delete {file.parent} and run the same command again")
+    """The error for a damaged file of a result, which may lie in a folder of its own there."""
+    folder = next((folder for folder in file.parents if (folder / "config.yaml").is_file()), file.parent)
+    return LowlossError(f"{file} is unreadable ({error}): delete {folder} and run the same command again")
 
 
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,6 +7,7 @@ and how it ended into a file beside: whoever waits looks for that file, and asks
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -25,6 +26,26 @@ from lowloss.group import RANKS, end_processes
 
 VALUE = "LOWLOSS_VALUE"
 """Environment variable with the file for the value of a job's objective."""
+
+
+LONGEST = 140
+"""Bytes of the name of a job of a sweep, of its folder and logs, beyond which it is cut and told apart by a digest."""
+
+SWEPT = "LOWLOSS_SWEPT"
+"""Environment variable with the keys that a sweep varies; a launcher's processes inherit it."""
+
+
+def study_name(config: Any, sweeper: Any, overrides: Sequence[str], number: int) -> str:
+    """The study of a job of a sweep, in a folder named by what is swept; experiments and studies have names already."""
+    swept = {key.lstrip("+~") for key in (*os.environ.get(SWEPT, "").split(), *(sweeper.get("params") or ()))}
+    chosen = {o: key for o in overrides if (key := o.split("=")[0].lstrip("+~")) in swept}
+    named = [o.replace("/", "_") for o, key in chosen.items() if key.split("@")[0] not in ("experiment", "study")]
+    if chosen and not named:
+        return str(config.study)
+    name = ",".join(sorted(named)) or str(number)
+    if len(name.encode()) > LONGEST:  # a file system takes no more than 255, with what a log adds
+        name = f"{name[:100]}…{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}"
+    return f"{config.study}/{name}"
 
 
 @dataclass(frozen=True)

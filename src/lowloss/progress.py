@@ -151,6 +151,12 @@ def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
 
+def counted(count: int, what: str) -> str:
+    """So many of what the plural names, the singular where it is one."""
+    singular = {"minima": "minimum", "spectra": "spectrum", "studies": "study", "jobs not done": "job not done"}
+    return f"{count} {singular.get(what, what.removesuffix('s')) if count == 1 else what}"
+
+
 def duration(seconds: float) -> str:
     """A time as people say it, in its two largest units."""
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400

@@ -226,6 +226,9 @@ def check_numbers(config: Config, choices: Mapping[str, str]) -> None:
         for one, value in node.items() if node.get("_target_") == given.get("_target_") else ():
             if isinstance(value, str) and type(given.get(one)) in (int, float):
                 check_value(f"{key}.{one}", value, type(given[one]))
+    node = config.get("optimizer")
+    if isinstance(node, dict) and isinstance(lr := node.get("lr"), (int, float)) and not lr >= 0:
+        raise LowlossError(f"optimizer.lr must be at least 0, got {lr}")
 
 
 def check_study(name: str, kinds: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import log
 from pathlib import Path
@@ -23,8 +23,8 @@ from lowloss import files, processes
 from lowloss.claims import STALE
 from lowloss.errors import LowlossError
 from lowloss.launch import JOBS, SWEEPS, End, aligned
-from lowloss.progress import FOLDER, LINES, duration
-from lowloss.study import Study, studies_under
+from lowloss.progress import FOLDER, LINES, counted, duration
+from lowloss.study import Study
 
 STATES = ("failed", "stopped", "at work", "waiting", "done")
 """Of a study, in the order in which they are shown."""
@@ -34,6 +34,9 @@ STOPPED = "interrupted"
 
 MOST = 1 << 24
 """Bytes that are read of a record."""
+
+MOST_LINKED = 10_000
+"""Folders at or under a link that are looked into."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Found:
         """How many studies are in which state."""
         counts = [f"{len(found)} {state}" for state in STATES if (found := self.of(state))]
         later = f"; about {duration(self.left)} left" if self.left is not None else ""
-        return f"{len(self.studies)} {'study' if len(self.studies) == 1 else 'studies'}: {', '.join(counts)}{later}"
+        return f"{counted(len(self.studies), 'studies')}: {', '.join(counts)}{later}"
 
     @property
     def goes_on(self) -> bool:
@@ -135,6 +138,33 @@ def gather(folder: Path) -> Found:
     states.sort(key=lambda one: STATES.index(one.state))
     sweeps = sorted({_sweep_of(job.log) for found in jobs.values() for job in found})
     return Found(folder, states, _left(states), [Path(os.path.relpath(sweep)) for sweep in sweeps])
+
+
+def studies_under(folder: Path, tell: Callable[[str], None]) -> Iterator[Path]:
+    """The folders of studies at or under a folder, of those too that have only begun; links are followed.
+
+    Args:
+        tell: is told what is left out.
+    """
+    seen, starts = set[str](), [folder]
+    for start in starts:
+        linked, links = start is not folder, list[Path]()
+        for count, (parent, children, _) in enumerate(os.walk(start, followlinks=linked)):
+            if linked and count == MOST_LINKED:
+                tell(f"more than {MOST_LINKED} folders below the link {start}: name those that hold studies")
+                break
+            here = os.path.realpath(parent)
+            if here in seen:  # a link to where we have been, perhaps in a circle
+                children.clear()
+                continue
+            seen.add(here)
+            kinds = {*Study(Path(parent)).kinds}
+            # What has begun holds a folder of work, or a claim, of the minima.
+            if kinds or any(Path(parent, "minima").glob(".*")):
+                yield Path(parent)
+            children[:] = sorted(c for c in children if c not in {*kinds, "minima", "report"} and not c.startswith("."))
+            links += [link for child in children if not linked and (link := Path(parent, child)).is_symlink()]
+        starts += sorted(links)
 
 
 def swept(folder: Path) -> dict[Path, list[SweptJob]]:

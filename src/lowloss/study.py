@@ -9,6 +9,7 @@ lies in `.<name>.work` beside it, and `.<name>.claim` tells which process is at 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import io
@@ -20,12 +21,13 @@ import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import yaml
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
+T = TypeVar("T")
+
 RESULT = "result.safetensors"
 
 DIGESTS = "digests.json"
@@ -51,10 +55,6 @@ BEGUN = "begun.json"
 
 MACHINE = ("root", "download")
 """Keys of the data that say where they lie on this machine, not what they are."""
-
-
-MOST_LINKED = 10_000
-"""Folders at or under a link that are looked into."""
 
 
 @dataclass(frozen=True)
@@ -225,11 +225,11 @@ class Artifact:
             except (OSError, ValueError) as error:
                 yield str(files.unreadable(self.folder / name, ValueError(reason(error))))
 
-    def check_inputs(self) -> None:
-        """Raise LowlossError if a result that it was made from has been replaced by another since."""
+    def check_inputs(self, left_out: Collection[str] = ()) -> None:
+        """Raise LowlossError if a result that it was made from, but for those left out, has been replaced since."""
         for title, digest in self.record()[1].items():
             source = Artifact(self.folder.parent.parent / title)
-            if source.complete and source.digest != digest:
+            if title not in left_out and source.complete and source.digest != digest:
                 source.record()  # or it is the copy of another
                 raise LowlossError(
                     f"{self.folder} was made from another {title} than the one that is there now: "
@@ -245,9 +245,10 @@ def _digest(file: Path, mtime_ns: int, size: int) -> str:
 
 @dataclass(frozen=True)
 class Study:
-    """All results of one model on one data set."""
+    """All results of one model on one data set, but for those that are left out, by their titles."""
 
     root: Path
+    left_out: frozenset[str] = frozenset()
 
     def artifact(self, kind: str, name: str) -> Artifact:
         return Artifact(self.root / kind / name)
@@ -255,41 +256,38 @@ class Study:
     @property
     def kinds(self) -> list[str]:
         """The kinds of artifacts of which there are complete ones, by name."""
-        return sorted({file.parent.parent.name for file in self.root.glob(f"*/[!.]*/{RESULT}")})
+        found = list[str]()
+        for kind in _folders(self.root) if os.access(self.root, os.R_OK) else ():
+            folder = os.path.join(self.root, kind)
+            with contextlib.suppress(PermissionError):
+                if any(os.path.exists(os.path.join(folder, name, RESULT)) for name in _folders(folder)):
+                    found.append(kind)
+        return found
 
     def complete(self, kind: str) -> list[Artifact]:
         """The complete artifacts of a kind, by name."""
         folder = self.root / kind
-        if not folder.is_dir():
-            return []
-        return [Artifact(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+        return [Artifact(folder / name) for name in _folders(folder) if f"{kind}/{name}" not in self.left_out]
+
+    def read(self, reader: Callable[[Study], T]) -> tuple[T, list[str]]:
+        """What a reader makes of the study, or where that fails, of what is not damaged there; and a line for each
+        result that is. Raises the reader's LowlossError where none is damaged."""
+        try:
+            return reader(self), []
+        except LowlossError:
+            every = [artifact for kind in self.kinds for artifact in self.complete(kind)]
+            damaged = {artifact.title: line for artifact in every for line in islice(artifact.damages(), 1)}
+            if not damaged:
+                raise
+        return reader(Study(self.root, frozenset(damaged))), [*damaged.values()]
 
 
-def studies_under(folder: Path, tell: Callable[[str], None]) -> Iterator[Path]:
-    """The folders of studies at or under a folder, of those too that have only begun; links are followed.
-
-    Args:
-        tell: is told what is left out.
-    """
-    seen, starts = set[str](), [folder]
-    for start in starts:
-        linked, links = start is not folder, list[Path]()
-        for count, (parent, children, _) in enumerate(os.walk(start, followlinks=linked)):
-            if linked and count == MOST_LINKED:
-                tell(f"more than {MOST_LINKED} folders below the link {start}: name those that hold studies")
-                break
-            here = os.path.realpath(parent)
-            if here in seen:  # a link to where we have been, perhaps in a circle
-                children.clear()
-                continue
-            seen.add(here)
-            kinds = {*Study(Path(parent)).kinds}
-            # What has begun holds a folder of work, or a claim, of the minima.
-            if kinds or any(Path(parent, "minima").glob(".*")):
-                yield Path(parent)
-            children[:] = sorted(c for c in children if c not in {*kinds, "minima", "report"} and not c.startswith("."))
-            links += [link for child in children if not linked and (link := Path(parent, child)).is_symlink()]
-        starts += sorted(links)
+def _folders(folder: str | Path) -> list[str]:
+    """The names of the folders in a folder that are not hidden, in order; none where there is none."""
+    if not os.path.isdir(folder):
+        return []
+    found = (name for name in os.listdir(folder) if not name.startswith("."))
+    return sorted(name for name in found if os.path.isdir(os.path.join(folder, name)))
 
 
 def progressed(work: Path) -> bool:

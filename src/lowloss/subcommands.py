@@ -7,6 +7,7 @@ import difflib
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def run_other(arguments: Sequence[str]) -> bool:
     Raises LowlossError: there is no such subcommand, or it cannot do its work.
     """
     first, *rest = arguments or [""]
+    if first in {"", "--version", *SUBCOMMANDS} - {"merge"}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may stop, as head does
     if not first:
         print(OVERVIEW + "\n" + MORE, end="")
     elif first == "--version":
@@ -61,7 +64,7 @@ def _compare(arguments: Sequence[str]) -> None:
     if "" in (*given.folders, given.to):  # most often a variable of the shell that is not set
         raise LowlossError("a folder's name is empty: name the folder of a study or of a sweep")
     folders, to = [Path(folder) for folder in given.folders], Path(given.to) if given.to else None
-    page = compare(folders, {group: options(group) for group in ("model", "data")}, to)
+    page = compare(folders, {group: options(group) for group in ("model", "data", "landscape")}, to)
     for file in (page, *draw_sweeps(folders, page.parent)):
         progress.say(f"compare: {file}")
 
@@ -80,7 +83,6 @@ def _papers(arguments: Sequence[str]) -> None:
     results, numbers = papers.listed(Path(given.outputs))
     if given.csv:
         papers.write_csv(Path(given.csv), numbers)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads the list may stop, as head does
     print(papers.text_of(results, numbers))
 
 
@@ -92,7 +94,6 @@ def _status(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("folder", nargs="?", default="outputs", metavar="FOLDER", help="a study, a sweep, or outputs")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may stop, as head does
     print(status.as_text(status.gather(Path(given.folder))))
 
 
@@ -131,7 +132,6 @@ def _logs(arguments: Sequence[str]) -> None:
     parser.add_argument("study", metavar="STUDY", help="the folder of a study, there or not; or of a sweep")
     parser.add_argument("-n", type=int, metavar="LINES", help="the last lines alone")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     print(status.logs(Path(given.study), given.n))
 
 
@@ -151,8 +151,11 @@ def _export(arguments: Sequence[str]) -> None:
         raise LowlossError("a folder's name is empty: name the folder of a study")
     from lowloss.results.export import export
 
-    for file in export(given.study, given.to, given.folder):
-        print(file)
+    with warnings.catch_warnings(record=True) as told:
+        for file in export(given.study, given.to, given.folder):
+            print(file)
+    if lines := {str(one.message) for one in told}:
+        raise LowlossError("; ".join(sorted(lines)))
 
 
 def _verify(arguments: Sequence[str]) -> None:

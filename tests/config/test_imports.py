@@ -89,6 +89,7 @@ MAY = {
     },
     "results": {
         "conf",
+        "ensemble",
         "errors",
         "files",
         "finder",
@@ -96,6 +97,7 @@ MAY = {
         "landscape",
         "measure",
         "points",
+        "progress",
         "report",
         "study",
         "training",

@@ -167,6 +167,10 @@ def test_every_experiment_can_be_tiny(compose, name):
             assert finder.get("steps", 2) == 2
 
 
+def test_students_of_a_teacher_learn_a_regression_in_small_too(compose):
+    assert compose("experiment=brea2019_teacher_student", "scale=tiny").data.outputs == 1
+
+
 def test_the_command_line_wins_over_the_scale(compose):
     given = ("data=cifar10", "trainer=cpu", "minima.count=5", "study=mine")
     config = compose("experiment=draxler2018", "scale=tiny", *given)

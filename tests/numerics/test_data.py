@@ -296,6 +296,9 @@ def test_tiny_data_are_the_first_of_the_digits() -> None:
         assert torch.equal(x[:], expected.expand(-1, 3, -1, -1))
         assert torch.equal(y, y_whole[:count])
     assert (len(tiny().y_train), len(tiny().y_test), tiny().input_shape) == (128, 64, (1, 8, 8))
+    taught = tiny(samples=10, outputs=1)  # a regression, for the students of teachers
+    assert isinstance(taught.task, Regression)
+    assert (taught.input_shape, tuple(taught.y_train.shape)) == ((2,), (10, 1))
     for settings in ({"size": 12}, {"samples": 800}, {"samples": 1}, {"channels": 0}):
         with pytest.raises(LowlossError, match=next(iter(settings))):
             tiny(**settings)

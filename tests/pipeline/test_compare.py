@@ -17,7 +17,9 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from lowloss import files
+from lowloss.conf import option, options
 from lowloss.report import gather
+from lowloss.report.gather import called
 from lowloss.report.looks import look as looks_of
 from lowloss.report.sweeps import draw_sweeps
 
@@ -79,6 +81,12 @@ def test_models_are_called_by_their_option_where_they_have_one(lowloss, whole, t
     assert set(table["model"]) == {"wide"}
     assert set(table["parameters"]) == {64 * 16 + 2 * 16 + 16 * 10 + 10}  # BatchNorm stands for a bias
     assert table["fge_test_error"].between(0, 1).all()
+
+
+def test_a_landscape_by_a_formula_is_called_by_its_option():
+    every, wedge = {group: options(group) for group in ("model", "data", "landscape")}, option("landscape", "wedge")
+    assert [called({"landscape": wedge}, group, every) for group in ("model", "data")] == ["wedge", ""]
+    assert called({"landscape": {**wedge, "n": 3}}, "model", every).startswith("wedge ")
 
 
 def test_configurations_are_read_whole(whole):
@@ -214,8 +222,8 @@ def plotted(page, what="name"):
 
 def test_page_sorts(page):
     for ascending in (True, False):
-        page.execute_script("arguments[0].click()", heading(page, "saddle train loss"))
-        values = [float(text) for text in column(page, "saddle train loss")]
+        page.execute_script("arguments[0].click()", heading(page, "train loss at the saddle"))
+        values = [float(text) for text in column(page, "train loss at the saddle")]
         assert values == sorted(values, reverse=not ascending)
         assert len(set(values)) > 4
     page.execute_script("arguments[0].click()", heading(page, "finder"))
@@ -238,17 +246,21 @@ def test_page_filters_the_table_and_the_plot(page):
 
 def test_the_address_keeps_what_is_shown_and_a_csv_holds_it(page, compared):
     filter_for(page, "finder").send_keys("line")
-    page.execute_script("arguments[0].click()", heading(page, "saddle train loss"))
+    page.execute_script("arguments[0].click()", heading(page, "train loss at the saddle"))
     find(page, "#columns summary")[0].click()
     find(page, "[aria-label='column minima']")[0].click()
-    shown = [column(page, name) for name in ("finder", "saddle train loss", "minima", "min test error [%]")]
+    shown = [
+        column(page, name) for name in ("finder", "train loss at the saddle", "minima", "test error of the ends [%]")
+    ]
     csv_lines = list(csv.reader(page.execute_script("return csv()").splitlines()))
     assert [[line[csv_lines[0].index(name)] for line in csv_lines[1:]] for name in ("finder", "minima")] == shown[::2]
     errors = [float(row["min_test_error"]) for row in rows_of(compared) if row["finder"] == "line"]
     assert sorted(map(float, shown[3])) == pytest.approx(sorted(100 * error for error in errors), rel=1e-3)
     address = page.current_url.partition("#")[2]
     show(page, compared, address)
-    assert [column(page, name) for name in ("finder", "saddle train loss", "minima", "min test error [%]")] == shown
+    assert [
+        column(page, name) for name in ("finder", "train loss at the saddle", "minima", "test error of the ends [%]")
+    ] == shown
     assert plotted(page) == ["line"]
     show(page, compared, "nonsense")
     assert find(page, "#count")[0].text == "16 of 16 rows"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -120,6 +121,25 @@ def test_presets_for_debugging(lowloss, tmp_path):
     assert timed.status == 0, timed.err
     told = [file.read_text() for file in (tmp_path / "outputs" / "digits-mlp-profile" / "profile").iterdir()]
     assert any("run_training_epoch" in text for text in told), told
+    assert "profile: outputs/digits-mlp-profile/profile" in timed.err.splitlines()
+
+
+def test_whoever_reads_may_stop(whole):
+    """As head does: without a traceback, and with the signal's status."""
+    for arguments in (["papers"], ["--help"], [], ["status", str(whole.root)]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "lowloss", *arguments]
+        done = subprocess.run(command, cwd=whole.outputs, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
+
+
+def test_swept_studies_are_those_of_their_names(lowloss, tmp_path):
+    command = ("-m", "study=one,two", "model=mlp", "data=tiny", "minima.count=1", "minima.epochs=1", "trainer=cpu")
+    swept = lowloss.plain(tmp_path, *command, "stages=[minima]")
+    assert swept.status == 0, swept.err
+    assert [(tmp_path / "outputs" / name / "minima" / "0000").is_dir() for name in ("one", "two")] == [True, True]
 
 
 def test_sweep_makes_a_study_a_job(lowloss, tmp_path):

@@ -344,6 +344,14 @@ def test_a_wrong_setting_is_told_before_any_job_starts(lowloss, tmp_path, launch
     assert not (tmp_path / "t").exists()
 
 
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_what_is_wrong_with_every_job_is_told_before_any_starts(lowloss, tmp_path, launcher):
+    message = lowloss(tmp_path, "-m", f"hydra/launcher={launcher}", "optimizer.lr=-1", "seed=0,1").message
+    assert message == "lowloss: optimizer.lr must be at least 0, got -1"
+    assert not list(tmp_path.rglob("*.log"))
+    assert not (tmp_path / "t").exists()
+
+
 @pytest.mark.parametrize(
     ("task", "reason"),
     [("2", "line 2 of runs.txt cannot be read: close its quotes"), ("4", "has no line 4: submit with --array=1-3")],

@@ -242,3 +242,19 @@ def test_mlflow(lowloss, tmp_path):
     assert (name, curve, told["optimizer/lr"]) == ("t", [11, 22, 33, 44], "0.1")
     notes = [load_notes(file) for file in (tmp_path / "t").glob("minima/*/result.safetensors")]
     assert last["minima/test_error"] == pytest.approx(sum(one["test_error"] for one in notes) / len(notes))
+
+
+def test_every_stage_leaves_a_run(lowloss, tmp_path):
+    stages = "minima,connector,path,curvature,dimension,ensemble,merge,permutation,scan,width,report"
+    settings = (
+        "model=mlp", "model.hidden=[4]", "scale=tiny", "trainer=cpu", "finder=[line]", "ensemble=[independent]",
+        "scan=[line]", "dimension.at=[initial]", f"stages=[{stages}]", "logger=wandb", "study=t",
+    )  # fmt: skip
+    made = lowloss.plain(tmp_path, *settings, environment=environment(tmp_path))
+    assert made.status == 0, made.err
+    runs = runs_of(tmp_path / "outputs" / "t")
+    assert {*runs} == {*stages.split(",")}
+    for stage, (read,) in runs.items():
+        told = {key: value for key, value in summary(read).items() if not key.startswith("_")}
+        assert stage == "report" or any(key.startswith(f"{stage}/") for key in told), (stage, told)
+        assert [entry.get("exit_code", 0) for entry in inside(read, "exit")] == [0]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -18,11 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 from lowloss import (
+    FGE,
     Line,
     LowlossError,
     MullerBrown,
     NetworkLandscape,
     export,
+    fast_ensemble,
     find_path,
     load,
     plane,
@@ -141,7 +144,7 @@ def test_results_print_themselves_in_a_line_and_as_html(study):
         (lambda study: study.paths[0].barier_train_loss, "did you mean barrier_train_loss"),
         (lambda study: study.paths[0].table("member.csv"), "has no table member.csv; there are along.csv, metrics.csv"),
         (lambda study: study.minima[0].trajectory, "train with minima.collect=every"),
-        (lambda study: study.minima.plot(), "there is no figure of minima here"),
+        (lambda study: study.scans.plot(), "a figure shows one of scans: plot plane-0000-0001 or another"),
         (lambda study: study.scans[0].trajectory, "scan one (scan=[trajectory])"),
         (lambda study: load(study.root.parent), "holds no study: name the folder of a study, such as "),
         (lambda study: load(study.root / "nowhere"), "nowhere does not exist"),
@@ -181,6 +184,41 @@ def test_damaged_and_unfinished_studies(whole, tmp_path):
         load(root)
 
 
+def test_a_damaged_result_leaves_the_others_readable(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path)
+    for name in ("minima/0001", "scans/random_plane-0000"):
+        file = root / name / "result.safetensors"
+        file.write_bytes(file.read_bytes()[:900])
+    study, told = load(root), r"left out: .*minima/0001/result.safetensors is unreadable .*: delete \S+/0001 and run"
+    with pytest.warns(UserWarning, match=told):
+        assert [*study.minima.frame.index] == ["0000", "0002"]
+    with pytest.warns(UserWarning, match=told):
+        assert len(study.minima.plot()[0].lines) == 2
+    with pytest.warns(UserWarning, match=r"left out: .*random_plane-0000"):
+        assert "0002" in study._repr_html_()
+    assert "minima/0001: damaged: " in repr([*study.minima])
+    assert "damaged" in study.minima[1]._repr_html_()
+    for one in (study.scans[0], *study.paths, *study.ensembles):  # made from it, some of them
+        assert len(one.plot())
+        assert len(one.frame)
+    done = lowloss.plain(tmp_path, "export", "t", "--to", "h5", "vtp")
+    assert "left out: " in done.message
+    assert "delete t/scans/random_plane-0000" in done.message
+    assert [Path(line).name for line in done.out.splitlines()] == ["plane-0000-0001.h5", "plane-0000-0001.vtp"]
+    # The report is without them, says so, and the command fails.
+    done = lowloss.tiny(tmp_path, "stages=[report]")
+    assert re.search(r"the report is without what is damaged: .*minima/0001 and run .* \(1 more by", done.message)
+    page = (root / "report" / "index.html").read_text()
+    assert "Left out, since damaged: minima/0001, scans/random_plane-0000." in page
+    assert pd.read_csv(root / "report" / "each_minimum.csv")["minimum"].tolist() == [0, 2]
+    assert pd.read_csv(root / "summary.csv").equals(pd.read_csv(whole.root / "summary.csv"))
+    for name in ("minima/0001", "scans/random_plane-0000"):
+        shutil.rmtree(root / name)
+    done = lowloss.tiny(tmp_path)
+    assert done.status == 0, done.err
+    assert (root / "report" / "index.html").read_bytes() == (whole.root / "report" / "index.html").read_bytes()
+
+
 def test_what_is_found_has_the_face_of_what_is_loaded(study, landscape):
     minima = train_minima(landscape, count=2, epochs=2, collect="every")
     assert type(minima) is type(study.minima)
@@ -196,6 +234,17 @@ def test_what_is_found_has_the_face_of_what_is_loaded(study, landscape):
     assert line.frame.columns.equals(loaded.frame.columns)
     assert line.barrier_train_loss == pytest.approx(loaded.barrier_train_loss, rel=0.01)
     assert len(line.plot()) == 2
+    assert torch.equal(line.path.points(0.25), line.path.points(torch.tensor([0.25])))
+    assert torch.equal(line.path.points([0, 1]), study.minima.theta_KP[:2])
+    (axis,) = minima.plot()
+    assert axis.lines[1].get_ydata().tolist() == minima[1].frame["train_loss"].tolist()
+
+    walked = fast_ensemble(landscape, study.minima[0].theta, FGE(members=2, cycle_epochs=1))
+    assert type(walked) is type(study.ensembles["fge-0000"])
+    assert repr(walked) == "ensembles/fge: method fge"  # without evaluating it
+    assert {*study.ensembles["fge-0000"].frame} - {*walked.frame} == {"iteration", "from_start"}
+    assert walked.tensors["theta"].shape == walked.theta_MP.shape == study.ensembles["fge-0000"].tensors["theta"].shape
+    assert len(walked.plot()) == 2
 
     # The study's plane through its path, and of what was found every other kind of scan.
     kept = study.scans["plane-0000-0001"]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from lowloss import study
+from lowloss import status
 from lowloss.files import load_notes
 from lowloss.report import gather
 
@@ -358,7 +358,7 @@ def test_a_link_to_everything_ends(lowloss, pair, monkeypatch):
     many = pair.parent.parent / f"{pair.parent.name}-many"
     for k in range(120):
         (many / f"{k // 10}" / f"{k}").mkdir(parents=True)
-    monkeypatch.setattr(study, "MOST_LINKED", 100)
+    monkeypatch.setattr(status, "MOST_LINKED", 100)
     told = []
     monkeypatch.setattr(gather.progress, "say", told.append)
     (pair.parent / "b").symlink_to(many)

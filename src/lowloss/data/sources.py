@@ -43,8 +43,9 @@ def tiny(
     steps: Count | None = None,
     streams: Count = 2,
     carry: bool = False,
+    outputs: Count | None = None,
 ) -> Data:
-    """The first of the digits, half as many test samples, for trying things out in seconds; or a text.
+    """The first of the digits, half as many test samples, for trying things out in seconds; or a text or a regression.
 
     Args:
         size: pixels a side, a multiple of 8: each pixel is repeated.
@@ -52,6 +53,7 @@ def tiny(
         channels: which are all the same.
         steps: of a window, of which a text has as many as samples, where a language model is tried out.
         streams, carry: of the text; see `text`.
+        outputs: of a teacher; see `teacher`.
     """
     for key, value, least in (("size", size, 8), ("samples", samples, 2), ("channels", channels, 1)):
         check_number(f"data.{key}", value, int, least)
@@ -59,6 +61,8 @@ def tiny(
         raise LowlossError(
             f"data=tiny has a size that is a multiple of 8 and at most 720 samples, got {size}, {samples}"
         )
+    if outputs is not None:
+        return teacher(outputs=outputs, samples=samples)
     if steps is not None:
         letters = torch.randint(3, (2 * samples * steps + 3,), generator=torch.Generator().manual_seed(0)).cumsum(0) % 7
         parts = letters.split([samples * steps + 1, *2 * [samples * steps // 2 + 1]])

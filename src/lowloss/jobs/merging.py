@@ -13,6 +13,7 @@ from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage
 from lowloss.jobs.checkpoints import Checkpoint, UnfitError, read_point
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import ALIGNMENTS, SAMPLING, PathJob, straight
+from lowloss.study import Study
 
 if TYPE_CHECKING:
     from lowloss.landscape import NetworkLandscape
@@ -123,6 +124,12 @@ class MergeStage(Stage):
             curves = [artifact.notes() for artifact in searched if artifact.complete]
             for line in told(job.artifact, curves):
                 progress.say(line)
+
+    def numbers(self, study: Study) -> dict[str, float]:
+        """With what each way of averaging gives, of the last two networks."""
+        ways = [way for artifact in study.complete("merges") for way in artifact.notes()["ways"]]
+        told = {f"merge/{way['way']}/{name}": value for way in ways for name, value in way.items() if name != "way"}
+        return super().numbers(study) | told
 
 
 STAGE = MergeStage()

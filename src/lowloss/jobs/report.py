@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 from lowloss import __version__, files, progress
@@ -9,6 +10,7 @@ from lowloss.claims import wait_for
 from lowloss.digests import digest
 from lowloss.errors import LowlossError
 from lowloss.jobs.base import Bench, Config, Stage
+from lowloss.study import Study
 
 
 class ReportStage(Stage):
@@ -17,19 +19,25 @@ class ReportStage(Stage):
     name = "report"
 
     def run(self, bench: Bench) -> None:
-        root, told = bench.study.root, "up to date, "
-        written = _up_to_date(bench)
+        _, damaged = bench.study.read(partial(self._write, bench))
+        if damaged:
+            more = f" ({len(damaged) - 1} more by `lowloss verify {bench.study.root}`)" if damaged[1:] else ""
+            raise LowlossError(f"the report is without what is damaged: {damaged[0]}{more}")
+
+    def _write(self, bench: Bench, study: Study) -> None:
+        root, told = study.root, "up to date, "
+        written = _up_to_date(bench, study)
         if not written:
             from lowloss.report.page import build_report
 
             told = ""
             with wait_for(root / ".report.claim"):
-                written = _up_to_date(bench)
+                written = _up_to_date(bench, study)
                 if not written:
                     # Looked at before it is made: what is completed meanwhile makes it out of date.
-                    made_from = _inputs(bench)
+                    made_from = _inputs(bench, study)
                     kinds = [stage.kind for stage in bench.stages.values() if stage.kind]
-                    made = build_report(bench.study, kinds, bench.config["published"])
+                    made = build_report(study, kinds, bench.config["published"])
                     written = {str(file.relative_to(root)): digest(file) for file in made}
                     record = json.dumps({"made_from": made_from, "written": written})
                     files.write_text(root / "report" / "inputs.json", record)
@@ -54,21 +62,20 @@ def _say_comparison(file: Path) -> None:
         progress.say(f"  {line}")
 
 
-def _inputs(bench: Bench) -> Config:
+def _inputs(bench: Bench, study: Study) -> Config:
     """What a report is made from. Raises LowlossError if there is nothing, or what it was made from was replaced."""
-    study = bench.study
     artifacts = [one for kind in study.kinds for one in study.complete(kind)]
     for artifact in artifacts:
-        artifact.check_inputs()
+        artifact.check_inputs(study.left_out)
     inputs = {one.title: one.digest for one in artifacts}
     if not inputs:
         raise LowlossError(f"{study.root} holds nothing to report: make it with `{bench.command}`")
     return {"lowloss": __version__, "published": bench.config["published"], "inputs": inputs}
 
 
-def _up_to_date(bench: Bench) -> dict[str, str]:
+def _up_to_date(bench: Bench, study: Study) -> dict[str, str]:
     """The files of the report with their digests, if all are as they were written from what there is; else nothing."""
-    root, made_from = bench.study.root, _inputs(bench)
+    root, made_from = study.root, _inputs(bench, study)
     record = root / "report" / "inputs.json"
     try:
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}

@@ -10,6 +10,7 @@ from lowloss.imports import pd, torch
 from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage
 from lowloss.jobs.minima import minimum, points
 from lowloss.jobs.paths import PathJob, load_path
+from lowloss.study import Study
 
 if TYPE_CHECKING:
     from lowloss.landscape.base import Columns
@@ -130,6 +131,15 @@ class CurvatureStage(Stage):
     def jobs(self, bench: Bench) -> list[Job]:
         paths = bench.stages["path"].jobs(bench) if bench.config["curvature"]["pivots"] is not None else []
         return [Spectrum(bench, job) for job in [*(minimum(bench, k) for k in range(bench.count)), *paths]]
+
+    def numbers(self, study: Study) -> dict[str, float]:
+        """With the extreme eigenvalues at the minima, and on the paths of each finder."""
+        found = super().numbers(study)
+        for tensors, notes in (artifact.load() for artifact in study.complete("spectra")):
+            for name, extreme in (("hessian_min", min), ("hessian_max", max)):
+                key, here = f"curvature/{notes['finder']}/{name}", extreme(tensors[name].tolist())
+                found[key] = extreme(here, found.get(key, here))
+        return found
 
 
 STAGE = CurvatureStage()

@@ -7,6 +7,7 @@ split.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import ceil, comb
 
 import torch
@@ -42,9 +43,11 @@ class Path(ABC):
         """What to save; `path_from_tensors` reads it back."""
         return {"bends": self.bends_BP}
 
-    def points(self, t_K: Tensor) -> Tensor:
-        """The points (K, P) at t."""
-        return self.coefficients(t_K).to(self.bends_BP, non_blocking=True) @ self.bends_BP
+    def points(self, t_K: Tensor | Sequence[float] | float) -> Tensor:
+        """The points (K, P) at t, a tensor (K,), a list of numbers, or one number."""
+        if not isinstance(t_K, Tensor):
+            t_K = torch.tensor(t_K, dtype=torch.float64)
+        return self.coefficients(t_K.reshape(-1)).to(self.bends_BP, non_blocking=True) @ self.bends_BP
 
     def lengths(self, t_K: Tensor) -> Tensor:
         """The lengths (K - 1,) of the chords between consecutive t, by the bends' Gram matrix: no K × P points."""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lowloss.errors import LowlossError
 from lowloss.report import tables
-from lowloss.report.gather import Options, merged_config, option_name
+from lowloss.report.gather import Options, called, merged_config
 from lowloss.report.looks import PALETTE
 from lowloss.report.pictures import STYLE, Picture, panels, save
 from lowloss.study import Study
@@ -30,7 +30,7 @@ def overview(studies: Sequence[Study], options: Options) -> pd.DataFrame:
         if (paths := tables.summary(study)).empty:
             continue
         config, table = merged_config(study), tables.table_b1(study, paths, tables.minima(study))
-        names = {group: option_name(config[group], options.get(group, {})) for group in ("data", "model")}
+        names = {group: called(config, group, options) for group in ("data", "model")}
         rows.append(table.assign(**names, study=study.root.name)[[*names, "study", *table.columns]])
     if not rows:
         raise LowlossError("none of these studies has a path: make them with `lowloss ... stages=[minima,path]`")

@@ -13,7 +13,7 @@ function element(tag, attributes = {}, ...children) {
 }
 
 const percent = (name) => data.percent.includes(name);
-const heading = (name) => name.replaceAll("_", " ") + (percent(name) ? " [%]" : "");
+const heading = (name) => data.headings[name] + (percent(name) ? " [%]" : "");
 const value = (i, name) => { const held = data.rows[i][column(name)]; return percent(name) && typeof held === "number" ? 100 * held : held; };
 
 function show(held) {

@@ -14,7 +14,9 @@ import pandas as pd
 
 from lowloss import files
 from lowloss.errors import LowlossError
-from lowloss.report.gather import Options, Record, common_folder, gather, metrics, option_name
+from lowloss.progress import counted
+from lowloss.report import tables
+from lowloss.report.gather import Options, Record, called, common_folder, gather, metrics
 from lowloss.report.looks import looks
 from lowloss.report.markup import packed, render, to_json
 from lowloss.study import Config, flat
@@ -24,6 +26,8 @@ MAIN = (
     *("status", "saddle_test_loss"),
 )
 """Columns that are shown at first, after those that tell the studies apart."""
+
+GROUPS = ("model", "data")
 
 TOLD_APART = 3
 """Of the settings in which studies differ, so many are shown at first."""
@@ -42,7 +46,7 @@ def compare(folders: Sequence[Path], options: Options, to: Path | None = None) -
     """Write table.csv and index.html for all studies at or under the folders, and tell what is left out.
 
     Args:
-        options: the options of the groups `model` and `data`, to name what studies were made with.
+        options: those of the groups, to name what studies were made with.
         to: where; by default `compare` in the studies' common folder.
 
     Returns:
@@ -85,6 +89,7 @@ def _page(records: list[Record], table: pd.DataFrame, options: Options, common: 
     shared = {key: value for key, value in settings[0].items() if all(own.get(key, own) == value for own in settings)}
     data = {
         "columns": columns,
+        "headings": {name: tables.heading(name) for name in columns},
         "main": [*kept[: 2 + TOLD_APART], *(name for name in MAIN if name in columns)],
         "percent": [name for name in columns if any(name.endswith(f"_{metric}") for metric in shares)],
         "rows": [[_cell(value) for value in row] for row in table.itertuples(index=False)],
@@ -97,10 +102,10 @@ def _page(records: list[Record], table: pd.DataFrame, options: Options, common: 
         "looks": {name: {key: one.plotly for key, one in looks(found).items()} for name, found in keys.items()},
         "paths": [_along(path["along"], points) if path else None for _, path in owned],
     }
-    counts = {"lowloss studies": len(records), "paths": sum(len(record.paths) for record in records)}
+    counts = {"studies": len(records), "paths": sum(len(record.paths) for record in records)}
     if undone := sum(len(record.undone) for record in records):
         counts["jobs not done"] = undone
-    sub = ", ".join(f"{count} {what}" for what, count in counts.items())
+    sub = ", ".join(counted(count, what) for what, count in counts.items())
     held = packed(to_json(data, exact=True))
     return render("compare.html", name=common.name, kind="lowloss compare", sub=sub, data=held)
 
@@ -140,9 +145,8 @@ def _overview(records: list[Record], options: Options) -> list[dict[str, Any]]:
     """A row a study and finder: the levels of its minima and saddles, the smaller architectures first."""
     rows = []
     for index, record in enumerate(records):
-        nodes = {group: record.config.get(group, {}) for group in ("model", "data")}
-        names = {group: option_name(node, options.get(group, {})) for group, node in nodes.items()}
-        family = nodes["model"].get("_target_") if isinstance(nodes["model"], dict) else None
+        model, names = record.config.get("model"), {group: called(record.config, group, options) for group in GROUPS}
+        family = model.get("_target_") if isinstance(model, dict) else None
         for row in record.low_and_high:
             rows.append({**row, **names, "study": index, "order": (str(family), record.parameters or 0)})
     return sorted(rows, key=lambda row: row.pop("order"))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache, reduce
 from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,10 +29,10 @@ import yaml
 from lowloss import files, progress, status
 from lowloss.errors import LowlossError
 from lowloss.report import tables
-from lowloss.study import DIGESTS, MACHINE, RESULT, Artifact, Config, Study, flat, merge, studies_under
+from lowloss.study import DIGESTS, MACHINE, RESULT, Artifact, Config, Study, flat, merge
 
 Options = Mapping[str, Mapping[str, Config]]
-"""For `model` and `data`: the options of the configuration group by name, to call a node by its option's name."""
+"""For `model`, `data` and `landscape`: the options of the group by name, to call a node by its option's name."""
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ def find_studies(folders: Iterable[Path]) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for folder in folders:
-        here = list(studies_under(folder, _leave_out))
+        here = list(status.studies_under(folder, _leave_out))
         if not here:
             what = "holds no study" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
             raise LowlossError(f"{folder} {what}: name the folder of a study or of a sweep, such as outputs/quickstart")
@@ -107,7 +108,10 @@ _real = cache(os.path.realpath)
 
 def _check(file: Path, root: Path | None = None) -> None:
     """Raise LowlossError for what is no regular file, lies outside of the study of which root is given, or is large."""
-    size = file.stat().st_size if file.is_file() else 0  # what /proc has is of no size
+    size = 0
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        found = file.stat()
+        size = found.st_size if S_ISREG(found.st_mode) else 0  # what /proc has is of no size
     if size and file.name == RESULT:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
@@ -133,8 +137,8 @@ def read_study(root: Path, swept: Sequence[status.SweptJob] = ()) -> Record:
         found = []
         for artifact in artifacts:
             try:
-                _check(artifact.folder / RESULT)
-                found.append(read(artifact, files.load_notes(artifact.folder / RESULT, foreign=True)))
+                _check(result := artifact.folder / RESULT)
+                found.append(read(artifact, files.load_notes(result, foreign=True)))
             except LowlossError as error:
                 damaged.append(str(error))
             except Exception as error:  # whatever strangers wrote
@@ -236,7 +240,7 @@ def _undone(root: Path, swept: Sequence[status.SweptJob]) -> Iterator[dict[str, 
             runs = claim.is_file() and now - claim.stat().st_mtime < RUNS
             yield {"status": f"{'running' if runs else 'stopped'}: {work.parent.name}/{name}"}
     with contextlib.suppress(Exception):  # whatever strangers wrote
-        if (state := status.read_study(root, swept)).state == "failed":
+        if (swept or (root / progress.FOLDER).is_dir()) and (state := status.read_study(root, swept)).state == "failed":
             yield {"status": f"failed: {' '.join(state.why.split())[:300]}"}
 
 
@@ -308,6 +312,13 @@ def option_name(node: Any, options: Mapping[str, Config]) -> str:
     return f"{nearest or target} {hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
+def called(config: Config, group: str, options: Options) -> str:
+    """What a study's model or data are called; a landscape by a formula stands for the network, and has no data."""
+    if group not in config and isinstance(config.get("landscape"), dict):
+        return option_name(config["landscape"], options.get("landscape", {})) if group == "model" else ""
+    return option_name(config.get(group, {}), options.get(group, {}))
+
+
 def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.DataFrame]:
     """Read all studies at or under the folders, and tell what cannot be read.
 
@@ -319,7 +330,7 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
     """
     roots, records, lost = find_studies(folders), list[Record](), list[str]()
     swept = {root: jobs for folder in folders for root, jobs in status.swept(Path(os.path.abspath(folder))).items()}
-    with progress.bar(f"{len(roots)} studies", len(roots)) as advance:
+    with progress.bar(progress.counted(len(roots), "studies"), len(roots)) as advance:
         for done, root in enumerate(roots, start=1):
             try:
                 records.append(read_study(root, swept.get(Path(os.path.abspath(root)), ())))
@@ -340,7 +351,7 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
     for record, settings in zip(records, flats, strict=True):
         head = {
             "study": str(record.root.relative_to(common)),
-            **{group: option_name(record.config.get(group, {}), options.get(group, {})) for group in ("data", "model")},
+            **{group: called(record.config, group, options) for group in ("data", "model")},
             "parameters": record.parameters,
             **{key: settings.get(key) for key in varied},
             "minima": len(record.points),

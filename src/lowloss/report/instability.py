@@ -17,11 +17,11 @@ from lowloss.study import Study
 def instability(study: Study) -> pd.DataFrame:
     """A row a path from minimum 0 to one that was it until an epoch: on each split and in every metric, the highest
     value on the path above the mean of its ends, in the metric's own unit."""
-    rows = []
+    rows, branches = [], {int(one.name): one.notes().get("branch") for one in study.complete("minima")}
     for artifact in study.complete("paths"):
-        (tensors, notes), units = artifact.load(), artifact.notes()["units"]
-        end = study.artifact("minima", f"{notes['end']:04d}")
-        if notes["start"] != 0 or not end.complete or (epoch := end.notes().get("branch")) is None:
+        tensors, notes = artifact.load()
+        units, epoch = notes["units"], branches.get(notes["end"])
+        if notes["start"] != 0 or epoch is None:
             continue
         row: dict[str, Any] = {"finder": notes["finder"], "epoch": epoch, "end": notes["end"]}
         for name, column_T in tensors.items():

@@ -31,12 +31,14 @@ def _plotly() -> str:
 
 def packed(text: str) -> str:
     """A text as a page holds it: by gzip, in base64."""
-    return base64.b64encode(gzip.compress(text.encode(errors="replace"), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(errors="replace"), 6, mtime=0)).decode()
 
 
 def to_json(value: Any, exact: bool = False) -> str:
     """JSON; null for what is not finite. Numbers have five digits, more than a screen shows, or with `exact` all, but
     for those in single precision."""
+    if isinstance(value, str):
+        return json.dumps(value)
     if isinstance(value, dict):
         return "{" + ",".join([f"{json.dumps(str(key))}:{to_json(one, exact)}" for key, one in value.items()]) + "}"
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -46,7 +48,7 @@ def to_json(value: Any, exact: bool = False) -> str:
         return digits if math.isfinite(value) else "null"
     if isinstance(value, np.integer):
         return str(int(value))
-    return json.dumps(value if value is None or isinstance(value, (bool, int, str)) else str(value))
+    return json.dumps(value if value is None or isinstance(value, (bool, int)) else str(value))
 
 
 def data_url(file: Path) -> str:

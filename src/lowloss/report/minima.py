@@ -5,18 +5,19 @@ Shapes: P parameters, B edges of bins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lowloss import files
 from lowloss.report import tables
 from lowloss.report.looks import looks
 from lowloss.report.pictures import Picture, Shown, Table, panels, save
-from lowloss.study import Artifact, Study
+from lowloss.study import Artifact, Source, Study
 
 BINS = 100
 
@@ -97,6 +98,19 @@ def draw(study: Study, folder: Path) -> Iterator[Picture]:
     if named:
         caption += f" Here {', '.join(named)}."
     yield save(figure, folder, "weights", "Weights", caption)
+
+
+def learning_figure(minima: Sequence[Source], figure: Figure | None = None) -> Figure:
+    """The minibatches' train loss of minima by the epoch."""
+    figure, ((axis,),) = panels(6, 3.6, figure=figure)
+    for name, look in looks(f"minimum {int(one.name)}" for one in minima).items():
+        (one,) = (one for one in minima if name == f"minimum {int(one.name)}")
+        history = one.table("metrics.csv", ["step", "train_loss"])
+        axis.plot(history["step"] / history["step"].iloc[0], history["train_loss"], label=name, **look.line)
+    unit = minima[0].notes()["units"]["loss"]
+    axis.set(xlabel="epoch", ylabel=tables.label("minibatch train", "loss", unit), yscale="log", xlim=(0, None))
+    axis.legend()
+    return figure
 
 
 def shown_tables(study: Study) -> Iterator[Table]:

@@ -15,6 +15,8 @@ import yaml
 
 from lowloss import files
 from lowloss.papers import compare, published_of
+from lowloss.progress import counted
+from lowloss.report import tables
 from lowloss.report.gather import merged_config
 from lowloss.report.markup import data_url, packed, render, to_json
 from lowloss.report.pictures import STYLE, Picture, Shown, Table
@@ -22,12 +24,6 @@ from lowloss.study import Study
 
 FIRST = ("paths", "ensembles", "minima")
 """Kinds of whose findings the page tells first; others follow in the order of their stages."""
-
-HEADINGS = {
-    "barrier_train_loss": "barrier", "barrier_above_ends_train_loss": "barrier above ends", "delta": "Δ error [%]",
-    "pivots": "inner bends", "gradient_evaluations": "gradients", "length_ratio": "length / distance",
-    "epoch_first": "epoch (first)",
-}  # fmt: skip
 
 
 def build_report(study: Study, kinds: Sequence[str], published: str | None = None) -> list[Path]:
@@ -80,10 +76,16 @@ def build_report(study: Study, kinds: Sequence[str], published: str | None = Non
             shown_sections.append({**about, "figures": figures, "tables": own_tables, "text": ""})
     text = yaml.safe_dump(merged_config(study), sort_keys=False)
     shown_sections.append({"id": "configuration", "title": "Configuration", "figures": [], "tables": [], "text": text})
-    told = [sentence for kind in sorted(kinds, key=_order) for sentence in found[kind]]
-    counts = [f"{len(study.complete(kind))} {kind}" for kind in kinds if study.complete(kind)]
+    # The first sentence stands alone, the others are a paragraph a kind.
+    every = [[*found[kind]] for kind in sorted(kinds, key=_order) if found[kind]]
+    first_told = every[0].pop(0) if every else ""
+    told = [first_told, *(" ".join(sentences) for sentences in every if sentences)] if every else []
+    counts = [counted(len(study.complete(kind)), kind) for kind in kinds if study.complete(kind)]
+    sub = f"A lowloss study: {', '.join(counts)}."
+    if study.left_out:
+        sub += f" Left out, since damaged: {', '.join(sorted(study.left_out))}."
     page = render(
-        "report.html", name=root.name, kind="lowloss", sub=f"A lowloss study: {', '.join(counts)}.", found=told,
+        "report.html", name=root.name, kind="lowloss", sub=sub, found=told,
         lead=first, first=overview, sections=[{"id": "found", "title": "What was found"}, *shown_sections],
         data=packed(to_json(plots)),
     )  # fmt: skip
@@ -118,9 +120,9 @@ def _table(table: Table) -> dict[str, Any]:
         words = {name, *name.split("_")}
         fraction, percent = (not words.isdisjoint(some) for some in (table.fractions, table.percent))
         fraction &= pd.api.types.is_numeric_dtype(frame[name])
-        heading = HEADINGS.get(name, name.replace("_", " "))
+        heading = tables.heading(name, frame.columns)
         unit = " [%]" if (fraction or percent) and "%" not in heading and "wrong" not in words else ""
-        columns.append({"name": heading + unit, "more": bool(table.main) and name not in table.main})
+        columns.append({"name": heading + unit, "key": name, "more": bool(table.main) and name not in table.main})
         values.append([_cell(100 * value if fraction else value) for value in frame[name]])
     order = [*frame.columns]
     places = sorted(

@@ -32,8 +32,12 @@ MAIN = (
 )
 B1_NOTE = (
     "As table B.1 of Draxler et al. 2018: means over the minima and over the saddles of the minimum spanning tree of "
-    "each finder's paths; factor is the ratio of the two train losses; the learning curve falls below the saddle loss "
+    "each finder's paths; a saddle is the point of a path with the highest train loss, the highest test error may lie "
+    "elsewhere on it; factor is the ratio of the two train losses; the learning curve falls below the saddle loss "
     "at epoch for the last, and at epoch (first) for the first time (–: it ends above)."
+)
+BARRIER_IS = (
+    "A barrier is how far the train loss on a path rises above the straight line between the losses of its ends."
 )
 CURVES_NOTE = (
     "As table 2 of Garipov et al. 2018: least and highest value, mean over the length (int) and over t (mean); l2: "
@@ -50,6 +54,7 @@ def found(study: Study) -> Iterator[str]:
         for merging in mergings(study):
             if merging.trees > 1 and merging.finder == barriers.columns[0]:
                 yield f"No path of {merging.finder} connects the {merging.trees} groups of minima with one another."
+        yield BARRIER_IS
 
 
 def lowest(paths: pd.DataFrame) -> pd.DataFrame | None:

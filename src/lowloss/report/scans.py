@@ -68,9 +68,8 @@ def ways_of(study: Study | None, grid: dict[str, Any], notes: dict[str, Any]) ->
     start, end = sorted((settings["start"], settings["end"]))  # as paths lead
     ends = grid["anchors"][[0, 1] if settings["start"] == start else [1, 0]]
     for finder, bends_B2 in {"line": ends, settings["path"]: grid["bends_projected"]}.items():
-        path = study.artifact("paths", f"{start:04d}-{end:04d}-{finder}")
-        if path.complete:
-            ways.append(way_of(path, bends_B2))
+        name = f"{start:04d}-{end:04d}-{finder}"
+        ways += [way_of(path, bends_B2) for path in study.complete("paths") if path.name == name]
     return ways
 
 

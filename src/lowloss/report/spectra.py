@@ -5,7 +5,7 @@ Shapes: K points, N nodes of a density, T values of an axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def draw_spectra(artifacts: list[Artifact], folder: Path) -> Iterator[Picture]:
     paths = [(artifact.name, tensors, notes) for artifact, tensors, notes in loaded if "t" in tensors]
     if paths:
         caption = "At the ends, the highest and some inner points of every path; a cross: not converged. "
-        caption += told(paths[0][2]["hessian"])
+        caption += told_of_all(notes for _, _, notes in paths)
         yield save(_along(paths), folder, "curvature", "Curvature along the paths", caption)
 
 
@@ -79,6 +79,11 @@ def spectrum_figure(artifact: Source, figure: Figure | None = None) -> Figure:
     if (density := _density(artifact.name, tensors, notes)) is None:
         raise LowlossError(f"no density was measured at {artifact.name}: set curvature.density")
     return _densities([density], figure)[0]
+
+
+def told_of_all(notes: Iterable[Mapping[str, Any]]) -> str:
+    """Which Hessians these are, each once."""
+    return " ".join({told(one["hessian"]): None for one in notes})
 
 
 def _density(name: str, tensors: Mapping[str, Any], notes: Mapping[str, Any]) -> Any:
@@ -110,7 +115,7 @@ def _densities(densities: list[Any], figure: Figure | None = None) -> tuple[Figu
     axis.set(yscale="log", xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(1e-7 / width, None))
     axis.legend(fontsize=8)
     caption = f"By stochastic Lanczos quadrature, smoothed by Gaussians of standard deviation {width:.2g}. "
-    return figure, caption + told(densities[0][3]["hessian"])
+    return figure, caption + told_of_all(notes for _, _, _, notes in densities)
 
 
 def _along(paths: list[Any], figure: Figure | None = None) -> Figure:

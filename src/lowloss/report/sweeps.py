@@ -12,7 +12,8 @@ import pandas as pd
 from lowloss import files, progress
 from lowloss.errors import LowlossError
 from lowloss.report.gather import merged_config
-from lowloss.study import RESULT, Study, flat, studies_under
+from lowloss.status import studies_under
+from lowloss.study import RESULT, Study, flat
 
 QUANTITIES = {
     "widths": ("angular width (degrees)", "angle"),

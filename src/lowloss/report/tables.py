@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 from math import isnan, nan
 from typing import Any
@@ -49,6 +50,36 @@ def label(split: str, metric: str, unit: str) -> str:
     """A metric of a split as axes call it, with its unit."""
     shown = "%" if unit == "fraction" else unit
     return f"{split} {metric} ({shown})" if shown else f"{split} {metric}"
+
+
+HEADINGS = {
+    "barrier_train_loss": "barrier", "barrier_above_ends_train_loss": "barrier above ends", "delta": "Δ error [%]",
+    "pivots": "inner bends", "gradient_evaluations": "gradients", "length_ratio": "length / distance",
+    "epoch_first": "epoch (first)", "saddle_train_loss": "train loss at the saddle",
+    "train_loss_saddle": "train loss at the saddle",
+}  # fmt: skip
+"""Columns in words, where these are others."""
+
+LEVELS = {
+    r"min_(train|test)_(\w+)": r"\1 \2 of the ends",
+    r"saddle_(train|test)_(\w+)": r"highest \1 \2",
+    r"(train|test)_(\w+)_at_saddle": r"\1 \2 at the saddle",
+    r"(train|test)_(\w+)_saddle": r"highest \1 \2",
+    r"(train|test)_(\w+)_max": r"highest \1 \2",
+    r"(train|test)_(\w+)_int": r"\1 \2, mean over the length",
+    r"(train|test)_(\w+)_mean": r"\1 \2, mean over t",
+}
+"""Columns of paths in words: of the train loss the highest value is the saddle's, the others' may lie elsewhere."""
+
+
+def heading(column: str, beside: Iterable[str] = ()) -> str:
+    """A column in words. beside: the others of its table."""
+    named = HEADINGS.get(column, column)
+    for pattern, words in LEVELS.items():
+        named = re.sub(f"^{pattern}$", words, named)
+    if found := re.fullmatch(r"((?:train|test)_\w+)_min", named):
+        named = f"lowest {found[1]}" if f"{found[1]}_max" in beside else f"{found[1]} of the minima"
+    return named.replace("_", " ")
 
 
 def summary_columns(of: Units) -> list[str]:
@@ -155,6 +186,8 @@ def tree_places(paths: Sequence[Mapping[Any, Any]]) -> list[int]:
 
     A path on which the loss is not a number connects nothing.
     """
+    if len(paths) == 1:
+        return [] if isnan(paths[0]["saddle_train_loss"]) else [0]
     places = {(min(p["start"], p["end"]), max(p["start"], p["end"])): place for place, p in enumerate(paths)}
     named = sorted({k for pair in places for k in pair})
     order = {k: i for i, k in enumerate(named)}
@@ -194,8 +227,9 @@ def table_b1(study: Study, paths: pd.DataFrame, points: pd.DataFrame) -> pd.Data
     """The columns of table B.1 of Draxler et al. 2018, a row a finder, from `low_and_high`.
 
     factor: saddle over minimum train loss. epoch and epoch_first: where the learning curve (the minima's mean) falls
-    below the saddle loss for the last and for the first time; empty if it ends above. Fractions and delta, the
-    difference of the test errors, are in per cent.
+    below the saddle loss for the last and for the first time; empty if it ends above. test_<metric>_saddle: the highest
+    value on the path, which need not be at its saddle. Fractions and delta, the difference of the test errors, are in
+    per cent.
     """
     of, rows = units(study), []
     for found in low_and_high(paths.to_dict("records"), points.to_dict("records")):  # type: ignore[arg-type]
@@ -213,9 +247,9 @@ def table_b1(study: Study, paths: pd.DataFrame, points: pd.DataFrame) -> pd.Data
 
 def learning_curve(study: Study, minima: list[int]) -> pd.Series[float]:
     """The mean minibatch train loss of these minima in each epoch, as it was in training; the index is the epoch."""
-    artifacts = [study.artifact("minima", f"{k:04d}") for k in minima]
-    if not minima or not all(a.complete and "metrics.csv" in a.record()[0] for a in artifacts):
-        return pd.Series(dtype=float)  # trained elsewhere, or removed since
+    artifacts = [artifact for artifact in study.complete("minima") if int(artifact.name) in minima]
+    if not minima or len(artifacts) < len(minima) or not all("metrics.csv" in a.record()[0] for a in artifacts):
+        return pd.Series(dtype=float)  # trained elsewhere, removed since, or damaged
     found = [artifact.table("metrics.csv", ["step", "train_loss"]) for artifact in artifacts]
     curves = [history.set_index(history["step"] / history["step"].iloc[0])["train_loss"] for history in found]
     return pd.concat(curves, axis=1).mean(axis=1)

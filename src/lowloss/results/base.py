@@ -12,12 +12,14 @@ Nothing is read before it is asked for, and then compared with its digests.
 from __future__ import annotations
 
 import html
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from lowloss.errors import LowlossError, nearest
-from lowloss.study import Artifact, Config, Result
+from lowloss.progress import counted
+from lowloss.study import Artifact, Config, Result, Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +80,9 @@ class OneResult:
     @cached_property
     def _loaded(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if isinstance(self.source, Artifact):
-            self.source.check_inputs()
+            source = self.source
+            # What it was made from may be damaged, but not another's.
+            Study(source.folder.parent.parent).read(lambda study: source.check_inputs(study.left_out))
         return self.source.load()
 
     @property
@@ -121,7 +125,11 @@ class OneResult:
     @classmethod
     def draw_all(cls, found: Sequence[Any], figure: Figure) -> None:
         """Draw all of these in one figure. Raises LowlossError for kinds of which there is no such figure."""
-        raise LowlossError(f"there is no figure of {found[0].kind} here: the study's report has theirs")
+        if cls.draw is OneResult.draw:
+            raise LowlossError(f"there is no figure of {found[0].kind} here: the study's report has theirs")
+        if len(found) > 1:
+            raise LowlossError(f"a figure shows one of {found[0].kind}: plot {found[0].name} or another")
+        found[0].draw(figure)
 
     def plot(self, figure: Figure | None = None) -> Any:
         """Draw it as the report does: into an empty matplotlib figure that is given, or a new one of pyplot.
@@ -146,15 +154,22 @@ class OneResult:
 
     def __repr__(self) -> str:
         unmade = isinstance(self.source, Made) and "result" not in vars(self.source)
-        notes = self.source.known if isinstance(self.source, Made) and unmade else self.scalars
+        try:
+            notes = self.source.known if isinstance(self.source, Made) and unmade else self.scalars
+        except LowlossError as error:  # a list shows the others too
+            return f"{self.kind}/{self.name}: damaged: {error}"
         told = [name for name in self.told or [*notes][:4] if name in notes]
         return f"{self.kind}/{self.name}: " + ", ".join(f"{name} {_short(notes[name])}" for name in told)
 
     def _repr_html_(self) -> str:
         import pandas as pd
 
-        notes = pd.Series({name: _short(value) for name, value in self.scalars.items()}, name="", dtype=object)
-        return f"<p>{html.escape(repr(self))}</p>{notes.to_frame().to_html(header=False, max_rows=None)}"
+        line = f"<p>{html.escape(repr(self))}</p>"
+        try:
+            notes = pd.Series({name: _short(value) for name, value in self.scalars.items()}, name="", dtype=object)
+        except LowlossError:
+            return line
+        return line + notes.to_frame().to_html(header=False, max_rows=None)
 
 
 def plotted(draw: Callable[[Figure], Any], figure: Figure | None) -> Any:
@@ -169,6 +184,12 @@ def plotted(draw: Callable[[Figure], Any], figure: Figure | None) -> Any:
         figure = plt.figure() if figure is None else figure
         draw(figure)
     return np.array(figure.axes)
+
+
+def left_out(lines: Sequence[str]) -> None:
+    """Warn of what is damaged, a line each."""
+    for line in lines:
+        warnings.warn(f"left out: {line}", stacklevel=3)
 
 
 def _short(value: Any) -> str:
@@ -202,13 +223,26 @@ class Results(Sequence[T], Generic[T]):
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """A row a result by its name, or of kinds that have more to tell several, as in the report's tables."""
+        """A row a result by its name, or of kinds that have more to tell several, as in the report's tables; a warning
+        tells each that is damaged and left out."""
         import pandas as pd
 
         frame = self._frame()
         if frame is not None:
             return frame.set_axis(self.names) if len(frame) == len(self) else frame
-        return pd.DataFrame([one.scalars for one in self._found], index=self.names)
+        found = self.readable(lambda one: one.scalars)
+        return pd.DataFrame([one.scalars for one in found], index=[one.name for one in found])
+
+    def readable(self, reader: Callable[[T], Any] = lambda one: (one.tensors, one.main and one.frame)) -> list[T]:
+        """Those of which can be read what is asked for, by default all; a warning tells each that is damaged."""
+        found = []
+        for one in self._found:
+            try:
+                reader(one)
+                found.append(one)
+            except LowlossError as error:
+                left_out([str(error)])
+        return found
 
     def __len__(self) -> int:
         return len(self._found)
@@ -238,10 +272,14 @@ class Results(Sequence[T], Generic[T]):
         there is no such figure."""
         if not self:
             raise LowlossError(self._none)
-        return plotted(partial(type(self[0]).draw_all, list(self)), figure)
+        if not (found := self.readable()):
+            raise LowlossError(f"none of these {self.kind} has what a figure needs")
+        return plotted(partial(type(self[0]).draw_all, found), figure)
 
     def __repr__(self) -> str:
-        return f"{len(self)} {self.kind}: {', '.join(self.names[:6])}{', …' if len(self) > 6 else ''}".rstrip(": ")
+        shown = ", ".join([*self.names[:6], *(["…"] if len(self) > 6 else [])])
+        shown = ", ".join([*self.names[:6], *(["…"] if len(self) > 6 else [])])
+        return f"{counted(len(self), self.kind)}: {shown}".rstrip(": ")
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>" + (self.frame.to_html(max_rows=ROWS) if len(self) else "")

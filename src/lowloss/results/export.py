@@ -57,7 +57,7 @@ def export(study: str | Path, formats: Sequence[str], folder: str | Path | None 
 
 
 def _planes(study: StudyResults) -> list[ScanResult]:
-    return [scan for scan in study.scans if not scan.notes["lines"]]
+    return [scan for scan in study.scans.readable() if not scan.notes["lines"]]
 
 
 def _to_h5(study: StudyResults, folder: Path) -> Drawn:
@@ -68,7 +68,7 @@ def _to_h5(study: StudyResults, folder: Path) -> Drawn:
     """
     import h5py
 
-    for scan in study.scans:
+    for scan in study.scans.readable():
         grid, several = scan.arrays, scan.notes["lines"] and "axis-1" in scan.arrays
         for d in range(len(grid["axis-0"]) if several else 1):
             keys: dict[str, Any] = {"xcoordinates": grid["axis-1" if several else "axis-0"]}

@@ -10,12 +10,16 @@ from functools import cache, partial, wraps
 from math import prod
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from lowloss.conf import options
+from lowloss.ensemble.averaging import ensemble_columns
+from lowloss.ensemble.base import Walk
 from lowloss.errors import LowlossError
 from lowloss.finder.base import Finder
+from lowloss.jobs.ensembles import distances, members_table
 from lowloss.jobs.minima import kept_minimum
 from lowloss.jobs.paths import kept_path
 from lowloss.jobs.scans import kept_grid, statistics_on
@@ -26,9 +30,9 @@ from lowloss.points import Grid, Plane
 from lowloss.points.grid import Rays
 from lowloss.points.path import Path
 from lowloss.results.base import Made
-from lowloss.results.kinds import Minima, MinimumResult, PathResult, ScanResult
+from lowloss.results.kinds import EnsembleResult, Minima, MinimumResult, PathResult, ScanResult
 from lowloss.study import Config, Result
-from lowloss.training import methods
+from lowloss.training import ensembles, methods
 from lowloss.training.along import along
 from lowloss.training.descent import default_trainer
 from lowloss.training.devices import TrainerFactory
@@ -78,6 +82,25 @@ def find_path(
     result = PathResult("paths", Made(about["finder"], make, about | vars(found)))
     vars(result)["path"] = found.path
     return result
+
+
+@wraps(ensembles.fast_ensemble)
+def fast_ensemble(
+    landscape: Landscape, start_P: Tensor, method: Walk, *arguments: Any, **settings: Any
+) -> EnsembleResult:
+    found = ensembles.fast_ensemble(landscape, start_P, method, *arguments, **settings)
+    name = _option("ensemble", method)
+
+    def make() -> Result:
+        theta_MP = found.theta_MP
+        tensors = {**ensemble_columns(landscape, theta_MP), "distance": distances(theta_MP)}
+        row = [name, len(theta_MP), *(float(tensors[metric][-1]) for metric in landscape.task.units)]
+        members = members_table(tensors, [1] * len(theta_MP), found.epochs)
+        history = pd.DataFrame(found.history, columns=["step", "lr", "train_loss"])
+        tables = {"metrics.csv": history, "members.csv": members}
+        return _with_units(landscape, Result({**tensors, "theta": theta_MP}, {"method": name, "rows": [row]}, tables))
+
+    return EnsembleResult("ensembles", Made(name, make, {"method": name, **vars(found)}))
 
 
 def scan(

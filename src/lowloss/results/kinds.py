@@ -12,7 +12,7 @@ from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Any
 
 from lowloss.errors import LowlossError
-from lowloss.results.base import Made, OneResult, Results
+from lowloss.results.base import Made, OneResult, Results, left_out
 from lowloss.study import Artifact, Study
 
 if TYPE_CHECKING:
@@ -47,6 +47,12 @@ class MinimumResult(OneResult):
     def theta(self) -> Tensor:
         """The point (P,)."""
         return self.tensors["theta"]
+
+    @classmethod
+    def draw_all(cls, found: Sequence[MinimumResult], figure: Figure) -> None:
+        from lowloss.report.minima import learning_figure
+
+        learning_figure([one.source for one in found], figure)
 
     @property
     def trajectory(self) -> Any:
@@ -107,7 +113,9 @@ class ScanResult(OneResult):
         if self.notes["lines"]:
             raise LowlossError(f"{self.name} is of lines and has no surface: call plot()")
         if isinstance(self.source, Artifact):
-            ways = ways_of(Study(self.source.folder.parent.parent), self.arrays, self.notes)
+            study = Study(self.source.folder.parent.parent)
+            ways, damaged = study.read(lambda study: ways_of(study, self.arrays, self.notes))
+            left_out(damaged)
         else:
             path = self.source.known.get("_path")
             ways = [way_of(path, self.arrays["bends_projected"])] if path is not None else []

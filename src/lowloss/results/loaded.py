@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowloss.errors import LowlossError, nearest
-from lowloss.results.base import NoAttributeError, OneResult, Results, those
+from lowloss.progress import counted
+from lowloss.results.base import NoAttributeError, OneResult, Results, left_out, those
 from lowloss.results.kinds import KINDS, EnsembleResult, Minima, PathResult, ScanResult, SpectrumResult
 from lowloss.study import Config, Study
 
@@ -68,20 +69,26 @@ class StudyResults:
 
     def _frame(self, kind: str) -> pd.DataFrame | None:
         """The report's table of a kind, if it has one of its name."""
-        if kind == "ensembles":
-            from lowloss.report.tables import ensembles
+        from lowloss.report.tables import ensembles
 
-            return ensembles(self.study)
         if kind in ("minima", "paths", "scans"):
             return None
-        shown = import_module(f"lowloss.report.{kind}").SHOWN.tables(self.study)
-        return next((table.frame for table in shown if Path(table.file).stem == kind), None)
+
+        def read(study: Study) -> pd.DataFrame | None:
+            if kind == "ensembles":
+                return ensembles(study)
+            tables = import_module(f"lowloss.report.{kind}").SHOWN.tables(study)
+            return next((table.frame for table in tables if Path(table.file).stem == kind), None)
+
+        frame, damaged = self.study.read(read)
+        left_out(damaged)
+        return frame
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *_stages()]
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{len(self.study.complete(kind))} {kind}" for kind in self.kinds)
+        counts = ", ".join(counted(len(self.study.complete(kind)), kind) for kind in self.kinds)
         begun = f"; {len(self.unfinished)} unfinished" if self.unfinished else ""
         return f"study {self.root}: {counts}{begun}"
 
