@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowloss import files, group, imports
+from lowloss import files, group, imports, progress
 from lowloss.arguments import normalised, quoted
 from lowloss.checking import Name, check_arguments, check_value
 from lowloss.conf import config_folder, option, read_families
@@ -81,16 +81,16 @@ def run_config(config: Any) -> float | None:
         # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
         told = _tell(error)
         why = " ".join(_explain(error).split()) or "see above"
-        _end_record(why, told.splitlines())
+        progress.end_record(why, told.splitlines())
         ended_well.append(False)
         failed.append((str(config.get("study")), why))
         if not sweep or group.place() is not None:
             sys.exit(1)
         return None
     except BaseException:
-        _end_record("interrupted; the same command continues")
+        progress.end_record("interrupted; the same command continues")
         raise
-    _end_record(None)
+    progress.end_record(None)
     ended_well.append(True)
     return value
 
@@ -106,15 +106,6 @@ def _name_own(config: Any, choices: Any) -> None:
             called = str(node["_target_"]).rpartition(".")[2]
             plain["name"] = plain["name"].replace(f"${{hydra:runtime.choices.{kind}}}", called)
             config.name = plain["name"]
-
-
-def _end_record(why: str | None, lines: Sequence[str] = ()) -> None:
-    """In the record of the study that this process worked on, why that failed, if it did."""
-    from lowloss import progress
-
-    if progress.record is not None:
-        progress.record.end(why, lines)
-        progress.record = None
 
 
 def job_bench(config: Any, overrides: Sequence[str]) -> Any:
@@ -138,7 +129,6 @@ def job_bench(config: Any, overrides: Sequence[str]) -> Any:
 
 
 def _run_job(config: Any, overrides: Any) -> float | None:
-    from lowloss import progress
     from lowloss.jobs.pipeline import dry_run, run_grouped, run_stages
 
     bench = job_bench(config, overrides.task)

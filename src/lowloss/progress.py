@@ -98,6 +98,14 @@ record: Record | None = None
 """Of the study that this process works on; the command line sets it."""
 
 
+def end_record(why: str | None, lines: Sequence[str] = ()) -> None:
+    """Tell in the record of the study that this process worked on why that failed, if it did."""
+    global record
+    if record is not None:
+        record.end(why, lines)
+        record = None
+
+
 def at(*titles: str) -> None:
     """From now on the process is at work on these artifacts."""
     if record is not None:
