@@ -114,6 +114,69 @@ class Remembering(nn.Module):
         return self.b((h + self.places - self.centre).relu())
 
 
+class Merged(nn.Module):
+    """Low-rank weights that eval() adds to the others, or a sum that it keeps."""
+
+    def __init__(self, kept: bool) -> None:
+        super().__init__()
+        self.w, self.a, self.b = (nn.Parameter(torch.randn(*shape)) for shape in ((2, 8), (2, 1), (1, 8)))
+        self.kept, self.merged, self.sums = kept, False, list[Tensor]()
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode == self.merged:
+            if self.kept:
+                self.sums = [] if mode else [(self.w + self.a @ self.b).detach()]
+            else:
+                self.w.data += (self.a @ self.b).data * (-1 if mode else 1)
+        self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.merged:
+            return x @ (self.w + self.a @ self.b).T
+        return x @ (self.sums[0] if self.kept else self.w).T
+
+
+class Asleep(nn.Module):
+    """Puts its BatchNorm into evaluation mode when it is called, or reads its statistics without a call."""
+
+    def __init__(self, called: bool) -> None:
+        super().__init__()
+        self.a, self.norm, self.b, self.called = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2), called
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm.eval()(self.a(x)) if self.called else self.a(x) - self.norm.running_mean
+        return self.b(h.relu())
+
+
+class Renormed(nn.BatchNorm1d):
+    """Has an average of its own of its statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.running_mean.lerp_(x.detach().mean(0), 0.1)
+            self.running_var.lerp_(x.detach().var(0), 0.1)
+            self.num_batches_tracked += 1
+        return (x - self.running_mean) / (self.running_var + self.eps).sqrt()
+
+
+class Third(nn.BatchNorm1d):
+    """Has a statistic more."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.register_buffer("third", torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.third.lerp_((x.detach() ** 3).mean(0), 0.1)
+        return super().forward(x) + self.third * (not self.training)
+
+
+def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), norm(16), nn.ReLU(), nn.Linear(16, 2))
+
+
 @pytest.mark.parametrize(
     ("build", "told"),
     [
@@ -124,8 +187,28 @@ class Remembering(nn.Module):
         (lambda: Late("attribute"), "changes calls when it runs, and its loss depends on that"),
         (lambda: Late("buffer"), "changes its buffer ran in training, and its loss depends on it"),
         (Remembering, "keeps centre, places of its first call"),
+        (lambda: Merged(False), "Merged computes with its weights when train\\(\\) or eval\\(\\) is called"),
+        (lambda: Merged(True), "Merged computes with its weights when train\\(\\) or eval\\(\\) is called"),
+        (lambda: Asleep(True), r"norm is put into evaluation mode as it is called.*freeze it in the module's train"),
+        (lambda: Asleep(False), "norm has other statistics than those"),
+        (lambda: normed(Renormed), "1 has other statistics than those"),
+        (lambda: normed(Third), r"buffer 1\.third in training"),
     ],
-    ids=["attributes", "buffers", "spectral-norm", "counter", "late", "late-buffer", "first-call"],
+    ids=[
+        "attributes",
+        "buffers",
+        "spectral-norm",
+        "counter",
+        "late",
+        "late-buffer",
+        "first-call",
+        "merged",
+        "kept-sum",
+        "asleep",
+        "read",
+        "renormed",
+        "third",
+    ],
 )
 def test_state_that_the_loss_depends_on_is_refused_by_its_name(build: Callable[[], nn.Module], told: str) -> None:
     with pytest.raises(LowlossError, match=told):
@@ -144,6 +227,34 @@ class Harmless(nn.Module):
         self.calls, self.last = self.calls + 1, x.detach()
         self.seen += 1
         return self.linear(x)
+
+
+class Activated(nn.BatchNorm1d):
+    """Has the activation in it, as timm's have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def twice_normed() -> nn.Module:
+    norm = Activated(16)
+    return nn.Sequential(nn.Linear(8, 16), norm, nn.Linear(16, 16), norm, nn.Linear(16, 2))
+
+
+def test_a_batch_norm_with_more_in_it_is_taken() -> None:
+    landscape = NetworkLandscape(twice_normed, data(), 40)
+    (theta_P,) = landscape.initial(0)[None]
+    net = twice_normed()
+    for name, view in landscape.layout.views(theta_P).items():
+        net.get_parameter(name).data.copy_(view)
+    x, y = data().split("train")
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm1d):
+            part.momentum = None
+    with torch.no_grad():
+        net.train()(x[:])
+        wanted = nn.functional.cross_entropy(net.eval()(x[:]), y)
+    torch.testing.assert_close(landscape.evaluate(theta_P[None])["loss"][0], wanted.double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +421,19 @@ def test_a_function_that_gives_every_seed_one_point_is_refused() -> None:
     module = nn.Linear(8, 2)
     with pytest.raises(LowlossError, match="one and the same at every call: pass a function that builds a new one"):
         NetworkLandscape(lambda: module, data()).initial(0)
+
+
+def test_a_function_with_a_generator_of_its_own_is_refused() -> None:
+    generator = np.random.default_rng(3)
+
+    def build() -> nn.Module:
+        module = nn.Linear(8, 2)
+        with torch.no_grad():
+            module.weight.copy_(torch.from_numpy(generator.normal(size=(2, 8))))
+        return module
+
+    with pytest.raises(LowlossError, match="begins elsewhere when it is drawn again from the same seed"):
+        NetworkLandscape(build, data()).initial(0)
 
 
 def test_a_function_that_loads_its_weights_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -129,6 +129,7 @@ def test_data_that_are_not_there(lowloss, tmp_path, name):
     for part in (name.replace("_", "").upper(), str(tmp_path / "nowhere"), "data.root", "data.download=true"):
         assert part in message.replace("FashionMNIST", "FASHIONMNIST")
     assert nothing_made(tmp_path)
+    assert not list(tmp_path.rglob("minima"))
 
 
 def arrays(folder):

@@ -1,5 +1,6 @@
 """The stages, found in the files of this package, and run in their order."""
 
+import contextlib
 import re
 from functools import cache, partial
 from importlib import import_module
@@ -38,20 +39,25 @@ class ObjectiveStage(Stage):
     name = "objective"
 
 
+def _check_objective(bench: Bench) -> None:
+    if (wanted := bench.config["objective"]) is None:
+        return
+    from lowloss.report.gather import check_objective
+
+    check_objective(wanted)
+    source = next((stage for start, stage in OBJECTIVES.items() if re.match(start, wanted)), "path")
+    if source not in bench.config["stages"] and not bench.study.complete(str(bench.stages[source].kind)):
+        raise LowlossError(f"objective={wanted} comes from {source}, which stages leaves out: add it there")
+
+
 def run_stages(bench: Bench) -> float | None:
     """Run the configured stages in their order; returns the objective, where there is one.
 
     Raises LowlossError for what a user can mend.
     """
     bench.check()
+    _check_objective(bench)
     wanted = bench.config["objective"]
-    if wanted is not None:
-        from lowloss.report.gather import check_objective
-
-        check_objective(wanted)
-        source = next((stage for start, stage in OBJECTIVES.items() if re.match(start, wanted)), "path")
-        if source not in bench.config["stages"] and not bench.study.complete(str(bench.stages[source].kind)):
-            raise LowlossError(f"objective={wanted} comes from {source}, which stages leaves out: add it there")
     progress.record = progress.Record(bench.study.root, partial(_plan, bench))
     progress.say(f"study: {bench.study.root}")
     for stage in bench.wanted:
@@ -62,6 +68,10 @@ def run_stages(bench: Bench) -> float | None:
                 # A value that makes no sense also differs from what was made: tell that of it first.
                 bench.check_settings()
                 raise
+            finally:
+                if stage.kind is not None:
+                    with contextlib.suppress(OSError):  # what was refused leaves no empty folder
+                        (bench.study.root / stage.kind).rmdir()
             if stage.kind is not None:
                 tidy(bench.study.root / stage.kind)
     _check_results(bench)
@@ -104,6 +114,7 @@ def dry_run(bench: Bench) -> None:
     """
     bench.dry = True
     bench.check()
+    _check_objective(bench)
     parameters = bench.landscape.dim
     progress.say(f"study: {bench.study.root}, {parameters:,} parameters, nothing is made")
     from lowloss.training.timing import Timing

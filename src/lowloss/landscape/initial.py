@@ -52,14 +52,21 @@ def _built(factory: Callable[..., nn.Module], data: Data) -> nn.Module:
 
 def check_drawn(factory: Callable[..., nn.Module], data: Data, seed: int) -> None:
     """Raise LowlossError if a factory seeds itself, or gives one module again and again, so that every seed begins at
-    one point; tell where it draws nothing, since it loads its weights, say."""
+    one point, or if one seed begins at several; tell where it draws nothing, since it loads its weights, say."""
     modules, states = [], []
     for one in (seed, seed + 1):
         with _seeded(one):
             modules.append(_built(factory, data))
             states.append([str(torch.get_rng_state().tolist()), *(str(state()) for state, _, _ in FOREIGN.values())])
+    with _seeded(seed):
+        again = _built(factory, data)
     if modules[0] is modules[1]:
         raise LowlossError("the model is one and the same at every call: pass a function that builds a new one")
+    if not all(torch.equal(*pair) for pair in zip(modules[0].parameters(), again.parameters(), strict=True)):
+        raise LowlossError(
+            "the model begins elsewhere when it is drawn again from the same seed: draw its weights by the random "
+            "numbers of torch, NumPy or Python themselves, not by a generator that is kept"
+        )
     one_point = all(torch.equal(*pair) for pair in zip(*(module.parameters() for module in modules), strict=True))
     if one_point and any(before == after for before, after in zip(*states, strict=True)):
         raise LowlossError(
@@ -81,7 +88,7 @@ def copied(model: nn.Module, data: Data) -> nn.Module:
     """A copy of a module, its lazy layers made by a pass. Raises LowlossError if it cannot be copied."""
     try:
         module = copy.deepcopy(model)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise LowlossError(
             f"{type(model).__name__} cannot be copied ({reason(error)}): pass a function that builds the model"
         ) from error

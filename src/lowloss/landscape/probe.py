@@ -20,6 +20,9 @@ from lowloss.landscape.engine.loop import FOREIGN, Buffers, Loop
 LATER = (1, 7, 1000, 10**6)
 """Calls by which a counter is moved on, to see whether the loss ever depends on it."""
 
+STATISTICS = "running_mean", "running_var", "num_batches_tracked"
+"""The buffers of a BatchNorm that are recomputed."""
+
 log = logging.getLogger("lowloss")
 
 
@@ -41,6 +44,7 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched:
     loop.foreign = tuple(kind for kind, state in _foreign_states().items() if state != before[kind])
     if loop.foreign:  # now seeded
         first = _looked_at(loop, theta_P, fresh, batch)
+    _check_norms(loop, theta_P, batch)
     left = loop.fresh_buffers()
     with loop.holding(left, shared=True):
         for _ in range(3):
@@ -58,7 +62,7 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched:
     if loop.counters:
         told = ", ".join(key for _, key, _ in loop.counters[:2])
         log.warning("%s changes %s when it runs: every call finds that as it was", name, told)
-    known = {id(buffer) for part in loop.batch_norms for buffer in part.buffers()}
+    known = {id(getattr(part, kind)) for part in loop.batch_norms for kind in STATISTICS}
     own = {key for key, buffer in loop.module.named_buffers() if id(buffer) not in known}
     changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
     held = [{key: _later(left[key], by) for key in own} for by in (0, *LATER)] if changed else []
@@ -69,7 +73,8 @@ def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched:
             "one's own are not): take them out"
         )
     if untouched is not None:
-        _check_first_call(untouched, loop, theta_P, other_P, batch, first)
+        _check_first_call(copy.deepcopy(untouched), loop, theta_P, other_P, batch, first)
+        _check_modes(untouched, loop, other_P, batch)
     loop.evaluation_seed = 1
     if not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
         log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
@@ -90,6 +95,69 @@ def _couples(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch, first:
             "evaluation_batch and the device", type(loop.module).__name__,
         )  # fmt: skip
     return not _same([first[1]], [(losses[0] + losses[1]) / 2], 100)
+
+
+def _check_norms(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
+    """Raise LowlossError if a BatchNorm's statistics, recomputed, are not the means and variances of its inputs."""
+    inputs: dict[nn.Module, list[Tensor]] = {part: [] for part in loop.batch_norms}
+    asleep = set[nn.Module]()
+
+    def look(part: nn.Module, given: tuple[Tensor, ...]) -> None:
+        inputs[part].append(given[0].detach())
+        asleep.update([] if part.training else [part])
+
+    hooks = [part.register_forward_pre_hook(look) for part in inputs]
+    try:
+        buffers, _ = loop.statistics(theta_P, batch.x, None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    evaluated = torch.cat(list(loop.outputs(theta_P, dict(buffers), batch.x, len(batch.x))))
+    for path, part in loop.module.named_modules():
+        mean, var, _ = (f"{path}.{kind}" if path else kind for kind in STATISTICS)
+        if part not in inputs or mean not in buffers:
+            continue
+        if uses := inputs[part]:
+            wanted = [torch.stack(moments).mean(0) for moments in zip(*map(_moments, uses), strict=True)]
+            right = part not in asleep and _same([buffers[mean], buffers[var]], wanted, 100)
+        else:  # whatever reads them without a call finds none
+            moved = {**buffers, mean: buffers[mean] + 1}
+            outputs = torch.cat(list(loop.outputs(theta_P, moved, batch.x, len(batch.x))))
+            right = _same([evaluated], [outputs])
+        if not right:
+            why = "is put into evaluation mode as it is called" if part in asleep else "has other statistics than those"
+            raise LowlossError(
+                f"{path or type(part).__name__} {why}, and nn.BatchNorm's are recomputed at every point as means and "
+                "variances of its inputs: freeze it in the module's train(), or leave its statistics to nn.BatchNorm"
+            )
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of each channel."""
+    var, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1])
+    return mean, var
+
+
+def _check_modes(module: nn.Module, loop: Loop, theta_P: Tensor, batch: Batch) -> None:
+    """Raise LowlossError if a module that has a point's parameters as its own, and goes into evaluation and back, gives
+    something else than at that point: it computes with what it has as its mode changes, as merged weights do."""
+    module.train()
+    with torch.no_grad():
+        for name, view in loop.layout.views(theta_P).items():
+            module.get_parameter(name).copy_(view)
+    own, (x, y, seed) = Loop(module, loop.layout, loop.task), batch.row(0)
+    own.foreign, found = loop.foreign, _looked_at(loop, theta_P, own.fresh_buffers(), batch)
+    with torch.no_grad():
+        for training, drawn in ((False, loop.evaluation_seed), (True, seed)):
+            module.train(training)
+            with own.random_seed(drawn):
+                outputs, _ = own._call(x, None)
+            wanted = loop.task.mean_loss(outputs, y)[None] if training else outputs
+            if not _same([found[training]], [wanted], 100):
+                raise LowlossError(
+                    f"{type(module).__name__} computes with its weights when train() or eval() is called, so that a "
+                    "point's loss is not of its parameters alone: have it compute that in each forward pass"
+                )
 
 
 def _check_first_call(
