@@ -106,12 +106,15 @@ def _check_norms(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
         inputs[part].append(given[0].detach())
         asleep.update([] if part.training else [part])
 
+    own = [(buffer, buffer.clone()) for part in inputs for buffer in part.buffers()]
     hooks = [part.register_forward_pre_hook(look) for part in inputs]
     try:
         buffers, _ = loop.statistics(theta_P, batch.x, None)
     finally:
         for hook in hooks:
             hook.remove()
+        for buffer, before in own:  # which were reset
+            buffer.copy_(before)
     evaluated = torch.cat(list(loop.outputs(theta_P, dict(buffers), batch.x, len(batch.x))))
     for path, part in loop.module.named_modules():
         mean, var, _ = (f"{path}.{kind}" if path else kind for kind in STATISTICS)
