@@ -116,7 +116,8 @@ class _Launcher(Launcher):
             for number, overrides in enumerate(job_overrides, start=first):
                 config = self.loader.load_sweep_config(self.config, list(overrides))
                 HydraConfig.instance().set_config(config)
-                if len(wrong) == len(jobs):  # what is wrong with every job is told before any starts
+                # What is wrong with every job is told before any starts; a search goes on after a wrong one.
+                if len(wrong) == len(jobs) and "BasicSweeper" in str(config.hydra.sweeper._target_):
                     try:
                         job_bench(config, ()).check()
                     except LowlossError as error:

@@ -137,7 +137,9 @@ def test_a_minimum_replaced_under_what_was_made_from_it_is_noticed(lowloss, whol
     shutil.copy(whole.root / "minima/0001/digests.json", root / "minima/0001/digests.json")
     message = lowloss.tiny(tmp_path, "stages=[path]").message
     assert f"{root}/paths/0000-0001-autoneb was made from another minima/0001 than the one that is there now" in message
-    assert "was made from another minima/0001" in lowloss.tiny(tmp_path, "stages=[report]").message
+    report = lowloss.tiny(tmp_path, "stages=[report]")
+    assert report.status == 1
+    assert f"without what is damaged: {root}/minima/0001/" in report.message
     shutil.rmtree(root / "minima" / "0001")  # it is made anew, as it was
     again = lowloss.tiny(tmp_path)
     assert again.status == 0, again.err
