@@ -112,13 +112,13 @@ def dry_run(bench: Bench) -> None:
 
     Raises LowlossError for what a run would refuse before it starts, but for a trainer that this machine lacks.
     """
+    from lowloss.training.timing import Timing
+
     bench.dry = True
     bench.check()
     _check_objective(bench)
     parameters = bench.landscape.dim
     progress.say(f"study: {bench.study.root}, {parameters:,} parameters, nothing is made")
-    from lowloss.training.timing import Timing
-
     timing, total = Timing(bench.landscape, bench.config["trainer"].get("accelerator") != "cpu"), 0.0
     for stage in bench.wanted:
         jobs = stage.jobs(bench)

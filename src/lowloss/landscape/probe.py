@@ -115,7 +115,7 @@ def _check_norms(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
             hook.remove()
         for buffer, before in own:  # which were reset
             buffer.copy_(before)
-    evaluated = torch.cat(list(loop.outputs(theta_P, dict(buffers), batch.x, len(batch.x))))
+    evaluated = _outputs(loop, theta_P, buffers, batch)
     for path, part in loop.module.named_modules():
         mean, var, _ = (f"{path}.{kind}" if path else kind for kind in STATISTICS)
         if part not in inputs or mean not in buffers:
@@ -125,8 +125,7 @@ def _check_norms(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
             right = part not in asleep and _same([buffers[mean], buffers[var]], wanted, 100)
         else:  # whatever reads them without a call finds none
             moved = {**buffers, mean: buffers[mean] + 1}
-            outputs = torch.cat(list(loop.outputs(theta_P, moved, batch.x, len(batch.x))))
-            right = _same([evaluated], [outputs])
+            right = _same([evaluated], [_outputs(loop, theta_P, moved, batch)])
         if not right:
             why = "is put into evaluation mode as it is called" if part in asleep else "has other statistics than those"
             raise LowlossError(
@@ -185,11 +184,16 @@ def _check_first_call(
 
 def _looked_at(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> list[Tensor]:
     """The outputs in evaluation mode, and the loss of a step."""
-    copied = {key: buffer.clone() for key, buffer in buffers.items()}
-    outputs = torch.cat(list(loop.outputs(theta_P, copied, batch.x, len(batch.x))))
+    outputs = _outputs(loop, theta_P, buffers, batch)
     with loop.holding(buffers):
         losses_1, _ = loop.losses(theta_P[None], batch, gradients=False)
     return [outputs, losses_1]
+
+
+def _outputs(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> Tensor:
+    """The outputs in evaluation mode, which leave the buffers as they are."""
+    copied = {key: buffer.clone() for key, buffer in buffers.items()}
+    return torch.cat(list(loop.outputs(theta_P, copied, batch.x, len(batch.x))))
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
