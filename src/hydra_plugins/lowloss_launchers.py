@@ -117,7 +117,7 @@ class _Launcher(Launcher):
                 config = self.loader.load_sweep_config(self.config, list(overrides))
                 HydraConfig.instance().set_config(config)
                 # What is wrong with every job is told before any starts; a search goes on after a wrong one.
-                if len(wrong) == len(jobs) and "BasicSweeper" in str(config.hydra.sweeper._target_):
+                if len(wrong) == len(jobs) and str(config.hydra.sweeper._target_).endswith(PlainSweeper.__name__):
                     try:
                         job_bench(config, ()).check()
                     except LowlossError as error:
