@@ -31,7 +31,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "cnn": lambda: tanh(CNN(IMAGE, 3, width=2, depth=2, hidden=4)),
     "resnet": lambda: ResNet(IMAGE, 3, depth=8, width=1),
     "wide resnet": lambda: nn.Sequential(nn.AvgPool2d(2), tanh(WideResNet((1, 4, 4), 3, depth=10, widen=1))),
-    "densenet": lambda: tanh(DenseNet(IMAGE, 3, depth=7, growth=2)),
+    "densenet": lambda: tanh(DenseNet(IMAGE, 3, growth=1, layers=(1, 1))),
 }
 SMALL = ("mlp", "mlp-bn", "cnn", "resnet", "densenet")
 """Those whose Hessian is computed densely."""
