@@ -33,7 +33,7 @@ def normalised(arguments: Sequence[str], parses: Callable[[str], bool]) -> list[
     Args:
         parses: whether Hydra's grammar takes an override.
 
-    Raises LowlossError for a flag that there is not, and for an empty word.
+    Raises LowlossError for a flag that there is not, and for an empty or blank word.
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -48,8 +48,8 @@ def normalised(arguments: Sequence[str], parses: Callable[[str], bool]) -> list[
                 shown = [flag for flag in FLAGS if flag.startswith("--")]
                 raise LowlossError(f"there is no {name}{nearest(name, shown)}; the flags are {', '.join(shown)}")
             flags.append(word)
-        elif not word:  # most often a variable of the shell that is not set
-            raise LowlossError("an argument is empty: settings are KEY=VALUE")
+        elif not word.strip():  # most often a variable of the shell that is not set
+            raise LowlossError("an argument is empty or blank: settings are KEY=VALUE")
         else:
             overrides.append(_readable(word, parses))
     return [*flags, *overrides]

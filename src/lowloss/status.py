@@ -24,7 +24,7 @@ from lowloss.claims import STALE
 from lowloss.errors import LowlossError
 from lowloss.launch import JOBS, SWEEPS, End, aligned
 from lowloss.progress import FOLDER, LINES, counted, duration
-from lowloss.study import Study
+from lowloss.study import RESULT, Study
 
 STATES = ("failed", "stopped", "at work", "waiting", "done")
 """Of a study, in the order in which they are shown."""
@@ -247,7 +247,26 @@ def read_study(root: Path, jobs: Sequence[SweptJob]) -> State:
         return State(name, "stopped", why="its launcher is gone; the same command continues", **about)
     if any(root.glob("*/.*.work")):
         return State(name, "stopped", why="something is half made; the same command continues", **about)
+    if missing := _missing(root):
+        named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+        why = f"{named} {'are' if missing[1:] else 'is'} missing: the same command makes what is missing"
+        return State(name, "stopped", why=why, **about)
     return State(name, "done", seconds=seconds, **about)
+
+
+def _missing(root: Path) -> list[str]:
+    """The titles of results that were there once, as the report tells from what it was made, and without one the
+    results tell that are there."""
+    study, report, known = Study(root), root / "report" / "inputs.json", dict[str, Any]()
+    held = [artifact for kind in study.kinds for artifact in study.complete(kind)]
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, LowlossError):
+        known |= _told(report)["made_from"]["inputs"]
+    for artifact in held:
+        known[artifact.title] = None
+        if not report.is_file():
+            with contextlib.suppress(LowlossError):
+                known |= artifact.record()[1]
+    return sorted(title for title in known if not (root / title / RESULT).is_file())
 
 
 def _claimed(root: Path) -> bool:

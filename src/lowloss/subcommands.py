@@ -26,9 +26,9 @@ def run_other(arguments: Sequence[str]) -> bool:
     Raises LowlossError: there is no such subcommand, or it cannot do its work.
     """
     first, *rest = arguments or [""]
-    if first in {"", "--version", *SUBCOMMANDS} - {"merge"}:
+    if not arguments or first in {"--version", *SUBCOMMANDS} - {"merge"}:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may stop, as head does
-    if not first:
+    if not arguments:
         print(OVERVIEW + "\n" + MORE, end="")
     elif first == "--version":
         from lowloss import __version__
@@ -142,8 +142,8 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument("study", metavar="STUDY", help="the folder of a study")
     parser.add_argument(
         "--to", nargs="+", required=True, metavar="FORMAT",
-        help="h5: the keys of Li et al. 2018's code; vtp: ParaView; stl: surfaces; pdf, svg: every figure; gif: "
-        "trajectories",
+        help="h5: the keys of Li et al. 2018's code; vtp: ParaView; stl, glb: surfaces; pdf, svg: every figure; "
+        "gif, mp4: trajectories",
     )  # fmt: skip
     parser.add_argument("--folder", metavar="FOLDER", help="where to write; by default `export` in the study")
     given = parser.parse_args(arguments)

@@ -58,9 +58,13 @@ def _work(root: Path) -> Iterator[str]:
 
 def _bounds(study: Study, file: Path) -> Iterator[str]:
     """A table of bounds has to follow from its own saddles, and these have to be the paths'."""
-    finder = file.stem.removeprefix("bounds-")
+    finder, anew = file.stem.removeprefix("bounds-"), "run the same command with stages=[path], which writes it anew"
     try:
         check_seal(file)
+    except (OSError, ValueError) as error:
+        yield f"{file} is damaged ({reason(error)}): {anew}"
+        return
+    try:
         rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
         bounds = {(int(row["start"]), int(row["end"])): float(row["bound"]) for row in rows}
         saddles = {(int(row["start"]), int(row["end"])): float(row["saddle"]) for row in rows if row["saddle"]}
@@ -74,7 +78,7 @@ def _bounds(study: Study, file: Path) -> Iterator[str]:
     except (OSError, ValueError, LookupError, TypeError):
         right = False
     if not right:
-        yield f"{file} is not what the paths give: delete it and run the same command again"
+        yield f"{file} is not what the paths give: delete it and {anew}"
 
 
 def _minimax(saddles: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:

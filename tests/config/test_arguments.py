@@ -54,9 +54,10 @@ def test_flags_may_stand_anywhere() -> None:
     assert normalised(arguments, parses) == [*flags, "model=mlp", "seed=0,1", "~recipe"]
 
 
-def test_an_empty_word_is_told():
-    with pytest.raises(LowlossError, match="an argument is empty: settings are KEY=VALUE"):
-        normalised(["seed=0", ""], lambda _: True)
+@pytest.mark.parametrize("word", ["", " ", "\n"])
+def test_a_blank_word_is_told(word):
+    with pytest.raises(LowlossError, match="an argument is empty or blank: settings are KEY=VALUE"):
+        normalised(["seed=0", word], lambda _: True)
 
 
 def test_short_flags_may_stand_together_and_long_ones_have_values():

@@ -108,6 +108,11 @@ def test_what_is_damaged_is_told_and_the_rest_is_compared(lowloss, whole, tmp_pa
     assert f"left out: {damaged / 'result.safetensors'} is unreadable" in done.err
     assert len(rows_of(tmp_path / "compare")) == 6 - 1
     assert (tmp_path / "compare" / "index.html").is_file()
+    shutil.rmtree(tmp_path / "compare")
+    for file in root.glob("*/*/result.safetensors"):
+        file.write_bytes(b"no tensors")
+    assert "no study there can be read: `lowloss verify" in lowloss.plain(tmp_path, "compare", ".").message
+    assert not (tmp_path / "compare").exists()
 
 
 def test_a_stray_folder_an_old_result_and_odd_names_spoil_nothing(lowloss, whole, tmp_path):

@@ -3,17 +3,22 @@
 import csv
 import re
 from functools import partial
+from importlib import import_module
 from time import process_time
 from types import SimpleNamespace
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
-from lowloss import NetworkLandscape, tabulate, train_minima
+from lowloss import NetworkLandscape, load, tabulate, train_minima
 from lowloss.data import digits
 from lowloss.files import load_notes, size
 from lowloss.model import CNN
+from lowloss.report.pictures import FORMATS, STYLE
 from lowloss.training import timing
 
 COMMAND = (
@@ -123,6 +128,32 @@ def shapes(root, kind):
     for file in sorted(root.glob(f"{kind}/*/result.safetensors")):
         with safe_open(file, "np") as archive:
             yield {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
+
+
+def test_every_kind_draws_the_figures_of_the_report(others, tmp_path):
+    study = load(others[1])
+    curves = [one for one in study.ensembles if "ways" in one.notes]
+    plots = {
+        "widths": {"widths": study.widths},
+        "dimensions": {"dimensions": study.dimensions},
+        "connectors": {f"connector-{one.name}": one for one in study.connectors},
+        "permutations": {f"permutations-{one.name}": one for one in study.permutations},
+        "ensembles": {"ensembles": study.ensembles, "pairs-0000-0001": curves[0]},
+    }
+    for kind, drawn in plots.items():
+        with mpl.rc_context(STYLE):
+            made = import_module(f"lowloss.report.{kind}").SHOWN.draw(study.study, tmp_path)
+            files = {picture.file.stem: picture.file for picture in made}
+        assert {*drawn} <= {*files}
+        for name, one in drawn.items():
+            with mpl.rc_context(STYLE):
+                one.plot(plt.figure())[0].figure.savefig(tmp_path / "own.png", **FORMATS["png"])
+            np.testing.assert_array_equal(plt.imread(tmp_path / "own.png"), plt.imread(files[name]), name)
+            plt.close("all")
+    assert len(study.widths[0].plot()) == len(study.dimensions[0].plot()) == 2
+    plt.close("all")
+    for kind in ("permutations", "widths", "dimensions"):
+        assert len(getattr(study, kind)[0].frame)
 
 
 def kept(text, stage):

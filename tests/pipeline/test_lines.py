@@ -1,10 +1,12 @@
 """Scans along lines and of trajectories, from the command line to the report."""
 
 import csv
+import re
 from itertools import pairwise
 from xml.etree import ElementTree
 
 import h5py
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lowloss import NetworkLandscape, export, load
+from lowloss import LowlossError, NetworkLandscape, export, load
 from lowloss.data import digits
 from lowloss.files import load_tensors
 from lowloss.model import MLP
@@ -204,6 +206,22 @@ def test_a_trajectory_is_loaded_and_exported(followed, tmp_path):
             image.seek(frame)
             seen.append(np.asarray(image.convert("L"), dtype=float))
         assert all((one != other).any() for one, other in pairwise(seen))
+    # A program in the place of ffmpeg gets the same frames, four pictures of one size, for eight seconds.
+    program = tmp_path / "ffmpeg"
+    program.write_text('#!/bin/sh\nfor last; do :; done\necho "$@" >"$last"\nwc -c >>"$last"\n')
+    program.chmod(0o755)
+    with mpl.rc_context({"animation.ffmpeg_path": str(program)}):
+        (film,) = export(followed, ["mp4"], tmp_path)
+    told, count = film.read_text().splitlines()
+    width, height = map(int, re.search(r"-s (\d+)x(\d+)", told).groups())
+    assert int(count) == 4 * 4 * width * height
+    assert "-framerate 0.5 " in told
+    with (
+        mpl.rc_context({"animation.ffmpeg_path": "nowhere"}),
+        pytest.raises(LowlossError, match="mp4 needs the program ffmpeg: install it"),
+    ):
+        export(followed, ["gif", "mp4"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     with h5py.File(scanned_file) as archive:
         assert archive["train_loss"].shape == (4, 3)  # rows of ycoordinates
         np.testing.assert_allclose(archive["proj_xcoord"], rows["x"])

@@ -205,8 +205,10 @@ def test_a_damaged_result_leaves_the_others_readable(lowloss, whole, tmp_path):
     assert "left out: " in done.message
     assert "delete t/scans/random_plane-0000" in done.message
     assert [Path(line).name for line in done.out.splitlines()] == ["plane-0000-0001.h5", "plane-0000-0001.vtp"]
-    # The report is without them, says so, and the command fails.
+    # The report is without them, says so, and the command fails, also where there is nothing to write anew.
+    lowloss.tiny(tmp_path, "stages=[report]")
     done = lowloss.tiny(tmp_path, "stages=[report]")
+    assert "up to date" not in done.err
     assert re.search(r"the report is without what is damaged: .*minima/0001 and run .* \(1 more by", done.message)
     page = (root / "report" / "index.html").read_text()
     assert "Left out, since damaged: minima/0001, scans/random_plane-0000." in page
@@ -301,7 +303,7 @@ def test_scans_that_cannot_be_are_told_in_a_line(study, landscape, ask, told):
 
 def test_exports_are_read_back(lowloss, whole, tmp_path):
     folder = tmp_path / "out"
-    made = lowloss.plain(whole.outputs, "export", "t", "--to", "h5", "vtp", "stl", "--folder", str(folder))
+    made = lowloss.plain(whole.outputs, "export", "t", "--to", "h5", "vtp", "stl", "glb", "--folder", str(folder))
     assert made.status == 0, made.err
     assert sorted(made.out.splitlines()) == sorted(str(file) for file in folder.iterdir())
     grid = load_file(whole.root / "scans" / "plane-0000-0001" / "result.safetensors")
@@ -340,6 +342,26 @@ def test_exports_are_read_back(lowloss, whole, tmp_path):
     assert triangles[..., :2].max() == pytest.approx(1)
     assert triangles[..., 2].max() == pytest.approx(0.7, abs=1e-6)
     assert (floats.reshape(-1, 4, 3)[:, 0, 2] > 0).all()  # all normals look upwards
+
+    held = (folder / "plane-0000-0001.glb").read_bytes()
+    assert struct.unpack("<4sII", held[:12]) == (b"glTF", 2, len(held))
+    (size,) = struct.unpack("<I", held[12:16])
+    assert (size % 4, held[16:20], held[24 + size : 28 + size]) == (0, b"JSON", b"BIN\0")
+    scene, body = json.loads(held[20 : 20 + size]), held[28 + size :]
+    assert scene["buffers"] == [{"byteLength": len(body)}]
+    read = []
+    for part, view in zip(scene["accessors"], scene["bufferViews"], strict=True):
+        kind = {5126: "<f4", 5125: "<u4"}[part["componentType"]]
+        of = np.frombuffer(body[view["byteOffset"] :][: view["byteLength"]], kind)
+        read.append(of.reshape(part["count"], -1))
+    upright_N3, colours_N3, places = read
+    assert [scene["accessors"][0][of] for of in ("min", "max")] == [[*upright_N3.min(0)], [*upright_N3.max(0)]]
+    # The same triangles, with y upwards; the higher, the lighter.
+    np.testing.assert_array_equal(
+        upright_N3[places.ravel()].reshape(-1, 3, 3)[..., [0, 2]] * (1, -1), triangles[..., :2]
+    )
+    np.testing.assert_array_equal(upright_N3[places.ravel()][:, 1].reshape(-1, 3), triangles[..., 2])
+    assert (np.diff(colours_N3[np.argsort(upright_N3[:, 1])][:, 1]) >= 0).all()
 
     again = lowloss.plain(whole.outputs, "export", "t", "--to", "html")
     assert "there is no format html: choose of h5, vtp" in again.message

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,24 @@ def test_a_study_that_has_just_begun_is_not_done(study, tmp_path):
     (study / "minima" / ".0001.work").mkdir()
     (one,) = status.gather(study).studies
     assert (one.state, one.why) == ("stopped", "something is half made; the same command continues")
+
+
+def test_a_finished_study_of_which_a_result_is_gone_is_not_done(whole, tmp_path):
+    root = whole.copy(tmp_path)
+    assert status.gather(root).studies[0].state == "done"
+    shutil.rmtree(root / "paths" / "0000-0001-line")
+    (one,) = status.gather(root).studies
+    assert (one.state, one.why) == (
+        "stopped", "paths/0000-0001-line is missing: the same command makes what is missing"
+    )  # fmt: skip
+    # Without a report, what is there tells from what it was made; a result without its file is none.
+    shutil.rmtree(root / "report")
+    assert status.gather(root).studies[0].state == "done"
+    shutil.rmtree(root / "minima" / "0001")
+    (root / "paths" / "0000-0001-bezier" / "result.safetensors").unlink()
+    text = status.as_text(status.gather(root))
+    assert "STOPPED" in text
+    assert "minima/0001, paths/0000-0001-bezier are missing: the same command" in text
 
 
 def test_what_strangers_left_hinders_nothing(study, record):

@@ -61,6 +61,8 @@ def run_stages(bench: Bench) -> float | None:
     progress.record = progress.Record(bench.study.root, partial(_plan, bench))
     progress.say(f"study: {bench.study.root}")
     for stage in bench.wanted:
+        if stage.kind is None:  # it would tell that all is up to date
+            _check_results(bench)
         with bench.making(stage):
             try:
                 stage.run(bench)
@@ -74,7 +76,8 @@ def run_stages(bench: Bench) -> float | None:
                         (bench.study.root / stage.kind).rmdir()
             if stage.kind is not None:
                 tidy(bench.study.root / stage.kind)
-    _check_results(bench)
+    if all(stage.kind is not None for stage in bench.wanted):
+        _check_results(bench)
     if wanted is None:
         return None
     from lowloss.report.gather import objective
@@ -92,7 +95,7 @@ def _plan(bench: Bench) -> dict[str, Any]:
 
 
 READ = 1 << 28
-"""Bytes of results that a command reads whole at its end; those of larger studies are for `lowloss verify`."""
+"""Bytes of results that a command reads whole once all are made; those of larger studies are for `lowloss verify`."""
 
 
 def _check_results(bench: Bench) -> None:

@@ -25,7 +25,7 @@ class ReportStage(Stage):
             raise LowlossError(f"the report is without what is damaged: {damaged[0]}{more}")
 
     def _write(self, bench: Bench, study: Study) -> None:
-        root, told = study.root, "up to date, "
+        root, told = study.root, "" if study.left_out else "up to date, "
         written = _up_to_date(bench, study)
         if not written:
             from lowloss.report.page import build_report

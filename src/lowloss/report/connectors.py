@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lowloss.report import tables
 from lowloss.report.looks import look
 from lowloss.report.paths import shown_metrics
 from lowloss.report.pictures import Picture, Shown, Table, panels, save
-from lowloss.study import Artifact, Study
+from lowloss.study import Source, Study
 
 SHAPES = {"surface": "through the optimised points", "linear": "linear"}
 
@@ -30,13 +31,13 @@ def connectors(study: Study) -> pd.DataFrame:
     return pd.DataFrame([{key: value for key, value in row.items() if key != "units"} for row in notes])
 
 
-def draw_connector(artifact: Artifact, folder: Path) -> Picture:
-    """The train loss over a connector beside that over the linear simplex."""
+def connector_figure(artifact: Source, figure: Figure | None = None) -> tuple[Figure, str, str]:
+    """The train loss over a connector beside that over the linear simplex; its title and caption."""
     tensors, notes = artifact.load()
     m, label = notes["m"], shown_metrics(notes["units"])[0][1]
     shown = {name: tensors[f"{name}_train_loss"].numpy() for name in SHAPES}
     draw = _triangle if m == 2 else _line if m == 1 else _distribution
-    figure = draw(shown, tensors["weights"].numpy(), label)
+    figure = draw(shown, tensors["weights"].numpy(), label, figure)
     inner = notes["vertices"] - m - 1
     points = "an optimised point" if inner == 1 else f"{inner} optimised points"
     cone = " The surface is the cone of the faces', with optimised middles of edges, over the optimised centroid."
@@ -44,11 +45,11 @@ def draw_connector(artifact: Artifact, folder: Path) -> Picture:
         f"Exact losses at {notes['samples']} points of the simplex of {m + 1} minima, and of the surface between the "
         f"minima and {points}.{cone if notes['cone'] else ''}"
     )
-    return save(figure, folder, f"connector-{artifact.name}", f"Connector of {m + 1} minima", caption)
+    return figure, f"Connector of {m + 1} minima", caption
 
 
-def _triangle(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
-    figure, (axes,) = panels(10, 4, 1, 2)
+def _triangle(shown: dict[str, Any], weights_SC: Any, label: str, figure: Figure | None) -> Figure:
+    figure, (axes,) = panels(10, 4, 1, 2, figure)
     corners_C2 = np.array([[0, 0], [1, 0], [0.5, sqrt(3) / 2]])
     x_S, y_S = (weights_SC @ corners_C2).T
     every = np.concatenate(list(shown.values()))
@@ -64,8 +65,8 @@ def _triangle(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
     return figure
 
 
-def _line(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
-    figure, ((axis,),) = panels(5.5, 3.6)
+def _line(shown: dict[str, Any], weights_SC: Any, label: str, figure: Figure | None) -> Figure:
+    figure, ((axis,),) = panels(5.5, 3.6, figure=figure)
     order = np.argsort(weights_SC[:, 1])
     for name, loss_S in shown.items():
         axis.plot(weights_SC[order, 1], loss_S[order], label=SHAPES[name], **look(name).line)
@@ -74,8 +75,8 @@ def _line(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
     return figure
 
 
-def _distribution(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
-    figure, ((axis,),) = panels(5.5, 3.6)
+def _distribution(shown: dict[str, Any], weights_SC: Any, label: str, figure: Figure | None) -> Figure:
+    figure, ((axis,),) = panels(5.5, 3.6, figure=figure)
     for name, loss_S in shown.items():
         axis.ecdf(loss_S, label=SHAPES[name], **look(name).line)
     axis.set(xlabel=label, ylabel="share of the points below", ylim=(0, 1))
@@ -85,7 +86,8 @@ def _distribution(shown: dict[str, Any], weights_SC: Any, label: str) -> Any:
 
 def draw(study: Study, folder: Path) -> Iterator[Picture]:
     for artifact in study.complete("connectors"):
-        yield draw_connector(artifact, folder)
+        figure, title, caption = connector_figure(artifact)
+        yield save(figure, folder, f"connector-{artifact.name}", title, caption)
 
 
 def found(study: Study) -> Iterator[str]:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lowloss.report import tables
 from lowloss.report.looks import GREY, PALETTE, look
 from lowloss.report.pictures import Picture, Shown, Table, panels, save
-from lowloss.study import Artifact, Study
+from lowloss.study import Source, Study
 
 
-def dimensions(artifacts: Sequence[Artifact]) -> pd.DataFrame:
+def dimensions(artifacts: Sequence[Source]) -> pd.DataFrame:
     """A row a place: the threshold, which is the median over the repeats of the smallest dimension from which on all
     cuts succeeded, and its interval, from the smallest dimension that may be it in any repeat to the largest; found:
     in how many repeats there is one. Where it was asked for, eigenvalues: how many of the Hessian's at the place are
@@ -35,10 +36,10 @@ def dimensions(artifacts: Sequence[Artifact]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw_dimensions(artifacts: list[Artifact], folder: Path) -> Picture:
-    """What cuts of each dimension reach, and the thresholds by place."""
+def dimensions_figure(artifacts: Sequence[Source], figure: Figure | None = None) -> tuple[Figure, str]:
+    """What cuts of each dimension reach, and the thresholds by place; and the caption."""
     table, notes = dimensions(artifacts), artifacts[0].notes()
-    figure, ((left, right),) = panels(10.5, 3.8, 1, 2)
+    figure, ((left, right),) = panels(10.5, 3.8, 1, 2, figure)
     names = {one: _name(*one) for one in zip(table["place"], table["which"], strict=True)}
     own_look = {name: look(place) for place, name in enumerate(names.values())}
     shown = set[str]()
@@ -68,13 +69,12 @@ def draw_dimensions(artifacts: list[Artifact], folder: Path) -> Picture:
         told = f"Crosses are the other reading, how many eigenvalues of the Hessian there are {label[12:]}; "
     right.set(xticks=places, xlim=(-0.5, len(table) - 0.5), ylim=(0, None), title="Threshold dimension")
     right.set_xticklabels(list(names.values()), rotation=30, ha="right", fontsize=8)
-    caption = (
+    return figure, (
         f"Descent in random hyperplanes through a place; a cut succeeds where its {split} {metric} is at most "
         f"{tables.quantity(notes['threshold'], unit, 3)}. The threshold is the smallest dimension from which on all "
         "succeed, the median over the repeats; bars reach over all dimensions that may be it. "
         f"{told}compare fig. 4 of Fort & Jastrzebski 2019."
     )
-    return save(figure, folder, "dimensions", "Random cuts", caption)
 
 
 def _name(place: str, which: float) -> str:
@@ -93,7 +93,8 @@ def found(study: Study) -> Iterator[str]:
 
 def draw(study: Study, folder: Path) -> Iterator[Picture]:
     if artifacts := study.complete("dimensions"):
-        yield draw_dimensions(artifacts, folder)
+        figure, caption = dimensions_figure(artifacts)
+        yield save(figure, folder, "dimensions", "Random cuts", caption)
 
 
 def shown_tables(study: Study) -> Iterator[Table]:

@@ -5,16 +5,17 @@ Shapes: T points of a path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from lowloss.report import tables
 from lowloss.report.looks import PALETTE, look
 from lowloss.report.pictures import Picture, panels, save
-from lowloss.study import Artifact, Study
+from lowloss.study import Artifact, Source, Study
 
 STYLES = {"": "-", "-by-loss": ":", "-fitted": "-."}
 """Of the ways in which a curve's logits are taken: as they are, rescaled by the loss, and by fitted factors."""
@@ -26,13 +27,17 @@ Loaded = tuple[dict[str, Any], dict[str, Any]]
 def draw_curves(study: Study, artifacts: list[Artifact], folder: Path) -> Iterator[Picture]:
     """The figures of each pair of minima between which there are ensembles of curves' points."""
     pairs: dict[tuple[int, int], list[Loaded]] = {}
-    for loaded in map(_loaded, artifacts):
+    for loaded in map(loaded_arrays, artifacts):
         start, end = sorted((loaded[1]["start"], loaded[1]["end"]))
         pairs.setdefault((start, end), []).append(loaded)
     for pair, found in pairs.items():
-        paths = [_loaded(one) for one in study.complete("paths") if one.name.startswith("{:04d}-{:04d}-".format(*pair))]
+        paths = [
+            loaded_arrays(one) for one in study.complete("paths") if one.name.startswith("{:04d}-{:04d}-".format(*pair))
+        ]
         yield _along(pair, [path for path in paths if path[1]["finder"] != "line"], found, folder)
-        yield _pairs(pair, found, folder)
+        figure, caption = pairs_figure(found)
+        name, title = "pairs-{:04d}-{:04d}".format(*pair), f"Two networks along the curves {pair[0]}–{pair[1]}"
+        yield save(figure, folder, name, title, caption)
 
 
 def _along(pair: tuple[int, int], paths: list[Loaded], ensembles: list[Loaded], folder: Path) -> Picture:
@@ -59,7 +64,8 @@ def _along(pair: tuple[int, int], paths: list[Loaded], ensembles: list[Loaded], 
         (top[0], top[1], bottom[0], bottom[1]), (labels[0], losses[0], labels[1], losses[1]), strict=True
     ):
         axis.set(xlabel="t", ylabel=label, xlim=(0, 1))
-        axis.legend(fontsize=7)
+        if axis.lines:  # there may be no path but the line
+            axis.legend(fontsize=7)
     top[1].set_title("with the L2 term")
     caption = (
         "As fig. 2 of Garipov et al. 2018. Horizontal lines: all points of a curve's ensemble together. Bottom right: "
@@ -68,10 +74,10 @@ def _along(pair: tuple[int, int], paths: list[Loaded], ensembles: list[Loaded], 
     return save(figure, folder, "curve-{:04d}-{:04d}".format(*pair), f"Along the curves {pair[0]}–{pair[1]}", caption)
 
 
-def _pairs(pair: tuple[int, int], ensembles: list[Loaded], folder: Path) -> Picture:
-    """Fig. 4: the first end and a point together, by t."""
+def pairs_figure(ensembles: Sequence[Loaded], figure: Figure | None = None) -> tuple[Figure, str]:
+    """Fig. 4: the first end and a point together, by t; and the caption. The ensembles are between the same minima."""
     metric, unit = list(ensembles[0][1]["units"].items())[-1]
-    figure, ((axis,),) = panels(6, 3.8)
+    figure, ((axis,),) = panels(6, 3.8, figure=figure)
     for tensors, notes in ensembles:
         style = "--" if notes["path"] == "random" else "-"
         values_T = tables.scale(unit) * tensors[f"{notes['method']}.pair_{metric}"]
@@ -81,15 +87,13 @@ def _pairs(pair: tuple[int, int], ensembles: list[Loaded], folder: Path) -> Pict
         xlabel="t", ylabel=tables.label("test", metric, unit), xlim=(0, 1), title="The end and the point at t together"
     )
     axis.legend()
-    caption = (
+    return figure, (
         "As fig. 4 of Garipov et al. 2018: two networks, the first end and a point of the curve, the segment, or a "
         "random segment of its length."
     )
-    name = "pairs-{:04d}-{:04d}".format(*pair)
-    return save(figure, folder, name, f"Two networks along the curves {pair[0]}–{pair[1]}", caption)
 
 
-def _loaded(artifact: Artifact) -> Loaded:
+def loaded_arrays(artifact: Source) -> Loaded:
     tensors, notes = artifact.load()
     return {name: tensor.numpy() for name, tensor in tensors.items() if name not in ("theta", "bends")}, notes
 
@@ -102,7 +106,7 @@ def _ways(notes: Mapping[str, Any]) -> list[tuple[str, str]]:
 def draw_walks(artifacts: list[Artifact], folder: Path) -> Iterator[Picture]:
     """Fig. 5: rate, the members' errors and their distances from the start, by iteration of the first walk."""
     for artifact in artifacts:
-        tensors, notes = _loaded(artifact)
+        tensors, notes = loaded_arrays(artifact)
         if "from_start" not in tensors:
             continue
         metric, unit = list(notes["units"].items())[-1]

@@ -78,6 +78,11 @@ class Record:
     figures: list[Path]
     damaged: list[str]
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is anything to compare."""
+        return any((self.points, self.paths, self.ensembles, self.planes, self.undone))
+
 
 def find_studies(folders: Iterable[Path]) -> list[Path]:
     """The study folders at or under these folders, links followed, each once, with results or begun.
@@ -339,8 +344,8 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
             advance(done, "")
     for line in (*lost, *(line for record in records for line in record.damaged)):
         _leave_out(line)
-    if not records:
-        raise LowlossError("no study there can be read: name other folders")
+    if all(record.damaged and not record.holds for record in records):
+        raise LowlossError("no study there can be read: `lowloss verify STUDY` tells what to do, or name other folders")
     common = common_folder([record.root for record in records])
     flats = [flat(record.config) for record in records]
     fixed = ("study", "parameters", "minima", "data.root", "model._target_", "data._target_")

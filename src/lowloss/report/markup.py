@@ -41,6 +41,9 @@ def to_json(value: Any, exact: bool = False) -> str:
         return json.dumps(value)
     if isinstance(value, dict):
         return "{" + ",".join([f"{json.dumps(str(key))}:{to_json(one, exact)}" for key, one in value.items()]) + "}"
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim == 1 and np.isfinite(value).all():
+        form = repr if exact and value.dtype != np.float32 else "{:.5g}".format  # most of a page, so all at once
+        return "[" + ",".join(map(form, value.tolist())) + "]"
     if isinstance(value, (list, tuple, np.ndarray)):
         return "[" + ",".join([to_json(one, exact) for one in value]) + "]"
     if isinstance(value, (float, np.floating)):

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lowloss.report import tables
 from lowloss.report.looks import look
 from lowloss.report.pictures import Picture, Shown, Table, panels, save
-from lowloss.study import Artifact, Study
+from lowloss.study import Source, Study
 
 EXTREMES = ("gradient", "negative", "vanishing", "flatness", "plateau_change")
 
@@ -40,13 +41,14 @@ def permutations(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw_permutations(artifact: Artifact, folder: Path) -> Picture:
-    """The loss by the distance of the two neurons, as in figs 1 and 3 of Brea et al. 2019, and the metric along t."""
+def permutations_figure(artifact: Source, figure: Figure | None = None) -> tuple[Figure, str]:
+    """The loss by the distance of the two neurons, as in figs 1 and 3 of Brea et al. 2019, and the metric along t; and
+    the caption."""
     notes = artifact.notes()
     last, unit = [*notes["units"].items()][-1]
     metric = f"train_{last}"
     along = artifact.table("along.csv", ["l", "m", "t", "distance", "loss", metric])
-    figure, ((left, right),) = panels(10, 3.6, 1, 2)
+    figure, ((left, right),) = panels(10, 3.6, 1, 2, figure)
     for place, ((first, second), way) in enumerate(along.astype({"l": int, "m": int}).groupby(["l", "m"])):
         half = way[(way["t"] <= 0.25) & (way["distance"] > 0)]
         left.plot(half["distance"], half["loss"], linewidth=1.4, label=f"{first} and {second}", **look(place).line)
@@ -57,8 +59,7 @@ def draw_permutations(artifact: Artifact, folder: Path) -> Picture:
     if along.groupby(["l", "m"]).ngroups <= 10:
         left.legend(fontsize=7)
     shares = ", ".join(f"{100 * share:.0f} % {name}" for name, share in notes["shares"].items())
-    told = f"To the permutation point (right: at t = 1/2) and back with the two exchanged. Ways: {shares}."
-    return save(figure, folder, f"permutations-{artifact.name}", f"Permutations from minimum {notes['minimum']}", told)
+    return figure, f"To the permutation point (right: at t = 1/2) and back with the two exchanged. Ways: {shares}."
 
 
 def found(study: Study) -> Iterator[str]:
@@ -73,7 +74,9 @@ def found(study: Study) -> Iterator[str]:
 
 def draw(study: Study, folder: Path) -> Iterator[Picture]:
     for artifact in study.complete("permutations"):
-        yield draw_permutations(artifact, folder)
+        figure, caption = permutations_figure(artifact)
+        title = f"Permutations from minimum {artifact.notes()['minimum']}"
+        yield save(figure, folder, f"permutations-{artifact.name}", title, caption)
 
 
 def shown_tables(study: Study) -> Iterator[Table]:

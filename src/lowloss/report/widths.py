@@ -5,15 +5,16 @@ Shapes: K directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lowloss.report.looks import look
 from lowloss.report.pictures import Picture, Shown, Table, panels, save
-from lowloss.study import Artifact, Study
+from lowloss.study import Source, Study
 
 
 def widths(study: Study) -> pd.DataFrame:
@@ -23,9 +24,9 @@ def widths(study: Study) -> pd.DataFrame:
     return pd.DataFrame([{key: value for key, value in row.items() if key != "units"} for row in notes])
 
 
-def draw_widths(artifacts: list[Artifact], folder: Path) -> Picture:
-    """The distribution of the angle over directions, a curve a minimum."""
-    figure, ((left, right),) = panels(9.5, 3.6, 1, 2)
+def widths_figure(artifacts: Sequence[Source], figure: Figure | None = None) -> tuple[Figure, str]:
+    """The distribution of the angle over directions, a curve a minimum; and the caption."""
+    figure, ((left, right),) = panels(9.5, 3.6, 1, 2, figure)
     for artifact in artifacts:
         columns = artifact.table("directions.csv", ["angle", "distance"])
         k = artifact.notes()["minimum"]
@@ -36,11 +37,10 @@ def draw_widths(artifacts: list[Artifact], folder: Path) -> Picture:
     if len(artifacts) <= 10:
         left.legend(fontsize=8)
     notes = artifacts[0].notes()
-    caption = (
+    return figure, (
         f"How far one moves from a minimum along {notes['directions']} random directions until the train loss passes "
         f"{notes['threshold']:.3g} (of minimum {notes['minimum']}), as fig. 5 of Fort & Jastrzebski 2019."
     )
-    return save(figure, folder, "widths", "Width of the minima", caption)
 
 
 def found(study: Study) -> Iterator[str]:
@@ -53,7 +53,8 @@ def found(study: Study) -> Iterator[str]:
 
 def draw(study: Study, folder: Path) -> Iterator[Picture]:
     if artifacts := study.complete("widths"):
-        yield draw_widths(artifacts, folder)
+        figure, caption = widths_figure(artifacts)
+        yield save(figure, folder, "widths", "Width of the minima", caption)
 
 
 def shown_tables(study: Study) -> Iterator[Table]:

@@ -126,7 +126,7 @@ class OneResult:
     def draw_all(cls, found: Sequence[Any], figure: Figure) -> None:
         """Draw all of these in one figure. Raises LowlossError for kinds of which there is no such figure."""
         if cls.draw is OneResult.draw:
-            raise LowlossError(f"there is no figure of {found[0].kind} here: the study's report has theirs")
+            raise LowlossError(f"there is no figure of {found[0].kind}: their `frame` has the numbers")
         if len(found) > 1:
             raise LowlossError(f"a figure shows one of {found[0].kind}: plot {found[0].name} or another")
         found[0].draw(figure)
@@ -277,7 +277,6 @@ class Results(Sequence[T], Generic[T]):
         return plotted(partial(type(self[0]).draw_all, found), figure)
 
     def __repr__(self) -> str:
-        shown = ", ".join([*self.names[:6], *(["…"] if len(self) > 6 else [])])
         shown = ", ".join([*self.names[:6], *(["…"] if len(self) > 6 else [])])
         return f"{counted(len(self), self.kind)}: {shown}".rstrip(": ")
 

@@ -5,6 +5,9 @@ Shapes: R × C a plane's grid (axis-0 is x, axis-1 is y), N its points, E epochs
 
 from __future__ import annotations
 
+import json
+import struct
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 from xml.etree import ElementTree as Xml
 
 import numpy as np
+from matplotlib.animation import FFMpegWriter, PillowWriter
 
 from lowloss import files
 from lowloss.errors import LowlossError, nearest
@@ -32,7 +36,7 @@ Drawn = Iterator[Path]
 
 
 def export(study: str | Path, formats: Sequence[str], folder: str | Path | None = None) -> list[Path]:
-    """Write a study's results as files of these formats: h5, vtp, stl, pdf, svg, gif.
+    """Write a study's results as files of these formats: h5, vtp, stl, glb, pdf, svg, gif, mp4.
 
     Args:
         study: its folder.
@@ -45,6 +49,8 @@ def export(study: str | Path, formats: Sequence[str], folder: str | Path | None 
             raise LowlossError(f"there is no format {form}{nearest(form, FORMATS)}: choose of {', '.join(FORMATS)}")
     if "h5" in formats and find_spec("h5py") is None:
         raise LowlossError("h5 needs h5py: pip install 'lowloss[export]'")
+    if "mp4" in formats and not FFMpegWriter.isAvailable():
+        raise LowlossError("mp4 needs the program ffmpeg: install it (apt install ffmpeg, say), or export gif")
     loaded, made = load(study), list[Path]()
     folder = loaded.root / "export" if folder is None else Path(folder).expanduser()
     for form in formats:
@@ -147,15 +153,22 @@ def _array(parent: Any, name: str, values: Any) -> None:
     element.text = " ".join(map(repr, values.ravel().tolist()))
 
 
+def _body(scan: ScanResult) -> tuple[Any, Any]:
+    """The points (N, 3) of a plane's surface from 0 on, in units of its longer side, and its triangles (·, 3), two a
+    cell."""
+    points_N3, cells = _surface(scan)
+    low_3, extent_3 = points_N3.min(0), np.ptp(points_N3, axis=0)
+    side = extent_3[:2].max()
+    points_N3 = (points_N3 - low_3) / np.array([side, side, max(extent_3[2], 1e-12) / HEIGHT])
+    return points_N3, np.concatenate([cells[:, [0, 1, 2]], cells[:, [0, 2, 3]]])
+
+
 def _to_stl(study: StudyResults, folder: Path) -> Drawn:
-    """A surface a plane as binary STL, in units of its longer side; each cell is two triangles."""
+    """A surface a plane as binary STL."""
     record = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
     for scan in _planes(study):
-        points_N3, cells = _surface(scan)
-        low_3, extent_3 = points_N3.min(0), np.ptp(points_N3, axis=0)
-        side = extent_3[:2].max()
-        points_N3 = (points_N3 - low_3) / np.array([side, side, max(extent_3[2], 1e-12) / HEIGHT])
-        corners = points_N3[np.concatenate([cells[:, [0, 1, 2]], cells[:, [0, 2, 3]]])]
+        points_N3, places = _body(scan)
+        corners = points_N3[places]
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         triangles = np.zeros(len(corners), record)
         triangles["corners"], triangles["normal"] = corners, normals / np.linalg.norm(normals, axis=1, keepdims=True)
@@ -163,6 +176,40 @@ def _to_stl(study: StudyResults, folder: Path) -> Drawn:
         with files.replacing(folder / f"{scan.name}.stl") as temporary:
             temporary.write_bytes(head + np.uint32(len(triangles)).astype("<u4").tobytes() + triangles.tobytes())
         yield folder / f"{scan.name}.stl"
+
+
+def _to_glb(study: StudyResults, folder: Path) -> Drawn:
+    """A surface a plane as binary glTF 2.0, upright along y, its points in the colours of their heights."""
+    from matplotlib import colormaps
+
+    for scan in _planes(study):
+        points_N3, places = _body(scan)
+        colours_N3 = colormaps["viridis"](points_N3[:, 2] / HEIGHT)[:, :3] ** 2.2  # glTF's are linear
+        parts = [points_N3[:, [0, 2, 1]] * (1, 1, -1), colours_N3, places.ravel()]
+        held = [part.astype("<f4" if part.ndim > 1 else "<u4") for part in parts]
+        views, accessors, at = list[Any](), list[Any](), 0
+        for part in held:
+            kind = (
+                {"componentType": 5126, "type": "VEC3"} if part.ndim > 1 else {"componentType": 5125, "type": "SCALAR"}
+            )
+            views.append({"buffer": 0, "byteOffset": at, "byteLength": part.nbytes})
+            accessors.append({"bufferView": len(accessors), "count": len(part), **kind})
+            at += part.nbytes
+        accessors[0] |= {"min": held[0].min(0).tolist(), "max": held[0].max(0).tolist()}
+        surface = {"attributes": {"POSITION": 0, "COLOR_0": 1}, "indices": 2, "material": 0}
+        matt = {"doubleSided": True, "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 0.9}}
+        scene = {
+            "asset": {"version": "2.0", "generator": "lowloss"}, "scene": 0, "scenes": [{"nodes": [0]}],
+            "nodes": [{"mesh": 0, "name": scan.name}], "meshes": [{"primitives": [surface]}], "materials": [matt],
+            "buffers": [{"byteLength": at}], "bufferViews": views, "accessors": accessors,
+        }  # fmt: skip
+        text = json.dumps(scene).encode()
+        text += b" " * (-len(text) % 4)
+        body = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", at, b"BIN\0")
+        body += b"".join(part.tobytes() for part in held)
+        with files.replacing(folder / f"{scan.name}.glb") as temporary:
+            temporary.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body)
+        yield folder / f"{scan.name}.glb"
 
 
 def _figures(form: str) -> Callable[[StudyResults, Path], Drawn]:
@@ -177,46 +224,49 @@ def _figures(form: str) -> Callable[[StudyResults, Path], Drawn]:
     return write
 
 
-def _to_gif(study: StudyResults, folder: Path) -> Drawn:
-    """Each trajectory on its plane, growing by epochs."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
+def _animation(form: str, writer: Callable[..., Any]) -> Callable[[StudyResults, Path], Drawn]:
+    """Draws each trajectory on its plane, growing by epochs, with a writer of matplotlib."""
 
-    from lowloss.report.paths import shown_metrics
-    from lowloss.report.pictures import STYLE, panels
-    from lowloss.report.scans import contours
+    def write(study: StudyResults, folder: Path) -> Drawn:
+        import matplotlib as mpl
 
-    for scan in _planes(study):
-        grid = scan.arrays
-        if "trajectory_projected" not in grid:
-            continue
-        at_E2, epochs_E = grid["trajectory_projected"], grid["trajectory_epochs"]
-        with mpl.rc_context(STYLE):
-            figure, ((axis,),) = panels(5.5, 4.4)
-            canvas = FigureCanvasAgg(figure)
-            label = shown_metrics(scan.notes["units"])[0][1]
-            contours(figure, axis, grid, grid["train_loss"], label, logarithmic=True)
-            (line,) = axis.plot([], [], ".-", color="white", markeredgecolor="#d1495b", linewidth=1.2)
+        from lowloss.report.paths import shown_metrics
+        from lowloss.report.pictures import STYLE, panels
+        from lowloss.report.scans import contours
+
+        for scan in _planes(study):
+            grid = scan.arrays
+            if "trajectory_projected" not in grid:
+                continue
+            at_E2, epochs_E = grid["trajectory_projected"], grid["trajectory_epochs"]
             shown = np.unique(np.linspace(1, len(at_E2), min(len(at_E2), FRAMES)).round().astype(int))
-            frames = []
-            for count in shown:
-                line.set_data(*at_E2[:count].T)
-                axis.set_title(f"epoch {epochs_E[count - 1]:g}")
-                canvas.draw()
-                frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
-        with files.replacing(folder / f"{scan.name}.gif") as temporary:
-            options: dict[str, Any] = {"duration": 1000 * LASTING / len(frames), "loop": 0, "save_all": True}
-            frames[0].save(temporary, format="GIF", append_images=frames[1:], **options)
-        yield folder / f"{scan.name}.gif"
+            name, frames = f"{scan.name}.{form}", writer(fps=len(shown) / LASTING)
+            # The writers go by the end of a file's name.
+            with tempfile.TemporaryDirectory() as made, mpl.rc_context(STYLE):
+                figure, ((axis,),) = panels(5.5, 4.4)
+                label = shown_metrics(scan.notes["units"])[0][1]
+                contours(figure, axis, grid, grid["train_loss"], label, logarithmic=True)
+                (line,) = axis.plot([], [], ".-", color="white", markeredgecolor="#d1495b", linewidth=1.2)
+                with frames.saving(figure, str(Path(made, name)), dpi=100):
+                    for count in shown:
+                        line.set_data(*at_E2[:count].T)
+                        axis.set_title(f"epoch {epochs_E[count - 1]:g}")
+                        frames.grab_frame()
+                with files.replacing(folder / name) as temporary:
+                    temporary.write_bytes(Path(made, name).read_bytes())
+            yield folder / name
+
+    return write
 
 
 FORMATS: dict[str, tuple[Callable[[StudyResults, Path], Drawn], str]] = {
     "h5": (_to_h5, "make lines or planes, say with scan=[plane] stages=[scan]"),
     "vtp": (_to_vtp, "make a plane, say with scan=[plane] stages=[scan]"),
     "stl": (_to_stl, "make a plane, say with scan=[plane] stages=[scan]"),
+    "glb": (_to_glb, "make a plane, say with scan=[plane] stages=[scan]"),
     "pdf": (_figures("pdf"), "make its report, with stages=[report]"),
     "svg": (_figures("svg"), "make its report, with stages=[report]"),
-    "gif": (_to_gif, "make a trajectory's plane, with minima.collect=every scan=[trajectory]"),
+    "gif": (_animation("gif", PillowWriter), "make a trajectory's plane, with minima.collect=every scan=[trajectory]"),
+    "mp4": (_animation("mp4", FFMpegWriter), "make a trajectory's plane, with minima.collect=every scan=[trajectory]"),
 }
 """How each format is written, and what makes something to write."""

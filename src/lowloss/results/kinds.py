@@ -150,11 +150,15 @@ class EnsembleResult(OneResult):
     @classmethod
     def draw_all(cls, found: Sequence[EnsembleResult], figure: Figure) -> None:
         from lowloss.report.ensembles import ensembles_figure
+        from lowloss.report.ensembles_along import loaded_arrays, pairs_figure
 
-        shown = [one.source for one in found if "ways" not in one.notes]
-        if not shown:
-            raise LowlossError("ensembles along a curve have no figure here: the study's report has theirs")
-        ensembles_figure(shown, figure)
+        if shown := [one.source for one in found if "ways" not in one.notes]:
+            ensembles_figure(shown, figure)
+            return
+        along = [loaded_arrays(one.source) for one in found]
+        if len({frozenset((notes["start"], notes["end"])) for _, notes in along}) > 1:
+            raise LowlossError(f"a figure shows the curves between two minima: plot {found[0].name} or another")
+        pairs_figure(along, figure)
 
 
 class SpectrumResult(OneResult):
@@ -166,6 +170,52 @@ class SpectrumResult(OneResult):
         from lowloss.report.spectra import spectrum_figure
 
         spectrum_figure(self.source, figure)
+
+
+class ConnectorResult(OneResult):
+    """A connector of several minima: losses over it and over the linear simplex."""
+
+    told = ("m", "corners_train_loss", "barrier_surface_train_loss", "barrier_linear_train_loss")
+
+    def draw(self, figure: Figure) -> None:
+        from lowloss.report.connectors import connector_figure
+
+        connector_figure(self.source, figure)
+
+
+class PermutationResult(OneResult):
+    """The ways on which neurons of a layer are exchanged; its frame has a row a point on them."""
+
+    main = "along.csv"
+
+    def draw(self, figure: Figure) -> None:
+        from lowloss.report.permutations import permutations_figure
+
+        permutations_figure(self.source, figure)
+
+
+class WidthResult(OneResult):
+    """How far a minimum reaches; its frame has a row a random direction: angle in radians, and distance."""
+
+    main = "directions.csv"
+
+    @classmethod
+    def draw_all(cls, found: Sequence[WidthResult], figure: Figure) -> None:
+        from lowloss.report.widths import widths_figure
+
+        widths_figure([one.source for one in found], figure)
+
+
+class DimensionResult(OneResult):
+    """Random cuts through a place; its frame has a row a cut: its dimension, and what descent in it reached."""
+
+    main = "runs.csv"
+
+    @classmethod
+    def draw_all(cls, found: Sequence[DimensionResult], figure: Figure) -> None:
+        from lowloss.report.dimensions import dimensions_figure
+
+        dimensions_figure([one.source for one in found], figure)
 
 
 class Minima(Results[MinimumResult]):
@@ -184,5 +234,9 @@ KINDS: Mapping[str, type[OneResult]] = {
     "scans": ScanResult,
     "ensembles": EnsembleResult,
     "spectra": SpectrumResult,
+    "connectors": ConnectorResult,
+    "permutations": PermutationResult,
+    "widths": WidthResult,
+    "dimensions": DimensionResult,
 }
 """What the results of a kind are; those of others have no more than every result has."""
