@@ -9,6 +9,7 @@ from torch import nn
 from lowloss.data import Data, Regression
 from lowloss.errors import LowlossError
 from lowloss.landscape import NetworkLandscape, Tied
+from lowloss.landscape.students import Students
 from lowloss.model import MLP
 from lowloss.symmetry import derive_symmetries
 from lowloss.symmetry.neurons import Neurons, halfway
@@ -70,6 +71,37 @@ def test_permutation_points_are_critical_and_their_plateaus_flat(contracted):
         assert (found["gradient_otherwise"] >= 20 * found["gradient_in_proportion"]).all()
 
 
+def test_rows_of_several_teachers_are_those_of_each_alone(caplog):
+    landscape, theta_P, neurons = student(2)
+    theta_KP = torch.stack([theta_P, theta_P.flip(0), theta_P])
+    pairs, contraction = [[0, 1], [1, 2], [0, 2]], Contraction(2, 0.1, 6, 1e-8, order=2)
+    together = contract(landscape, theta_KP, neurons, pairs, contraction)
+    for r in range(3):
+        alone = contract(landscape, theta_KP[r], neurons, pairs[r : r + 1], contraction)
+        assert together.keys() == alone.keys()
+        for name in ("bends", "loss", "gradient_norm", "order_loss"):
+            assert torch.allclose(together[name][r], alone[name][0], rtol=1e-7, atol=1e-12), name
+    # The losses of all at once are those of each row's own landscape, and so they are where they go one by one.
+    rows = [taught(landscape, theta_P) for theta_P in theta_KP]
+    at_RP = theta_KP.double() * torch.tensor([[1.1], [0.9], [1.2]], dtype=torch.float64)
+    wanted = torch.cat([row.evaluate(at_1P)["loss"] for row, at_1P in zip(rows, at_RP[:, None], strict=True)])
+    assert wanted.min() > 1e-3
+    students = Students(rows)
+    assert torch.allclose(students.losses(at_RP, students.whole()), wanted, rtol=1e-12)
+    assert torch.equal(students.evaluate(at_RP)["loss"], wanted)
+    assert not caplog.text
+
+    class Decides(nn.Softplus):
+        def forward(self, x):
+            return super().forward(x) if float(x.sum()) < torch.inf else x
+
+    for row in rows:
+        row.loop.module[1] = Decides()
+    slow = Students(rows)
+    assert torch.allclose(slow.losses(at_RP, slow.whole()), wanted, rtol=1e-12)
+    assert "runs one student after the other" in caplog.text
+
+
 def test_descent_finds_the_minimum_of_a_quadratic():
     generator = torch.Generator().manual_seed(0)
     factor = torch.randn(6, 6, generator=generator, dtype=torch.float64)
@@ -85,7 +117,11 @@ def test_descent_finds_the_minimum_of_a_quadratic():
     assert torch.allclose(z_RP, centre.expand(3, -1), atol=1e-8)
     assert (norms_R <= 1e-10).all()
     assert (losses_R <= 1e-18).all()
-    # A row is the same whatever descends beside it, to rounding, and one that has converged stays.
+    # A row is the same whatever descends beside it, and one that has converged stays.
+    beside_RP = torch.stack([start_RP[1], 1e6 * start_RP[0]])
+    assert torch.allclose(
+        descend(Bowl(), beside_RP, None, 9, 1e-10)[0][0], descend(Bowl(), start_RP, None, 9, 1e-10)[0][1]
+    )
     assert torch.equal(descend(Bowl(), z_RP, None, 200, 1e-9)[0], z_RP)
 
 

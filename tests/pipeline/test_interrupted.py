@@ -80,7 +80,7 @@ OTHER_KILLS = {
     "width-between-directions": ("width", "widths/0000", "*/points-000064.safetensors", 1),
     "dimension-after-descent": ("dimension", "dimensions/initial-00", "*/round-0/points-000000.safetensors", 1),
     "curvature-between-points": ("curvature", "spectra/0000-0001-line", "*/points-000004.safetensors", 1),
-    "permutation-in-the-second-order": ("permutation", "permutations/0000-last", "*/order-2-0001.safetensors", 1),
+    "permutation-in-the-second-order": ("permutation", "permutations", "*/order-2-0001.safetensors", 1),
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import combinations
+from itertools import chain, combinations
 from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ DESCENT = ("steps", "to", "iterations", "gradient_norm", "order")
 
 
 class PermutationJob(OfMinimum):
-    """All wanted pairs of a minimum, as rows at once.
+    """All wanted pairs of a minimum, as rows beside those of other minima.
 
     Tensors: bends (R, B, P), from the minimum to the permutation points; t, loss and distance (R, B) there, and the
     train split's exact metrics of the study's own task; what `contract` tells of the points.
@@ -30,11 +31,14 @@ class PermutationJob(OfMinimum):
     orders.csv: a row a pair and order, where there are several.
     """
 
-    kind, stage, keys = "permutations", "permutation", ("permutation",)
+    kind, stage, keys, rows = "permutations", "permutation", ("permutation",), True
 
     def __init__(self, bench: Bench, k: int) -> None:
         super().__init__(bench, k)
         self.name += f"-{bench.config['permutation']['layer'] or 'last'}"
+
+    def renamed(self, name: str) -> PermutationJob:
+        return PermutationJob(self.bench, int(name.partition("-")[0]))
 
     @cached_property
     def neurons(self) -> Neurons:
@@ -55,23 +59,41 @@ class PermutationJob(OfMinimum):
         steps, points = settings["steps"] + 1, pairs * (settings["steps"] + 1 + LAST)
         return Cost(settings["order"] * pairs * steps * settings["iterations"], points, 2 * points, "at most")
 
-    def make(self, work: Path) -> Result:
+    @classmethod
+    def make_all(cls, jobs: Sequence[Job], work: Path) -> list[Result]:
+        from lowloss.training.permutation import Contraction, contract
+
+        own = [job for job in jobs if isinstance(job, PermutationJob)]
+        bench, neurons, settings = own[0].bench, own[0].neurons, own[0].bench.config["permutation"]
+        minima_KP = points(bench, [job.k for job in own])
+        pairs = [job.pairs(theta_P) for job, theta_P in zip(own, minima_KP, strict=True)]
+        counts = [len(some) for some in pairs]
+        contraction = Contraction(*(settings[name] for name in DESCENT))
+        title = f"permutations of {neurons.layer}, {sum(counts)} of {len(own)} minima"
+        theta_RP = minima_KP.repeat_interleave(torch.tensor(counts), dim=0)
+        given = theta_RP, neurons, [*chain(*pairs)], contraction, settings["teacher"]
+        found = bench.everywhere(contract, *given, folder=work, title=title)
+        bends_RBP = found["bends"]
+        table = bench.table(bends_RBP.flatten(0, 1).to(theta_RP.dtype), f"{title}, along", work / "along")
+        found |= {n: c.view(bends_RBP.shape[:2]) for n, c in table.items() if c.dim() == 1}
+        parts = {name: column.split(counts) for name, column in found.items()}
+        names = [name for name, column in table.items() if column.dim() == 1]
+        return [
+            job._result(some, {name: parts[name][i] for name in found}, names)
+            for i, (job, some) in enumerate(zip(own, pairs, strict=True))
+        ]
+
+    def _result(self, pairs: Sequence[Sequence[int]], found: dict[str, torch.Tensor], metrics: Sequence[str]) -> Result:
+        """What is kept of its rows; `metrics` are the study's own task's."""
         from lowloss.symmetry.neurons import halfway
         from lowloss.symmetry.permutation import shape
-        from lowloss.training.permutation import LAST, Contraction, contract
+        from lowloss.training.permutation import LAST
 
-        bench, settings = self.bench, self.bench.config["permutation"]
-        (theta_P,) = points(bench, [self.k])
-        pairs, contraction = self.pairs(theta_P), Contraction(*(settings[name] for name in DESCENT))
-        title = f"permutations of {self.neurons.layer} from minimum {self.k}"
-        given = theta_P, self.neurons, pairs, contraction, settings["teacher"]
-        found = bench.everywhere(contract, *given, folder=work, title=title)
+        settings = self.bench.config["permutation"]
         t_RB = halfway(found["distance"], LAST)
-        table = bench.table(found["bends"].flatten(0, 1).to(theta_P.dtype), f"{title}, along", work / "along")
-        own = {name: column.view(t_RB.shape) for name, column in table.items() if column.dim() == 1}
         loss_RB, along = found["loss"], []
         for r, (first, second) in enumerate(pairs):
-            columns = {"distance": found["distance"][r], "loss": loss_RB[r], **{n: c[r] for n, c in own.items()}}
+            columns = {"distance": found["distance"][r], "loss": loss_RB[r], **{n: found[n][r] for n in metrics}}
             whole = {name: torch.cat([column, column.flip(0)[1:]]).numpy() for name, column in columns.items()}
             t_T = torch.cat([t_RB[r], 1 - t_RB[r].flip(0)[1:]])
             along.append(pd.DataFrame({"l": first, "m": second, "t": t_T.numpy(), **whole}))
@@ -82,7 +104,7 @@ class PermutationJob(OfMinimum):
         rows |= {"class": [shape(losses) for losses in steps_RS.tolist()], "loss": loss_RB[:, -1], "highest": highest_R}
         rows |= {"highest_t": t_RB.gather(1, top_R[:, None])[:, 0], "barrier": highest_R - loss_RB[:, 0]}
         rows["gradient"] = found["gradient"]
-        rows["converged"] = (found["gradient_norm"] <= contraction.gradient_norm).double().mean(1)
+        rows["converged"] = (found["gradient_norm"] <= settings["gradient_norm"]).double().mean(1)
         names = ("flatness", "plateau_change", "gradient_in_proportion", "gradient_otherwise", "negative", "vanishing")
         table_R = pd.DataFrame(rows | {name: found[name] for name in names if name in found})
         shares = table_R["class"].value_counts(normalize=True).to_dict()
@@ -94,7 +116,7 @@ class PermutationJob(OfMinimum):
         tables = {"along.csv": pd.concat(along), "points.csv": table_R}
         if settings["order"] > 1:
             tables["orders.csv"] = self._orders(found)
-        return Result({**found, "t": t_RB, **own}, notes, tables)
+        return Result({**found, "t": t_RB}, notes, tables)
 
     def _orders(self, found: dict[str, torch.Tensor]) -> pd.DataFrame:
         """Every pair's points of all orders; `wanted` are the K n_{k+1} dimensions of proposition 2."""

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -84,26 +85,28 @@ def _work(group: Sequence[Job]) -> Path:
 def _make(group: Sequence[Job]) -> None:
     began, first = time.monotonic(), group[0]
     first.bench.tell_logger()
-    for needed in first.needs():
-        if not needed.complete:
-            command = f"{needed.bench.command} stages=[{needed.stage}]"
-            raise LowlossError(f"{needed.artifact.folder} is missing: make it with `{command}`")
-    inputs = {needed.artifact.title: needed.artifact.digest for needed in first.needs()}
+    inputs: list[dict[str, str]] = []
+    for job in group:
+        for needed in job.needs():
+            if not needed.complete:
+                command = f"{needed.bench.command} stages=[{needed.stage}]"
+                raise LowlossError(f"{needed.artifact.folder} is missing: make it with `{command}`")
+        inputs.append({needed.artifact.title: needed.artifact.digest for needed in job.needs()})
     work = _work(group)
     from lowloss.training.devices import world
 
     processors = {"threads": torch.get_num_threads(), "devices": world()}
-    before = begin_work(work, first.settings(), {"inputs": inputs, **processors})
+    before = begin_work(work, first.settings(), {"inputs": dict(ChainMap(*inputs)), **processors})
     if first.rows and not (work / ROWS).exists():
         files.write_text(work / ROWS, json.dumps([job.name for job in group]))
     progress.at(*(job.artifact.title for job in group))
     with _as_begun(work, before, first.bench.several):
         results = first.make_all(group, work)
         seconds = (time.monotonic() - began) / len(group)
-        for job, result in zip(group, results, strict=True):
+        for job, result, needs in zip(group, results, inputs, strict=True):
             if not job.artifact.complete:
                 kept = replace(result, notes={**result.notes, "units": dict(job.bench.landscape.task.units)})
-                job.artifact.commit(job.settings(), kept, seconds, job.bench.landscape.arithmetic, inputs)
+                job.artifact.commit(job.settings(), kept, seconds, job.bench.landscape.arithmetic, needs)
 
 
 def tidy(folder: Path) -> None:
@@ -171,7 +174,7 @@ def _groups(left: Sequence[Job]) -> list[tuple[list[Job], bool]]:
                 groups.append(([first.renamed(name) for name in names], True))
                 rows = {name: job for name, job in rows.items() if name not in names}
     free = list(rows.values())
-    size = first.bench.config["minima"]["together"] or max(1, len(free))
+    size = first.bench.config["minima"].get("together") or max(1, len(free))
     return [*groups, *((free[i : i + size], False) for i in range(0, len(free), size))]
 
 

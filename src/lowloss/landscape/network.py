@@ -45,12 +45,14 @@ PRODUCT = 2500
 log = logging.getLogger("lowloss")
 
 
-class _Losses(torch.autograd.Function):
-    """Computes the gradients while it computes the losses, however the engine does that best."""
+class Losses(torch.autograd.Function):
+    """Computes the gradients while it computes the losses, however an engine's `losses` does that best."""
 
     @staticmethod
-    def forward(ctx: Any, theta_KP: Tensor, engine: Loop | Graph, batch: Batch) -> Tensor:
-        losses_K, gradients_KP = engine.losses(theta_KP, batch, gradients=ctx.needs_input_grad[0])
+    def forward(
+        ctx: Any, theta_KP: Tensor, losses: Callable[..., tuple[Tensor, Tensor | None]], batch: Batch
+    ) -> Tensor:
+        losses_K, gradients_KP = losses(theta_KP, batch, gradients=ctx.needs_input_grad[0])
         ctx.gradients_KP = gradients_KP
         ctx.save_for_backward(theta_KP)
         return losses_K
@@ -114,7 +116,8 @@ class NetworkLandscape:
         theta_KP = self._points(theta_KP)
         with _room("the batch size"):
             # A state that is handed on is the plain loop's affair.
-            result: Tensor = _Losses.apply(theta_KP, self.loop if batch.carry else self.engine, batch)
+            engine = self.loop if batch.carry else self.engine
+            result: Tensor = Losses.apply(theta_KP, engine.losses, batch)
         return result
 
     def product(self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None, statistics: Held = "held") -> Tensor:

@@ -37,62 +37,85 @@ def gradients(landscape: Landscape, theta_RP: Tensor, batch: Batch | None) -> tu
 
 
 def descend(
-    landscape: Landscape, z_RP: Tensor, batch: Batch | None, iterations: int, gradient_norm: float
+    landscape: Landscape,
+    z_RP: Tensor,
+    batch: Batch | None,
+    iterations: int,
+    gradient_norm: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Descend each row by itself by L-BFGS until its gradient is short, on the same samples at every step.
+
+    A row that has to halve its step does so while the others go on: one evaluation of all serves each.
+
+    Args:
+        iterations: steps of a row, at most.
 
     Returns:
         The rows, their losses (R,) and the norms of their gradients (R,).
     """
-    steps: list[tuple[Tensor, Tensor, Tensor]] = []
     losses_R, gradient_RP = gradients(landscape, z_RP, batch)
-    moving_R = torch.ones_like(losses_R, dtype=torch.bool)
-    for _ in range(iterations):
-        moving_R &= gradient_RP.norm(dim=1) > gradient_norm
+    memory = _Memory(z_RP, 1 / gradient_RP.norm(dim=1).clamp_min(1))
+    moving_R, begins_R = (torch.ones_like(losses_R, dtype=torch.bool) for _ in range(2))
+    steps_R, halvings_R = (torch.zeros_like(losses_R, dtype=torch.long) for _ in range(2))
+    direction_RP, slope_R = torch.zeros_like(z_RP), torch.zeros_like(losses_R)
+    while True:
+        moving_R = moving_R & (gradient_RP.norm(dim=1) > gradient_norm) & (steps_R < iterations)
         if not moving_R.any():
-            break
-        direction_RP = -_two_loops(gradient_RP, steps)
+            return z_RP, losses_R, gradient_RP.norm(dim=1)
+        newest_RP = -memory.inverse(gradient_RP)
+        newest_RP = torch.where(((newest_RP * gradient_RP).sum(1) < 0)[:, None], newest_RP, -gradient_RP)
+        direction_RP = torch.where(begins_R[:, None], newest_RP, direction_RP)
         slope_R = (direction_RP * gradient_RP).sum(1)
-        uphill_R = ~(slope_R < 0)
-        direction_RP = torch.where(uphill_R[:, None], -gradient_RP, direction_RP)
-        slope_R = torch.where(uphill_R, -gradient_RP.square().sum(1), slope_R)
-        length_R = moving_R.to(z_RP)
-        if not steps:
-            length_R = length_R / gradient_RP.norm(dim=1).clamp_min(1)
-        for _ in range(HALVINGS):
-            tried_RP = z_RP + length_R[:, None] * direction_RP
-            tried_R, tried_gradient_RP = gradients(landscape, tried_RP, batch)
-            falls_R = (tried_R <= losses_R + 1e-4 * length_R * slope_R) & tried_R.isfinite() | (length_R == 0)
-            if falls_R.all():
-                break
-            length_R = torch.where(falls_R, length_R, length_R / 2)
-        moving_R &= falls_R
-        kept_R1 = moving_R[:, None]
-        step_RP = torch.where(kept_R1, tried_RP - z_RP, 0.0)
-        change_RP = torch.where(kept_R1, tried_gradient_RP - gradient_RP, 0.0)
-        curvature_R = (step_RP * change_RP).sum(1)
-        inverse_R = torch.where(curvature_R > 0, 1 / curvature_R, 0.0)  # zero: of no use to this row
-        steps = [*steps[1 - MEMORY :], (step_RP, change_RP, inverse_R)]
-        z_RP, gradient_RP = z_RP + step_RP, gradient_RP + change_RP
-        losses_R = torch.where(moving_R, tried_R, losses_R)
-    return z_RP, losses_R, gradient_RP.norm(dim=1)
+        length_R = moving_R * 0.5 ** halvings_R.to(z_RP)
+        tried_RP = z_RP + length_R[:, None] * direction_RP
+        tried_R, tried_gradient_RP = gradients(landscape, tried_RP, batch)
+        begins_R = (tried_R <= losses_R + 1e-4 * length_R * slope_R) & tried_R.isfinite() & moving_R
+        memory.keep(begins_R, tried_RP - z_RP, tried_gradient_RP - gradient_RP)
+        taken_R1 = begins_R[:, None]
+        z_RP, gradient_RP = torch.where(taken_R1, tried_RP, z_RP), torch.where(taken_R1, tried_gradient_RP, gradient_RP)
+        losses_R, steps_R = torch.where(begins_R, tried_R, losses_R), steps_R + begins_R
+        halvings_R = torch.where(begins_R, 0, halvings_R + 1)
+        moving_R = moving_R & (halvings_R < HALVINGS)
 
 
-def _two_loops(gradient_RP: Tensor, steps: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The inverse Hessian, as the steps have it, times the gradient (Nocedal & Wright 2006, algorithm 7.4)."""
-    q_RP, alphas = gradient_RP, []
-    scale_R = torch.ones_like(gradient_RP[:, 0])
-    for step_RP, change_RP, inverse_R in reversed(steps):
-        alpha_R = inverse_R * (step_RP * q_RP).sum(1)
-        q_RP = q_RP - alpha_R[:, None] * change_RP
-        alphas.append(alpha_R)
-    for _, change_RP, inverse_R in steps:
-        scale_R = torch.where(inverse_R > 0, 1 / (inverse_R * change_RP.square().sum(1)), scale_R)
-    q_RP = scale_R[:, None] * q_RP
-    for (step_RP, change_RP, inverse_R), alpha_R in zip(steps, reversed(alphas), strict=True):
-        beta_R = inverse_R * (change_RP * q_RP).sum(1)
-        q_RP = q_RP + (alpha_R - beta_R)[:, None] * step_RP
-    return q_RP
+class _Memory:
+    """The last steps of each row, of which L-BFGS makes its inverse Hessian (Byrd, Nocedal & Schnabel 1994, eq. 3.1).
+
+    first_R: the length of a step along the gradient before there is any.
+    """
+
+    def __init__(self, z_RP: Tensor, first_R: Tensor) -> None:
+        self._vectors_2RHP = z_RP.new_zeros(2, len(z_RP), MEMORY, z_RP.shape[1])
+        self._row_R = torch.arange(len(z_RP), device=z_RP.device)
+        self._scale_R, self._count_R = first_R, torch.zeros_like(self._row_R)
+
+    def keep(self, taken_R: Tensor, step_RP: Tensor, change_RP: Tensor) -> None:
+        """Keep the steps of some rows, and how the gradients changed."""
+        curvature_R, place_R = (step_RP * change_RP).sum(1), self._count_R % MEMORY
+        of_use_R = taken_R & (curvature_R > 0)
+        given_2RP, held_2RP = torch.stack([step_RP, change_RP]), self._vectors_2RHP[:, self._row_R, place_R]
+        self._vectors_2RHP[:, self._row_R, place_R] = torch.where(of_use_R[:, None], given_2RP, held_2RP)
+        self._scale_R = torch.where(of_use_R, curvature_R / change_RP.square().sum(1), self._scale_R)
+        self._count_R = self._count_R + of_use_R
+
+    def inverse(self, gradient_RP: Tensor) -> Tensor:
+        """The inverse Hessian times gradients (R, P)."""
+        step_RHP, change_RHP = self._vectors_2RHP
+        scale_R11 = self._scale_R[:, None, None]
+        # The oldest first; what is not there yet is zero.
+        order_RH = (self._count_R[:, None] + torch.arange(MEMORY, device=gradient_RP.device)) % MEMORY
+        pairs = self._row_R[:, None, None], order_RH[:, :, None], order_RH[:, None, :]
+        upper_RHH = (step_RHP @ change_RHP.mT)[pairs].triu()
+        diagonal_RH = upper_RHH.diagonal(dim1=1, dim2=2)
+        inner_RHH = scale_R11 * (change_RHP @ change_RHP.mT)[pairs] + diagonal_RH.diag_embed()
+        upper_RHH = upper_RHH + (diagonal_RH == 0).to(upper_RHH).diag_embed()
+        along_RH1 = (step_RHP @ gradient_RP[:, :, None]).gather(1, order_RH[:, :, None])
+        across_RH1 = scale_R11 * (change_RHP @ gradient_RP[:, :, None]).gather(1, order_RH[:, :, None])
+        u_RH1 = torch.linalg.solve_triangular(upper_RHH, along_RH1, upper=True)
+        w_RH1 = torch.linalg.solve_triangular(upper_RHH.mT, inner_RHH @ u_RH1 - across_RH1, upper=False)
+        u_RH1, w_RH1 = (part_RH1.gather(1, order_RH.argsort(1)[:, :, None]) for part_RH1 in (u_RH1, w_RH1))
+        result_RP1 = step_RHP.mT @ w_RH1 + scale_R11 * (gradient_RP[:, :, None] - change_RHP.mT @ u_RH1)
+        return result_RP1[:, :, 0]
 
 
 def at_distance(

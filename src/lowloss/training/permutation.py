@@ -19,6 +19,7 @@ from lowloss.landscape.base import Columns, Landscape
 from lowloss.landscape.engine import Engine
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
+from lowloss.landscape.students import Students
 from lowloss.progress import bar
 from lowloss.symmetry.neurons import Neurons
 from lowloss.symmetry.permutation import at_distance, descend, gradients, hessian, merged, plateau, shifts, signs
@@ -58,13 +59,13 @@ def taught(landscape: NetworkLandscape, theta_P: Tensor) -> NetworkLandscape:
     square of the targets. Theta is a global minimum of it.
     """
     splits = {}
-    exact = _wide(landscape, landscape.data)
+    exact = landscape if landscape.layout.dtype == torch.float64 else _wide(landscape, landscape.data)
     for split in ("train", "test"):
         y = torch.cat([outputs for outputs, _ in exact.outputs(theta_P.double(), split)])
-        splits[split] = landscape.data.split(split)[0], y
+        splits[split] = exact.data.split(split)[0], y
     (x_train, y_train), (x_test, y_test) = splits["train"], splits["test"]
     task = Regression(scale=float(y_train.square().mean()) / y_train[0].numel())
-    return _wide(landscape, Data(x_train, y_train, x_test, y_test, landscape.data.num_classes, task=task))
+    return _wide(exact, Data(x_train, y_train, x_test, y_test, exact.data.num_classes, task=task))
 
 
 def _wide(landscape: NetworkLandscape, data: Data) -> NetworkLandscape:
@@ -74,7 +75,7 @@ def _wide(landscape: NetworkLandscape, data: Data) -> NetworkLandscape:
 
 def contract(
     landscape: NetworkLandscape,
-    theta_P: Tensor,
+    theta_RP: Tensor,
     neurons: Neurons,
     pairs: Sequence[Sequence[int]],
     contraction: Contraction,
@@ -83,11 +84,11 @@ def contract(
     folder: Path | None = None,
     title: str = "permutations",
 ) -> Columns:
-    """Lead pairs of neurons of a minimum to their permutation points.
+    """Lead pairs of neurons of minima to their permutation points, all as rows at once.
 
     Args:
-        theta_P: the minimum (P,).
-        teacher: whether the loss is that of students of the network at theta, else the data's own.
+        theta_RP: the minimum of each pair (R, P), or one for all (P,).
+        teacher: whether a row's loss is that of students of the network at its minimum, else the data's own.
         folder: where every step is kept, and where it continues.
 
     Returns:
@@ -102,10 +103,12 @@ def contract(
 
     Raises LowlossError: two neurons are equal already.
     """
-    wide = taught(landscape, theta_P) if teacher else _wide(landscape, landscape.data)
+    points, wide = theta_RP.double().expand(len(pairs), -1), _wide(landscape, landscape.data)
+    minima_KP, of_R = points.unique(dim=0, return_inverse=True)
+    losses = [taught(wide, theta_P) if teacher else wide for theta_P in minima_KP]
+    students = Students([losses[k] for k in of_R.tolist()])
     measure = _Contracted(wide.layout, neurons, pairs, contraction, folder, title)
-    points = theta_P.double().expand(len(pairs), -1)
-    return tabulate(wide, points, measures=[measure], trainer=trainer, title=f"{title}, points", chunk=len(pairs))
+    return tabulate(students, points, measures=[measure], trainer=trainer, title=f"{title}, points", chunk=len(pairs))
 
 
 @dataclass(frozen=True)
@@ -120,18 +123,20 @@ class _Contracted:
     title: str
 
     def __call__(self, landscape: Landscape, theta_RP: Tensor) -> Columns:
+        assert isinstance(landscape, Students)
         label_RN = torch.arange(len(self.neurons)).repeat(len(self.pairs), 1)
         bends, norms = self._merge(landscape, theta_RP.cpu(), label_RN, self.pairs, "distance")
         bends_RBP = torch.stack(bends, dim=1)
-        found = [landscape.evaluate(theta_BP)["loss"] for theta_BP in bends_RBP]
+        own = [*zip(landscape.rows, bends_RBP, self.pairs, strict=True)]
+        found = [row.evaluate(theta_BP)["loss"] for row, theta_BP, _ in own]
         distance_RB = torch.stack([self._distance(theta_RP) for theta_RP in bends], dim=1)
         columns = {"bends": bends_RBP, "loss": torch.stack(found), "distance": distance_RB}
         columns["gradient_norm"] = torch.stack(norms, dim=1)
-        rows = [self._point(landscape, theta_P, *pair) for theta_P, pair in zip(bends[-1], self.pairs, strict=True)]
+        rows = [self._point(row, theta_BP[-1], *pair) for row, theta_BP, pair in own]
         columns |= {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         return columns | (self._higher(landscape, bends[-1], label_RN) if self.contraction.order > 1 else {})
 
-    def _higher(self, landscape: Landscape, theta_RP: Tensor, label_RN: Tensor) -> Columns:
+    def _higher(self, students: Students, theta_RP: Tensor, label_RN: Tensor) -> Columns:
         """The points of every order: see `contract`."""
         orders, pairs = [], self.pairs
         for order in range(1, self.contraction.order + 1):
@@ -140,10 +145,10 @@ class _Contracted:
                     self.neurons.similar(theta_P, label_N.unique().tolist())
                     for theta_P, label_N in zip(theta_RP, label_RN, strict=True)
                 ]
-                theta_RP = self._merge(landscape, theta_RP, label_RN, pairs, f"order-{order}")[0][-1]
+                theta_RP = self._merge(students, theta_RP, label_RN, pairs, f"order-{order}")[0][-1]
             rows = [
-                {"order_pair": torch.tensor(pair), **self._plateau(landscape, theta_P, label_N)}
-                for theta_P, label_N, pair in zip(theta_RP, label_RN, pairs, strict=True)
+                {"order_pair": torch.tensor(pair), **self._plateau(row, theta_P, label_N)}
+                for row, theta_P, label_N, pair in zip(students.rows, theta_RP, label_RN, pairs, strict=True)
             ]
             orders.append({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
         return {name: torch.stack([found[name] for found in orders], dim=1) for name in orders[0]}
@@ -169,7 +174,7 @@ class _Contracted:
         return columns
 
     def _merge(
-        self, landscape: Landscape, theta_RP: Tensor, label_RN: Tensor, pairs: Sequence[Sequence[int]], name: str
+        self, students: Students, theta_RP: Tensor, label_RN: Tensor, pairs: Sequence[Sequence[int]], name: str
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The points (R, P) from these to those where a pair more is one, and the gradient norms (R,) of the descents.
 
@@ -181,12 +186,11 @@ class _Contracted:
         start_R = torch.cat(
             [self.neurons.distances(theta_P, [pair]) for theta_P, pair in zip(theta_RP, pairs, strict=True)]
         )
-        batch = landscape.batches(None, [0], shared=True)[0]
-        assert batch is not None
-        bends, norms, before = [theta_RP], list[Tensor](), merged(landscape, self.neurons, label_RN)
+        batch = students.whole()
+        bends, norms, before = [theta_RP], list[Tensor](), merged(students, self.neurons, label_RN)
         for label_N, (l, m) in zip(label_RN, pairs, strict=True):  # noqa: E741
             label_N[label_N == m] = l
-        after = merged(landscape, self.neurons, label_RN)
+        after = merged(students, self.neurons, label_RN)
         delta_RS = start_R[:, None] * settings.to ** (torch.arange(steps + 1.0, dtype=torch.float64) / steps)
         with bar(self.title, steps + 1) as advance:
             for step in range(steps + 1):
