@@ -630,6 +630,13 @@ def test_images_without_channels_are_told_the_remedy() -> None:
         NetworkLandscape(CNN, Data(x, y, x, y))
 
 
+def test_an_argument_that_a_model_does_not_take_is_told_with_the_remedy() -> None:
+    with pytest.raises(
+        LowlossError, match=r"unexpected keyword argument 'hidden': leave it out, as ~model\.hidden does"
+    ):
+        NetworkLandscape(partial(normed, hidden=3), data())
+
+
 def test_lazy_layers_are_made_by_a_pass() -> None:
     def lazy() -> nn.Module:
         return nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(2))

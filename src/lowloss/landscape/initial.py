@@ -43,6 +43,9 @@ def _built(factory: Callable[..., nn.Module], data: Data) -> nn.Module:
         # What unpacks the shape of an image into channels, height and width.
         images = "to unpack" in str(error) and len(shape) < 3 and "input_shape" in filled
         remedy = f", of inputs of shape {shape}: images need an axis of channels, x[:, None]" if images else ""
+        if "unexpected keyword argument '" in str(error):  # such as those of the option that _target_ replaces
+            key = str(error).split("'")[1]
+            remedy = f": leave it out, as ~model.{key} does" if key in given else ""
         raise LowlossError(f"model: {error}{remedy}") from error
     if not isinstance(module, nn.Module):
         raise LowlossError(f"model must make a torch.nn.Module, got {type(module).__name__}: set model._target_")
