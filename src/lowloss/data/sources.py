@@ -156,7 +156,8 @@ def _numbers(archive: Any, name: str, path: str) -> Tensor:
         if "allow_pickle" not in str(error):
             raise
         raise LowlossError(
-            f"{name} of {path} has pickled objects, which are not read: store numbers alone, as {name}.astype(float)"
+            f"{name} of {path} has pickled objects, which are not read: store numbers alone with numpy.savez, as "
+            f"{name}.astype(float)"
         ) from error
     if array.dtype.kind not in "biufc":
         numbered = "number the classes, as numpy.unique(y, return_inverse=True)[1] does"
