@@ -25,7 +25,7 @@ from lowloss.conf import config_folder, option, read_families
 from lowloss.errors import LowlossError, nearest
 from lowloss.launch import SWEPT, VALUE, study_name
 from lowloss.overview import help_text
-from lowloss.settings import MADE, SEVERAL, check_numbers, check_settings, check_study
+from lowloss.settings import MADE, SEVERAL, check_data, check_numbers, check_settings, check_study
 from lowloss.subcommands import run_other
 
 Config = dict[str, Any]
@@ -125,6 +125,8 @@ def job_bench(config: Any, overrides: Sequence[str]) -> Any:
     kept = [o for o in overrides if not o.startswith(("stages=", "study="))]
     command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
     root = Path(plain["outputs"]) / str(plain["study"])
+    if not root.exists():
+        check_data(plain)
     return Bench(Study(root), plain, partial(_build, plain), command, stages())
 
 

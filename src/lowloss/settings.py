@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -226,9 +226,35 @@ def check_numbers(config: Config, choices: Mapping[str, str]) -> None:
         for one, value in node.items() if node.get("_target_") == given.get("_target_") else ():
             if isinstance(value, str) and type(given.get(one)) in (int, float):
                 check_value(f"{key}.{one}", value, type(given[one]))
-    node = config.get("optimizer")
-    if isinstance(node, dict) and isinstance(lr := node.get("lr"), (int, float)) and not lr >= 0:
-        raise LowlossError(f"optimizer.lr must be at least 0, got {lr}")
+    node, data = config.get("optimizer"), config.get("data")
+    if isinstance(node, dict):
+        if isinstance(lr := node.get("lr"), (int, float)) and not lr >= 0:
+            raise LowlossError(f"optimizer.lr must be at least 0, got {lr}")
+        if isinstance(momentum := node.get("momentum"), (int, float)) and not momentum < 1:
+            raise LowlossError(f"optimizer.momentum must be less than 1, got {momentum}")
+    if isinstance(data, dict) and str(data.get("_target_")).startswith("lowloss.data."):
+        std = data.get("std")
+        if isinstance(std, list) and any(isinstance(one, (int, float)) and not one > 0 for one in std):
+            raise LowlossError(f"data.std must be positive, got {std}: null takes that of the training split")
+        if not isinstance(data.get("augment"), (dict, type(None))):
+            raise LowlossError(
+                f"data.augment must be callable, got {data['augment']!r}: take null, or {{_target_: ...}}"
+            )
+    model = config.get("model")
+    hidden = model.get("hidden") if isinstance(model, dict) and model.get("_target_") == "lowloss.model.MLP" else None
+    if isinstance(hidden, list) and any(type(width) is int and width < 1 for width in hidden):
+        raise LowlossError(f"model.hidden must be at least 1 each, got {hidden}")
+
+
+def check_data(config: Config) -> None:
+    """Raise LowlossError where the data of a study that is new are missing; what is complete needs none."""
+    path = config["data"].get("path")
+    if (
+        isinstance(path, str)
+        and str(config["data"]["_target_"]).startswith("lowloss.data.")
+        and not Path(path).exists()
+    ):
+        raise LowlossError(f"data: {path} does not exist: set data.path to where the data lie")
 
 
 def check_study(name: str, kinds: Sequence[str]) -> None:

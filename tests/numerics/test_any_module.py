@@ -1,7 +1,11 @@
 """Any module: a point is its parameters alone, whatever else the module does; what cannot be right is refused."""
 
 import random
+from collections import deque
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -114,6 +118,53 @@ class Remembering(nn.Module):
         return self.b((h + self.places - self.centre).relu())
 
 
+class Store:
+    """Of an object's own, not of a module."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+
+class Keeping(nn.Module):
+    """Subtracts the mean of what it kept of its calls: of the last 20 once there are so many, with minibatches of more
+    than `rows` rows alone, or what there was when a shape came first."""
+
+    shared: ClassVar[dict[torch.Size, Tensor]] = {}
+
+    def __init__(self, kind: str, rows: int = 8) -> None:
+        super().__init__()
+        self.a, self.b, self.kind, self.rows = nn.Linear(8, 16), nn.Linear(16, 2), kind, rows
+        self.queue = list[Tensor]() if kind == "queue" else deque[Tensor](maxlen=20)
+        self.cache, self._store, self.centre = dict[torch.Size, Tensor](), Store(), torch.zeros(16)
+        self.hidden = partial(dict[torch.Size, Tensor].setdefault, {})
+        self.generator = torch.Generator()
+        Keeping.shared.clear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        mean = h.detach().mean(0)
+        centre = torch.zeros(16)
+        if self.kind in {"queue", "deque", "object"}:
+            kept = self._store.seen if self.kind == "object" else self.queue
+            kept.append(mean)
+            if len(kept) >= 20:
+                centre = torch.stack(list(kept)[-20:]).mean(0)
+        elif self.kind == "many":
+            if len(x) > self.rows:
+                centre, self.centre = self.centre, 0.9 * self.centre + 0.1 * mean
+        elif self.kind == "buffer":
+            if not hasattr(self, "late"):
+                self.register_buffer("late", mean)
+            centre = self.late
+        elif self.kind == "generator":
+            centre = torch.randn(16, generator=self.generator)
+        else:
+            caches = {"shape": self.cache.setdefault, "class": self.shared.setdefault, "closure": self.hidden}
+            mean = self.a.weight.detach().mean(1) if self.kind == "closure" else mean
+            centre = caches[self.kind](x.shape, mean)
+        return self.b((h - centre).relu())
+
+
 class Merged(nn.Module):
     """Low-rank weights that eval() adds to the others, or a sum that it keeps."""
 
@@ -186,7 +237,16 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         (Counting, "calls"),
         (lambda: Late("attribute"), "changes calls when it runs, and its loss depends on that"),
         (lambda: Late("buffer"), "changes its buffer ran in training, and its loss depends on it"),
-        (Remembering, "keeps centre, places of its first call"),
+        (Remembering, "changes centre when it runs, and its loss depends on that"),
+        (lambda: Keeping("queue"), "changes queue when it runs"),
+        (lambda: Keeping("deque"), "changes queue when it runs"),
+        (lambda: Keeping("object"), "changes _store when it runs"),
+        (lambda: Keeping("many"), "changes centre when it runs"),
+        (lambda: Keeping("shape"), "changes cache when it runs"),
+        (lambda: Keeping("class"), r"changes Keeping\.shared when it runs"),
+        (lambda: Keeping("buffer"), "changes late when it runs"),
+        (lambda: Keeping("closure"), "has state outside of parameters, buffers and attributes"),
+        (lambda: Keeping("generator"), "changes generator when it runs"),
         (lambda: Merged(False), "Merged computes with its weights when train\\(\\) or eval\\(\\) is called"),
         (lambda: Merged(True), "Merged computes with its weights when train\\(\\) or eval\\(\\) is called"),
         (lambda: Asleep(True), r"norm is put into evaluation mode as it is called.*freeze it in the module's train"),
@@ -202,6 +262,15 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         "late",
         "late-buffer",
         "first-call",
+        "queue",
+        "deque",
+        "object",
+        "many-rows",
+        "shape",
+        "class",
+        "later-buffer",
+        "closure",
+        "generator",
         "merged",
         "kept-sum",
         "asleep",
@@ -213,6 +282,43 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
 def test_state_that_the_loss_depends_on_is_refused_by_its_name(build: Callable[[], nn.Module], told: str) -> None:
     with pytest.raises(LowlossError, match=told):
         NetworkLandscape(build, data())
+
+
+def test_the_first_minibatch_of_a_size_is_looked_at() -> None:
+    landscape = NetworkLandscape(lambda: Keeping("many", 20), data())
+    theta_1P = landscape.initial(0)[None]
+    landscape.losses(theta_1P, landscape.batches(20, (1,), True)[0])
+    with pytest.raises(LowlossError, match="changes centre when it runs, and its loss depends on that"):
+        landscape.losses(theta_1P, landscape.batches(40, (1,), True)[0])
+
+
+class Shortcut(nn.Module):
+    """Keeps what it adds behind its BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.a(x)
+        h = self.norm(self.kept.relu())
+        return self.b(self.kept + h)
+
+
+def test_statistics_of_a_large_set_are_those_of_a_module_that_keeps_activations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2500, 8, generator=generator, dtype=torch.float64)
+    y, net = (x[:, 0] > 0).long(), Shortcut().double()
+    landscape = NetworkLandscape(lambda: Shortcut().double(), Data(x, y, x[:40], y[:40]), evaluation_batch=2500)
+    theta_P = landscape.point(net)
+    net.norm.momentum = None
+    with torch.no_grad():
+        net.train()(x)
+        wanted = cross_entropy(net.eval()(x), y)
+    assert landscape.evaluate(theta_P[None])["loss"].item() == pytest.approx(wanted.item(), rel=1e-9)
+    # Kept activations are no leaves where gradients are taken.
+    landscape.losses(theta_P[None].requires_grad_(), landscape.batches(40, (1,), True)[0])
+    assert landscape.point(landscape.module(theta_P)).equal(theta_P)
 
 
 class Harmless(nn.Module):
@@ -227,6 +333,32 @@ class Harmless(nn.Module):
         self.calls, self.last = self.calls + 1, x.detach()
         self.seen += 1
         return self.linear(x)
+
+
+class Tables(nn.Module):
+    """Tables for each shape, the last attention and the features that a hook takes, in many places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.attention, self._tables = nn.Linear(8, 8), nn.Linear(8, 2), None, dict[int, Tensor]()
+        self.features: dict[str, Tensor] = {}
+        self.register_buffer("positions", None)
+        self.log, self.toggled = SimpleNamespace(losses=[]), False
+        self.a.register_forward_hook(partial(_feature, self.features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) not in self._tables:
+            self._tables[len(x)] = torch.arange(8.0).expand(len(x), 8)
+        if self.positions is None or len(self.positions) < len(x):
+            self.positions = torch.ones(len(x), 1)
+        self.attention = (self.a(x) + self._tables[len(x)]).softmax(1)
+        self.log.losses.append(float(self.attention.detach().mean()))
+        self.toggled = not self.toggled
+        return self.b(self.attention * self.features["a"]) + self.positions[: len(x)]
+
+
+def _feature(features: dict[str, Tensor], part: nn.Module, given: object, outputs: Tensor) -> None:
+    features["a"] = outputs
 
 
 class Activated(nn.BatchNorm1d):
@@ -259,8 +391,13 @@ def test_a_batch_norm_with_more_in_it_is_taken() -> None:
 
 @pytest.mark.parametrize(
     "build",
-    [Harmless, lambda: Late("once"), lambda: nn.Sequential(weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))],
-    ids=["kept", "once", "weight-norm"],
+    [
+        Harmless,
+        Tables,
+        lambda: Late("once"),
+        lambda: nn.Sequential(weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2)),
+    ],
+    ids=["kept", "tables", "once", "weight-norm"],
 )
 def test_what_changes_nothing_is_taken(build: Callable[[], nn.Module]) -> None:
     landscape = NetworkLandscape(build, data())
@@ -436,6 +573,21 @@ def test_a_function_with_a_generator_of_its_own_is_refused() -> None:
         NetworkLandscape(build, data()).initial(0)
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_few_modules_are_built_for_a_first_point(seed: int) -> None:
+    made = list[nn.Module]()
+
+    def build() -> nn.Module:
+        made.append(nn.Linear(8, 2))
+        return made[-1]
+
+    landscape = NetworkLandscape(build, data())
+    assert torch.equal(landscape.initial(seed), landscape.point(made[1]))
+    assert len(made) == 3
+    landscape.initial(seed)
+    assert len(made) == 4
+
+
 def test_a_function_that_loads_its_weights_is_told(caplog: pytest.LogCaptureFixture) -> None:
     weights = nn.Linear(8, 2).state_dict()
 
@@ -464,7 +616,7 @@ def test_an_instance_with_an_initialisation_of_its_own_is_told(caplog: pytest.Lo
 def test_a_counter_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", "lowloss"):
         NetworkLandscape(Harmless, data())
-    assert "Harmless changes calls when it runs" in caplog.text
+    assert "Harmless changes calls, last when it runs: every call finds that as it was" in caplog.text
 
 
 def test_a_lazy_module_that_does_not_fit_is_told_in_a_line() -> None:
@@ -476,6 +628,13 @@ def test_images_without_channels_are_told_the_remedy() -> None:
     x, y = torch.randn(20, 12, 10), torch.arange(20) % 2
     with pytest.raises(LowlossError, match=r"images need an axis of channels, x\[:, None\]"):
         NetworkLandscape(CNN, Data(x, y, x, y))
+
+
+def test_an_argument_that_a_model_does_not_take_is_told_with_the_remedy() -> None:
+    with pytest.raises(
+        LowlossError, match=r"unexpected keyword argument 'hidden': leave it out, as ~model\.hidden does"
+    ):
+        NetworkLandscape(partial(normed, hidden=3), data())
 
 
 def test_lazy_layers_are_made_by_a_pass() -> None:

@@ -256,6 +256,27 @@ def test_arrays_that_do_not_do_are_refused(tmp_path: Path) -> None:
         arrays(stored(file, x_test=pixels(6, 2, 4, 4)))
     with pytest.raises(LowlossError, match="two axes"):
         arrays(stored(file, x_train=np.zeros(20), x_test=np.zeros(6)))
+    y = np.arange(20) % 3
+    for told, changed in {
+        "has no numbers but <U": {"y_train": y.astype(str)},
+        r"y_train of .* has pickled objects, which are not read: store numbers": {"y_train": y.astype(object)},
+        r"\(N,\), got \(20, 3\): take y.argmax\(1\) of one-hot rows": {"y_train": np.eye(3)[y]},
+        r"\(N,\), got \(20, 1\): take y.flatten\(\)": {"y_train": y[:, None]},
+        r"float64: take y.astype\(int\)": {"y_train": y.astype(float)},
+        r"bool: take y.astype\(int\)": {"y_train": y > 0},
+        r"float64: give a task, such as Regression\(\)": {"y_train": y + 0.5},
+        r"0 … 2, and these lie in -1 … 2: number the classes from 0 on, as numpy\.unique": {"y_train": y - 1},
+        "inputs hold NaN or infinite values: leave these samples out": {"x_train": np.full((20, 2, 5, 4), np.nan)},
+    }.items():  # fmt: skip
+        with pytest.raises(LowlossError, match=told):
+            arrays(stored(file, **changed))
+    with pytest.raises(LowlossError, match=r"these lie in 0 … 2: number .* or raise num_classes"):
+        arrays(stored(file), num_classes=2)
+    with pytest.raises(LowlossError, match="targets hold NaN or infinite values: leave these samples out"):
+        arrays(stored(file, y_train=np.full(20, np.nan)), task=Regression())
+    np.save(file.with_suffix(".npy"), y)
+    with pytest.raises(LowlossError, match=r"holds one array of shape \(20,\), as .npy does: .*numpy.savez"):
+        arrays(str(file.with_suffix(".npy")))
     file.write_text("no archive")
     with pytest.raises(LowlossError, match=r"savez"):
         arrays(str(file))

@@ -6,9 +6,12 @@ import re
 from math import nan
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
+from lowloss.report import planes, scans
 from lowloss.report.looks import BASELINES, LOOKS, NAMED, look, looks
 from lowloss.report.paths import ABOVE, BARRIER, apart, beside_the_line, lowest
 from lowloss.report.tables import heading
@@ -256,3 +259,19 @@ def test_a_look_follows_from_the_name():
     assert given == looks(["line", *reversed(names), "bezier"])
     assert {name: given[name] for name in ("bezier", "line")} == {name: look(name) for name in ("bezier", "line")}
     assert [look(c) for c in range(10)] == LOOKS[:10]
+
+
+def test_a_plane_of_zeros_has_a_linear_scale():
+    grid = {"axis-0": np.arange(3.0), "axis-1": np.arange(3.0), "anchors": np.zeros((0, 2))}
+    notes, losses = {"anchor_names": []}, {scale: np.full((3, 3), scale) for scale in (0.0, 0.01)}
+    for value, z, told in ((0.0, 0, "train loss"), (0.01, -2, "log10 train loss")):
+        filled = grid | {"train_loss": losses[value]}
+        for plot in (
+            planes.contours_plot(filled, notes, [], "train_loss", "loss", 1),
+            planes.surface(filled, notes, []),
+        ):
+            assert np.all(np.array(plot["data"][0]["z"]) == z)
+        assert planes.surface(filled, notes, [])["layout"]["scene"]["zaxis"]["title"] == told
+        figure = Figure()
+        scans.contours(figure, figure.add_subplot(), filled, losses[value], "loss", logarithmic=True)
+        figure.canvas.draw()

@@ -170,10 +170,14 @@ class Data:
         classes = task is None or type(task) is Classification
         if classes:
             for _, y in self._splits.values():
+                whole = not y.is_floating_point() or bool((y == y.round()).all())
+                remedy = "y.argmax(1) of one-hot rows" if y.dim() > 1 and y.shape[1] > 1 else "y.flatten()"
+                if y.dim() != 1 and whole:
+                    got = f"{tuple(y.shape)}: take {remedy}"
+                    raise LowlossError(f"labels are one integer a sample (N,), got {got}, or give a task")
                 if y.is_floating_point() or y.dtype == torch.bool:
-                    raise LowlossError(f"labels must be integers, got {y.dtype}: or give a task, such as Regression()")
-                if y.dim() != 1:
-                    raise LowlossError(f"labels are one number a sample (N,), got {tuple(y.shape)}: or give a task")
+                    remedy = "take y.astype(int), or give a task" if whole else "give a task, such as Regression()"
+                    raise LowlossError(f"labels must be integers, got {y.dtype}: {remedy}")
         for name, (x, y) in self._splits.items():
             if len(x) != len(y) or len(y) == 0:
                 raise LowlossError(
@@ -181,7 +185,12 @@ class Data:
                     f"got x {tuple(x.shape)}, y {tuple(y.shape)}"
                 )
             if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
-                raise LowlossError(f"the {name} split's inputs hold NaN or infinite values: clean them first")
+                raise LowlossError(
+                    f"the {name} split's inputs hold NaN or infinite values: leave these samples out, or replace them, "
+                    "as numpy.nan_to_num does"
+                )
+            if y.is_floating_point() and not y.isfinite().all():
+                raise LowlossError(f"the {name} split's targets hold NaN or infinite values: leave these samples out")
             if tuple(x.shape[1:]) != tuple(x_train.shape[1:]):
                 shapes = f"{tuple(x_train.shape[1:])} and {tuple(x.shape[1:])}"
                 raise LowlossError(f"the train and {name} splits differ in their inputs' shape: {shapes}")
@@ -193,7 +202,10 @@ class Data:
             self.num_classes = largest + 1 if self.num_classes is None else self.num_classes
             if largest >= self.num_classes or smallest < 0:
                 found = f"these lie in {smallest} … {largest}"
-                raise LowlossError(f"labels must lie in 0 … {self.num_classes - 1}, and {found}")
+                raise LowlossError(
+                    f"labels must lie in 0 … {self.num_classes - 1}, and {found}: number the classes from 0 on, as "
+                    f"numpy.unique(y, return_inverse=True)[1] does{', or raise num_classes' if smallest >= 0 else ''}"
+                )
             task = task or Classification(self.num_classes)
         assert task is not None
         self.task: Task = task

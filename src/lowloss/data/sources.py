@@ -132,15 +132,38 @@ def arrays(
     if not Path(path).is_file():
         raise LowlossError(f"{path} does not exist: set data.path to an .npz file with {', '.join(names)}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise LowlossError(
+                f"{path} holds one array of shape {archive.shape}, as .npy does: store the four arrays with "
+                "numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
+            )
+        with archive:
             missing = [name for name in names if name not in archive]
             if missing:
                 raise LowlossError(f"{path} lacks {', '.join(missing)}: it must hold {', '.join(names)}")
-            x_train, y_train, x_test, y_test = (torch.from_numpy(archive[name]) for name in names)
+            x_train, y_train, x_test, y_test = (_numbers(archive, name, path) for name in names)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise LowlossError(f"{path} cannot be read as .npz ({error}): write it with numpy.savez") from error
     x_train, x_test = (x[:, None] if x.dtype == torch.uint8 and x.dim() == 3 else x for x in (x_train, x_test))
     return _normalised(x_train, y_train, x_test, y_test, num_classes, mean, std, augment, task)
+
+
+def _numbers(archive: Any, name: str, path: str) -> Tensor:
+    try:
+        array = archive[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise LowlossError(
+            f"{name} of {path} has pickled objects, which are not read: store numbers alone with numpy.savez, as "
+            f"{name}.astype(float)"
+        ) from error
+    if array.dtype.kind not in "biufc":
+        numbered = "number the classes, as numpy.unique(y, return_inverse=True)[1] does"
+        remedy = numbered if name.startswith("y") else "store numbers"
+        raise LowlossError(f"{name} of {path} has no numbers but {array.dtype}: {remedy}")
+    return torch.from_numpy(array)
 
 
 def teacher(

@@ -43,6 +43,9 @@ def _built(factory: Callable[..., nn.Module], data: Data) -> nn.Module:
         # What unpacks the shape of an image into channels, height and width.
         images = "to unpack" in str(error) and len(shape) < 3 and "input_shape" in filled
         remedy = f", of inputs of shape {shape}: images need an axis of channels, x[:, None]" if images else ""
+        if "unexpected keyword argument '" in str(error):  # such as those of the option that _target_ replaces
+            key = str(error).split("'")[1]
+            remedy = f": leave it out, as ~model.{key} does" if key in given else ""
         raise LowlossError(f"model: {error}{remedy}") from error
     if not isinstance(module, nn.Module):
         raise LowlossError(f"model must make a torch.nn.Module, got {type(module).__name__}: set model._target_")
@@ -50,31 +53,56 @@ def _built(factory: Callable[..., nn.Module], data: Data) -> nn.Module:
     return module
 
 
-def check_drawn(factory: Callable[..., nn.Module], data: Data, seed: int) -> None:
+def drawn(model: nn.Module | Callable[..., nn.Module], data: Data, seed: int, unchecked: nn.Module | None) -> nn.Module:
+    """A module at an initial point.
+
+    Args:
+        unchecked: what a factory built with seed 0, if it is to be seen whether points follow from their seeds.
+
+    Raises LowlossError: they do not.
+    """
+    if isinstance(model, nn.Module):
+        module = reset(model, data, seed)
+        if unchecked is not None:
+            _check_redrawn(module, reset(model, data, seed + 1))
+            _tell_own(model, module)
+        return module
+    module = built(model, data, seed)
+    if unchecked is not None:
+        more = built(model, data, seed or 1)
+        _check_drawn(model, data, module, *((more, unchecked) if seed else (unchecked, more)))
+    return module
+
+
+def _check_drawn(
+    factory: Callable[..., nn.Module], data: Data, module: nn.Module, again: nn.Module, other: nn.Module
+) -> None:
     """Raise LowlossError if a factory seeds itself, or gives one module again and again, so that every seed begins at
     one point, or if one seed begins at several; tell where it draws nothing, since it loads its weights, say."""
-    modules, states = [], []
-    for one in (seed, seed + 1):
-        with _seeded(one):
-            modules.append(_built(factory, data))
-            states.append([str(torch.get_rng_state().tolist()), *(str(state()) for state, _, _ in FOREIGN.values())])
-    with _seeded(seed):
-        again = _built(factory, data)
-    if modules[0] is modules[1]:
+    if module is again:
         raise LowlossError("the model is one and the same at every call: pass a function that builds a new one")
-    if not all(torch.equal(*pair) for pair in zip(modules[0].parameters(), again.parameters(), strict=True)):
+    if not _alike(module, again):
         raise LowlossError(
             "the model begins elsewhere when it is drawn again from the same seed: draw its weights by the random "
             "numbers of torch, NumPy or Python themselves, not by a generator that is kept"
         )
-    one_point = all(torch.equal(*pair) for pair in zip(*(module.parameters() for module in modules), strict=True))
-    if one_point and any(before == after for before, after in zip(*states, strict=True)):
+    if not _alike(module, other):
+        return
+    states = []
+    for seed in (0, 1):
+        with _seeded(seed):
+            _built(factory, data)
+            states.append([str(torch.get_rng_state().tolist()), *(str(state()) for state, _, _ in FOREIGN.values())])
+    if any(before == after for before, after in zip(*states, strict=True)):
         raise LowlossError(
             "the model begins at one point whatever the seed, since it seeds the random numbers itself: pass a "
             "function that builds the model without that, so that seeds can draw its initial points"
         )
-    if one_point:
-        log.warning("the model begins at one point whatever the seed: minima differ by their minibatches alone")
+    log.warning("the model begins at one point whatever the seed: minima differ by their minibatches alone")
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def counted(factory: Callable[..., nn.Module], data: Data) -> int:
@@ -108,7 +136,7 @@ def reset(model: nn.Module, data: Data, seed: int) -> nn.Module:
     return module
 
 
-def check_redrawn(one: nn.Module, other: nn.Module) -> None:
+def _check_redrawn(one: nn.Module, other: nn.Module) -> None:
     """Raise LowlossError if two seeds gave a parameter the same values, unless these are all one number.
 
     Shapes: S values of a parameter.
@@ -124,7 +152,7 @@ def check_redrawn(one: nn.Module, other: nn.Module) -> None:
             )
 
 
-def tell_own(given: nn.Module, drawn: nn.Module) -> None:
+def _tell_own(given: nn.Module, drawn: nn.Module) -> None:
     """Tell where an instance's values are spread otherwise than those that `reset_parameters` draws: it has been
     trained, or has an initialisation of its own, which the initial points do not have.
 

@@ -23,11 +23,12 @@ from lowloss.errors import LowlossError, check_number, reason
 from lowloss.landscape.base import BatchSource, Columns, Final, Held, check_points
 from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
-from lowloss.landscape.engine.loop import Buffers, Engine, Loop
+from lowloss.landscape.engine.loop import PART, Buffers, Engine, Loop
 from lowloss.landscape.engine.parts import Parts, near_equal
-from lowloss.landscape.initial import built, check_drawn, check_redrawn, copied, reset, tell_own
+from lowloss.landscape.initial import built, copied, drawn
 from lowloss.landscape.layout import Layout
-from lowloss.landscape.probe import probe
+from lowloss.landscape.probe import FAILURES, ROWS, probe, watch
+from lowloss.landscape.state import State
 from lowloss.seeding import derive
 
 SAMPLE = 8
@@ -94,7 +95,7 @@ class NetworkLandscape:
         module = copied(model, data) if isinstance(model, nn.Module) else built(model, data, seed=0)
         self.layout = Layout.of(module)
         self.dim, self.splits, self.task = self.layout.dim, data.splits, data.task
-        self.loop = Loop(module, self.layout, data.task)
+        self.loop, self._before, self._watched = Loop(module, self.layout, data.task), State(module), set[int]()
         self._normalises = any(isinstance(part, _BatchNorm) for part in module.modules())
         self.couples_samples = self._normalises or any(isinstance(part, _DropoutNd) for part in module.modules())
         if evaluation_batch == 1 and self._normalises:
@@ -115,6 +116,10 @@ class NetworkLandscape:
             raise ValueError("a network's losses need a minibatch")
         theta_KP = self._points(theta_KP)
         with _room("the batch size"):
+            if batch.samples not in self._watched and len(theta_KP):
+                self._watched.add(batch.samples)
+                x, y, seed = batch.part(0, PART).row(0)
+                watch(self.loop, theta_KP[0].detach(), Batch(x, y, (seed,)), self._before)
             # A state that is handed on is the plain loop's affair.
             engine = self.loop if batch.carry else self.engine
             result: Tensor = Losses.apply(theta_KP, engine.losses, batch)
@@ -327,16 +332,8 @@ class NetworkLandscape:
         return self.data.batches(size, seeds[:1] if shared else seeds, shared)
 
     def initial(self, seed: int) -> Tensor:
-        if not isinstance(self.model, nn.Module):
-            if not self._redrawn:
-                check_drawn(self.model, self.data, seed)
-                self._redrawn = True
-            return self.point(built(self.model, self.data, seed))
-        module = reset(self.model, self.data, seed)
-        if not self._redrawn:
-            check_redrawn(module, reset(self.model, self.data, seed + 1))
-            tell_own(self.model, module)
-            self._redrawn = True
+        module = drawn(self.model, self.data, seed, None if self._redrawn else self.loop.module)
+        self._redrawn = True
         return self.point(module)
 
     def point(self, module: nn.Module) -> Tensor:
@@ -346,6 +343,7 @@ class NetworkLandscape:
     def module(self, theta_P: Tensor) -> nn.Module:
         """A module at this point, its BatchNorm statistics recomputed, in evaluation mode, on the CPU."""
         (theta_P,) = self._points(theta_P[None])
+        self._before.restore()  # what is kept of a call may be no leaf, which cannot be copied
         module = copy.deepcopy(self.loop.module)
         held = dict([*module.named_parameters(), *module.named_buffers()])
         with torch.no_grad():  # load_state_dict is overridden by some, which then want a state_dict of their own
@@ -358,7 +356,10 @@ class NetworkLandscape:
         if device != self.data.device:
             self._engine = self._statistics = None
             self._trust = self._no_trust()
+            self._before.restore()
             self.loop.module.to(device)
+            self._before, kept = State(self.loop.module), self.loop.state
+            self.loop.state = self._before.only(kept.names, kept) if kept else None
             self.data.move(device)
         return self
 
@@ -419,25 +420,22 @@ class NetworkLandscape:
     def _check_fit(self) -> None:
         name = type(self.loop.module).__name__
         self.data = self.data.moved(dtype=self.layout.dtype)
-        given, y = self.data.x_train[:2], self.data.y_train[:2]
-        x, theta_P = given.clone(), self.point(self.loop.module)
-        untouched = None
+        some, y = self.data.x_train[:ROWS], self.data.y_train[:ROWS]
+        theta_P, x, untouched = self.point(self.loop.module), some[:2].clone(), None
         with contextlib.suppress(Exception):  # what cannot be copied is not looked at so closely
             untouched = copy.deepcopy(self.loop.module)
         try:
             outputs = torch.cat(list(self.loop.outputs(theta_P, self.loop.fresh_buffers(), x, len(x))))
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        except FAILURES as error:
             raise LowlossError(f"{name} rejects inputs of shape {tuple(x.shape[1:])}: {reason(error)}") from error
-        if not torch.equal(x, given):
+        if not torch.equal(x, some[:2]):
             raise LowlossError(f"{name} changes its inputs in place: let it compute on a copy")
-        self.task.check(outputs, y, name)
+        self.task.check(outputs, y[:2], name)
         if self._normalises and len(x) < 2:
             return
-        ramp_P = torch.linspace(-1, 1, self.dim).to(theta_P)
         try:
-            other_P, batch = theta_P + 0.1 * ramp_P, Batch(x, y, (0,))
-            self.couples_samples |= probe(self.loop, theta_P, other_P, batch, untouched)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            self.couples_samples |= probe(self.loop, theta_P, Batch(some.clone(), y, (0,)), self._before, untouched)
+        except FAILURES as error:
             raise LowlossError(f"{name} fails in training mode: {reason(error)}") from error
 
 

@@ -1,24 +1,35 @@
 """A look at a module before work starts: whether its loss is a function of the parameters alone.
 
 Whatever else a module changes when it runs would have a point's loss depend on what ran before it. BatchNorm's
-statistics are recomputed at every point; anything else that changes and matters is refused by its name.
+statistics are recomputed at every point; anything else that changes is given back at every call, and refused by its
+name if it matters.
 """
 
-import copy
 import logging
-from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine.loop import FOREIGN, Buffers, Loop
+from lowloss.landscape.state import State
 
 LATER = (1, 7, 1000, 10**6)
 """Calls by which a counter is moved on, to see whether the loss ever depends on it."""
+
+ROWS = 16
+"""Training samples of the look before work starts, up to which; the first minibatch of each size is looked at too."""
+
+FAILURES = RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError
+"""What a module raises on what does not fit."""
+
+REMEDY = "keep statistics in nn.BatchNorm, or compute them anew in each forward pass"
+
+OUTSIDE = (
+    "{} has state outside of parameters, buffers and attributes when it runs, and its loss depends on that, not on its "
+    f"parameters alone: {REMEDY}"
+)
 
 STATISTICS = "running_mean", "running_var", "num_batches_tracked"
 """The buffers of a BatchNorm that are recomputed."""
@@ -26,60 +37,140 @@ STATISTICS = "running_mean", "running_var", "num_batches_tracked"
 log = logging.getLogger("lowloss")
 
 
-def probe(loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, untouched: nn.Module | None = None) -> bool:
+def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched: nn.Module | None) -> bool:
     """Whether the loss of a sample in training depends on those beside it. Find out from which generators a module
     draws, and refuse state of its own that its loss depends on.
 
-    Evaluates A, takes a step at B, and evaluates A again; and once more with what the step left. Then what never ran
-    evaluates B and A. Each sample is evaluated beside itself, too.
+    Evaluates A, takes a step at B, and evaluates A again; and once more with what the step left. Each sample is
+    evaluated beside itself, too.
 
-    theta_P, other_P: A and B.  batch: a few samples.  untouched: the module as it was before its first call, if it can
-    be had.
+    theta_P: A.  samples: a few, of which two are looked at most.  before: what the module held before
+    its first call.  untouched: the module as it was then, if it can be had.
 
     Raises LowlossError: a buffer or an attribute that the module changes matters.
     """
-    name, before = type(loop.module).__name__, _foreign_states()
-    attributes, fresh = _attributes(loop.module), loop.fresh_buffers()
+    before.restore()
+    other_P = _beside(theta_P)
+    batch = samples._replace(x=samples.x[:2], y=samples.y[:2])
+    name, states, fresh = type(loop.module).__name__, _foreign_states(), loop.fresh_buffers()
     first = _looked_at(loop, theta_P, fresh, batch)
-    loop.foreign = tuple(kind for kind, state in _foreign_states().items() if state != before[kind])
-    if loop.foreign:  # now seeded
-        first = _looked_at(loop, theta_P, fresh, batch)
+    loop.foreign = tuple(kind for kind, state in _foreign_states().items() if state != states[kind])
+    for some in (batch, samples):
+        watch(loop, theta_P, some, before)
+    _check_shapes(loop, theta_P, other_P, fresh, samples)
+    first = _looked_at(loop, theta_P, fresh, batch)
     _check_norms(loop, theta_P, batch)
-    left = loop.fresh_buffers()
-    with loop.holding(left, shared=True):
-        for _ in range(3):
-            loop.losses(other_P[None], batch, gradients=True)
-    counts = _attributes(loop.module)
-    again = _looked_at(loop, theta_P, fresh, batch)
-    loop.counters = _counters(loop.module, counts)
-    if not _same(first, again) or any(not _same(first, moved) for moved in _moved(loop, theta_P, fresh, batch)):
-        changed = _changed(loop.module, attributes)
-        what = f"changes {', '.join(changed[:2])}" if changed else "has state outside of parameters and buffers"
-        raise LowlossError(
-            f"{name} {what} when it runs, and its loss depends on that, not on its parameters alone: keep "
-            "statistics in nn.BatchNorm, or compute them anew in each forward pass"
-        )
-    if loop.counters:
-        told = ", ".join(key for _, key, _ in loop.counters[:2])
-        log.warning("%s changes %s when it runs: every call finds that as it was", name, told)
-    known = {id(getattr(part, kind)) for part in loop.batch_norms for kind in STATISTICS}
-    own = {key for key, buffer in loop.module.named_buffers() if id(buffer) not in known}
-    changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
-    held = [{key: _later(left[key], by) for key in own} for by in (0, *LATER)] if changed else []
-    if any(not _same(first, _looked_at(loop, theta_P, {**fresh, **one}, batch)) for one in held):
-        raise LowlossError(
-            f"{name} changes its buffer {changed[0]} in training, and its loss depends on it, not on its parameters "
-            "alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm and statistics of "
-            "one's own are not): take them out"
-        )
+    for _ in range(3):
+        loop.losses(other_P[None], batch, gradients=True)
+    if not _same(first, _looked_at(loop, theta_P, fresh, batch)):
+        raise LowlossError(OUTSIDE.format(name))
+    for some in (batch, samples):
+        _check_buffers(loop, theta_P, fresh, some)
     if untouched is not None:
-        _check_first_call(copy.deepcopy(untouched), loop, theta_P, other_P, batch, first)
         _check_modes(untouched, loop, other_P, batch)
     loop.evaluation_seed = 1
     if not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
         log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
     loop.evaluation_seed = 0
     return _couples(loop, theta_P, fresh, batch, first)
+
+
+def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) -> None:
+    """Raise LowlossError if a buffer that is changed in training matters; BatchNorm's are recomputed."""
+    left, first = loop.fresh_buffers(), _looked_at(loop, theta_P, fresh, batch)
+    with loop.holding(left, shared=True):
+        for _ in range(3):
+            loop.losses(_beside(theta_P)[None], batch, gradients=True)
+    known = {id(getattr(part, kind)) for part in loop.batch_norms for kind in STATISTICS}
+    own = {key for key, buffer in loop.module.named_buffers() if id(buffer) not in known} & fresh.keys()
+    changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
+    held = [{key: _later(left[key], by) for key in changed} for by in (0, *LATER)] if changed else []
+    if any(not _same(first, _looked_at(loop, theta_P, {**fresh, **one}, batch)) for one in held):
+        raise LowlossError(
+            f"{type(loop.module).__name__} changes its buffer {changed[0]} in training, and its loss depends on it, "
+            "not on its parameters alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm "
+            "and statistics of one's own are not): take them out"
+        )
+
+
+def watch(loop: Loop, theta_P: Tensor, batch: Batch, before: State) -> None:
+    """Find what a module keeps of its calls with a minibatch, have every call find that as it was, and tell it.
+
+    What depends neither on the point nor on the samples, as a table for each shape, is left alone.
+
+    before: what the module held before its first call.
+
+    Raises LowlossError: the loss depends on what it keeps.
+    """
+    name, rows, fresh = type(loop.module).__name__, len(batch.y), loop.fresh_buffers()
+    known, loop.state = set(loop.state.names if loop.state else ()), None
+    states, other_P = list[State](), _beside(theta_P)
+    for at_P, row, times in ((theta_P, None, 1), (other_P, rows - 1, 2), (other_P, 0, 4)):
+        before.restore()
+        alike = batch if row is None else batch._replace(x=batch.x[[row] * rows], y=batch.y[[row] * rows])
+        for _ in range(times):
+            _looked_at(loop, at_P, fresh, alike)
+        if row is None:  # an odd number of calls, which tells apart what every second one undoes
+            loop.losses(at_P[None], alike, gradients=False)
+        states.append(State(loop.module, before))
+        if not known and not before.differing(states[0]):
+            return
+    kept = known.union(*(states[0].differing(state) for state in states[1:]))
+    if not kept:
+        return
+    left, first = states[1].only(kept, states[-1]), before.only(kept, states[-1])
+
+    def matters(names: set[str]) -> bool:
+        for by in (0, *LATER):
+            first.restore()
+            found = left.only(names, states[-1])
+            found.restore()
+            found.alter(by)
+            loop.state = State(loop.module, before).only(kept, states[-1])
+            try:
+                if not _same(wanted, _looked_at(loop, theta_P, fresh, batch)):
+                    return True
+            except (*FAILURES, AttributeError):
+                return True  # it was read
+        return False
+
+    loop.state = first
+    wanted = _looked_at(loop, theta_P, fresh, batch)
+    if matters(kept):
+        told = [key for key in sorted(kept) if matters({key})] or sorted(kept)
+        raise LowlossError(
+            f"{name} changes {', '.join(told[:2])} when it runs, and its loss depends on that, not on its parameters "
+            f"alone: {REMEDY}"
+        )
+    loop.state = first
+    if new := sorted(kept - known):
+        log.warning("%s changes %s when it runs: every call finds that as it was", name, ", ".join(new[:2]))
+
+
+def _beside(theta_P: Tensor) -> Tensor:
+    """B."""
+    return theta_P + 0.1 * torch.linspace(-1, 1, len(theta_P)).to(theta_P)
+
+
+def _check_shapes(loop: Loop, theta_P: Tensor, other_P: Tensor, buffers: Buffers, samples: Batch) -> None:
+    """Raise LowlossError if outputs at A, of a shape that was seen at B before, are others than of one that was not."""
+
+    def at(point_P: Tensor, count: int) -> Tensor:
+        return _outputs(loop, point_P, buffers, samples._replace(x=samples.x[:count], y=samples.y[:count]))
+
+    count = len(samples.y) - 3
+    if count < 2:
+        return
+    at(other_P, count)
+    first, later, after = (at(theta_P, count + more) for more in (1, 2, 0))
+    couples = not _near(first, later[: count + 1])
+    if not couples and not _near(after, first[:count]):
+        raise LowlossError(OUTSIDE.format(type(loop.module).__name__))
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    """Within a thousandth of the largest, as products of other shapes are."""
+    return bool((one - other).abs().max() <= 1e-3 * other.abs().max())
 
 
 def _couples(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch, first: list[Tensor]) -> bool:
@@ -162,26 +253,6 @@ def _check_modes(module: nn.Module, loop: Loop, theta_P: Tensor, batch: Batch) -
                 )
 
 
-def _check_first_call(
-    module: nn.Module, loop: Loop, theta_P: Tensor, other_P: Tensor, batch: Batch, first: list[Tensor]
-) -> None:
-    """Raise LowlossError if an attribute that a module sets in its first call, here at B, matters at A.
-
-    first: what another one, of which `loop` is, gave at A.
-    """
-    attributes = _attributes(module)
-    other = Loop(module, loop.layout, loop.task)
-    other.foreign = loop.foreign
-    for at_P in (other_P, theta_P):
-        found = _looked_at(other, at_P, loop.fresh_buffers(), batch)
-    if not _same(first, found):
-        changed = ", ".join(_changed(module, attributes)[:2]) or "something"
-        raise LowlossError(
-            f"{type(module).__name__} keeps {changed} of its first call, and its loss depends on that, not on its "
-            "parameters alone: compute it anew in each forward pass"
-        )
-
-
 def _looked_at(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> list[Tensor]:
     """The outputs in evaluation mode, and the loss of a step."""
     outputs = _outputs(loop, theta_P, buffers, batch)
@@ -196,42 +267,9 @@ def _outputs(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> Ten
     return torch.cat(list(loop.outputs(theta_P, copied, batch.x, len(batch.x))))
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Plain attributes of all parts that may hold numbers, by name, as they are now."""
-    found: dict[str, Any] = {}
-    for path, part in module.named_modules():
-        for key, value in vars(part).items():
-            if not key.startswith("_") and key != "training" and isinstance(value, (Tensor, np.ndarray, int, float)):
-                held = value.detach().clone() if isinstance(value, Tensor) else np.copy(value)
-                found[f"{path}.{key}" if path else key] = held
-    return found
-
-
-def _counters(module: nn.Module, before: dict[str, Any]) -> list[tuple[nn.Module, str, Any]]:
-    """The plain numbers that a module has changed, by their part and name, as they are now."""
-    names = [k.rpartition(".") for k in _changed(module, before) if not isinstance(before.get(k), Tensor)]
-    parts = [(module.get_submodule(path), key) for path, _, key in names]
-    return [(part, key, copy.copy(getattr(part, key))) for part, key in parts]
-
-
-def _moved(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> Iterator[list[Tensor]]:
-    """What a module gives after so many more calls."""
-    counters = loop.counters
-    for by in LATER if counters else ():
-        loop.counters = [(part, key, value + by) for part, key, value in counters]
-        yield _looked_at(loop, theta_P, buffers, batch)
-    loop.counters = counters
-
-
 def _later(buffer: Tensor, by: int) -> Tensor:
     """A buffer after so many calls more, if it may be a counter."""
     return buffer + by if buffer.numel() == 1 and buffer.dtype != torch.bool else buffer
-
-
-def _changed(module: nn.Module, before: dict[str, Any]) -> list[str]:
-    """The attributes that are others than before, by name."""
-    now = _attributes(module).items()
-    return [k for k, v in now if k not in before or not np.array_equal(before[k], v, equal_nan=True)]
 
 
 def _same(one: list[Tensor], other: list[Tensor], times: float = 1) -> bool:

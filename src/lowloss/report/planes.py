@@ -43,9 +43,12 @@ def axis_names(grid: dict[str, Any], notes: dict[str, Any]) -> list[str]:
     return [f"distance, {first} to {second.removeprefix('minimum ')}", "distance across"]
 
 
-def log_height(loss_RC: Any) -> Any:
-    """log10 of a loss; NaN where it has none."""
-    return np.log10(loss_RC, out=np.full_like(loss_RC, np.nan), where=np.isfinite(loss_RC) & (loss_RC > 0))
+def heights(loss_RC: Any) -> tuple[Any, str]:
+    """log10 of a train loss, NaN where it has none, and what that is; itself where it is positive nowhere."""
+    finite_RC = np.where(np.isfinite(loss_RC), loss_RC, np.nan)
+    if not (finite_RC > 0).any():
+        return finite_RC, "train loss"
+    return np.log10(finite_RC, out=np.full_like(finite_RC, np.nan), where=finite_RC > 0), "log10 train loss"
 
 
 def contours_plot(
@@ -53,9 +56,11 @@ def contours_plot(
 ) -> dict[str, Any]:
     """The contours of a column, of the train loss in equal steps of its logarithm, and what lies on the plane."""
     values_RC, (x_name, y_name) = factor * grid[column], axis_names(grid, notes)
-    z_RC = log_height(values_RC) if column == "train_loss" else np.where(np.isfinite(values_RC), values_RC, np.nan)
+    z_RC, scale = (
+        heights(values_RC) if column == "train_loss" else (np.where(np.isfinite(values_RC), values_RC, np.nan), "")
+    )
     bar: dict[str, Any] = {"title": {"text": text, "side": "right"}, "thickness": 14}
-    if column == "train_loss" and np.isfinite(z_RC).any():
+    if scale.startswith("log10"):
         ticks = np.linspace(np.nanmin(z_RC), np.nanmax(z_RC), 5)
         bar |= {"tickvals": [*ticks], "ticktext": [f"{10**tick:.3g}" for tick in ticks]}
     data: list[dict[str, Any]] = [{
@@ -87,7 +92,7 @@ def surface(grid: dict[str, Any], notes: dict[str, Any], ways: Sequence[Way]) ->
     """The train loss as a surface, with the ways and the minima at its height."""
     from scipy.interpolate import RegularGridInterpolator
 
-    z_RC, (x_name, y_name) = log_height(grid["train_loss"]), axis_names(grid, notes)
+    (z_RC, scale), (x_name, y_name) = heights(grid["train_loss"]), axis_names(grid, notes)
     axes = grid["axis-0"], grid["axis-1"]
     height = RegularGridInterpolator(axes, z_RC, bounds_error=False)
     lift = 0.01 * float(np.ptp(z_RC[np.isfinite(z_RC)])) if np.isfinite(z_RC).any() else 0.0
@@ -95,7 +100,7 @@ def surface(grid: dict[str, Any], notes: dict[str, Any], ways: Sequence[Way]) ->
     data: list[dict[str, Any]] = [{
         "type": "surface", "x": [*axes[0]], "y": [*axes[1]], "z": z_RC.T.tolist(), "colorscale": "Viridis",
         "customdata": grid["train_loss"].T.tolist(), "hovertemplate": "train loss %{customdata:.4g}<extra></extra>",
-        "colorbar": {"title": {"text": "log10 train loss", "side": "right"}, "thickness": 14},
+        "colorbar": {"title": {"text": scale, "side": "right"}, "thickness": 14},
         "contours": {"z": {"show": True, "usecolormap": True, "width": 1}},
     }]  # fmt: skip
     for way in ways:
@@ -112,7 +117,7 @@ def surface(grid: dict[str, Any], notes: dict[str, Any], ways: Sequence[Way]) ->
         "textfont": {"size": 14}, "hovertemplate": "minimum %{text}<extra></extra>",
     })  # fmt: skip
     camera = {"eye": {"x": 1.5, "y": 1.7, "z": 1.1}, "center": {"z": -0.15}}
-    titles = zip("xyz", (x_name, y_name, "log10 train loss"), strict=True)
+    titles = zip("xyz", (x_name, y_name, scale), strict=True)
     scene = {f"{axis}axis": {"title": title} for axis, title in titles}
     return {"data": data, "layout": {"scene": {**scene, "aspectratio": {"x": 1, "y": 1, "z": 0.7}, "camera": camera}}}
 

@@ -17,7 +17,7 @@ from lowloss.report.lines import draw_lines, draw_trajectory, falls
 from lowloss.report.looks import look
 from lowloss.report.paths import shown_metrics
 from lowloss.report.pictures import Picture, Shown, panels, save
-from lowloss.report.planes import Way, axis_names, contours_plot, log_height, surface
+from lowloss.report.planes import Way, axis_names, contours_plot, heights, surface
 from lowloss.report.spectra import draw_map
 from lowloss.study import Artifact, Source, Study
 
@@ -187,9 +187,9 @@ def _surface(name: str, grid: dict[str, Any], notes: dict[str, Any], ways: Seque
     figure = Figure(figsize=(7, 5))
     axis: Any = figure.add_subplot(projection="3d")
     x_RC, y_RC = np.meshgrid(grid["axis-0"], grid["axis-1"], indexing="ij")
-    height_RC, names = log_height(grid["train_loss"]), axis_names(grid, notes)
+    (height_RC, scale), names = heights(grid["train_loss"]), axis_names(grid, notes)
     axis.plot_surface(x_RC, y_RC, height_RC, cmap="viridis", rcount=60, ccount=60, linewidth=0)
-    axis.set(zlabel="log10 train loss", xlabel=names[0], ylabel=names[1], title=name)
+    axis.set(zlabel=scale, xlabel=names[0], ylabel=names[1], title=name)
     plots = {"surface": surface(grid, notes, ways)}
     return save(figure, folder, f"surface-{name}", f"Plane {name}", SURFACE, plots=plots)
 

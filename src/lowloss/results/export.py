@@ -109,11 +109,11 @@ def _columns(scan: ScanResult) -> dict[str, Any]:
 def _surface(scan: ScanResult) -> tuple[Any, Any]:
     """The points (N, 3) of a plane, z the log10 of the train loss, and its cells (·, 4), without those that have a
     corner where there is none, which are put as high as the highest."""
-    from lowloss.report.planes import log_height
+    from lowloss.report.planes import heights
 
     grid = scan.arrays
     x_RC, y_RC = np.meshgrid(grid["axis-0"], grid["axis-1"], indexing="ij")
-    z_RC = log_height(grid["train_loss"])
+    z_RC = heights(grid["train_loss"])[0]
     there_RC = np.isfinite(z_RC)
     if not there_RC.any():
         raise LowlossError(f"{scan.name} has no finite train loss, so no surface")

@@ -88,6 +88,8 @@ class Graph:
             raise LowlossError(f"its parameters are {self.layout.dtype}, not float32")
         if self.loop.frozen:
             raise LowlossError("it keeps a BatchNorm in evaluation mode")
+        if self.loop.state:
+            raise LowlossError(f"it keeps {self.loop.state.names[0]} of its calls")
         self.training, self.recording, self.inference = (fold(self.module) for _ in range(3))
         self.training.train()
         self.recording.eval()

@@ -9,7 +9,6 @@ Shapes: K points, P parameters, B samples of a minibatch, N samples of a split.
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +33,7 @@ from lowloss.landscape.engine.parts import Parts, near_equal
 from lowloss.landscape.engine.pooled import pooled
 from lowloss.landscape.engine.twice import Twice
 from lowloss.landscape.layout import Layout
+from lowloss.landscape.state import State
 
 Buffers = dict[str, Tensor]
 
@@ -149,8 +149,8 @@ class Loop:
         self._takes_state = len(inspect.signature(module.forward).parameters) > 1
         self.foreign: tuple[str, ...] = ()
         """Those of FOREIGN from which the module draws."""
-        self.counters: list[tuple[nn.Module, str, Any]] = []
-        """Plain attributes that the module changes when it runs, and what each call finds there."""
+        self.state: State | None = None
+        """What the module keeps of its calls beside parameters and buffers, which every call finds as it was."""
         parts = dict(module.named_modules())
         self._tables: list[tuple[dict[str, Any], str, str]] = []
         self._buffers: list[tuple[dict[str, Any], str, str]] = []
@@ -288,7 +288,8 @@ class Loop:
             buffers = self.fresh_buffers()
             with self._at(self._parameters(theta_P), buffers), self.random_seed(0):
                 own = all(type(norm).forward is _BatchNorm.forward for norm in self.batch_norms)
-                if parts is None and len(x_N) > PART and own:
+                # Passes of parts wait for each other, so that none may find what another left.
+                if parts is None and len(x_N) > PART and own and not self.state:
                     spans = near_equal(len(x_N), PART)
                     pooled(lambda span: self._call(x_N[span], None), spans, self.batch_norms, theta_P.device)
                     return buffers, None
@@ -343,8 +344,8 @@ class Loop:
         held = [(table, name, first, table[name]) for table, name, first in self._tables if first in given]
         for table, name, first, _ in held:
             table[name] = given[first]
-        for part, name, value in self.counters:
-            setattr(part, name, copy.copy(value))
+        if self.state:
+            self.state.restore()
         try:
             yield
         finally:
