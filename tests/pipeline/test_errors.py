@@ -155,7 +155,7 @@ def arrays(folder):
         ("text", r"numpy\.savez"),
         ("lacking", "y_train, y_test"),
         ("objects", r"numpy\.savez"),
-        ("words", r"numpy\.savez"),
+        ("words", r"numpy\.unique"),
         ("uneven", r"y \(5,\)"),
         ("negative", "labels must lie in 0"),
     ],
