@@ -156,7 +156,7 @@ def run_here(jobs: Sequence[Job], parallel: int, gpus: int = 0) -> list[End]:
 
 def _tell(job: Job, end: End, done: int, count: int) -> None:
     took = f" in {progress.duration(end.seconds)}" if end.seconds is not None else ""
-    progress.say(f"[{done}/{count}] {job.name}: {'done' if end.status == 0 else 'FAILED, ' + end.reason}{took}")
+    progress.say(f"[{done}/{count}] {job.name}: {f'FAILED{took}, {end.reason}' if end.status else f'done{took}'}")
 
 
 class SlurmTask:

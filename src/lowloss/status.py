@@ -159,8 +159,8 @@ def studies_under(folder: Path, tell: Callable[[str], None]) -> Iterator[Path]:
                 continue
             seen.add(here)
             kinds = {*Study(Path(parent)).kinds}
-            # What has begun holds a folder of work, or a claim, of the minima.
-            if kinds or any(Path(parent, "minima").glob(".*")):
+            # What has begun holds a folder of work, or a claim, of the minima, or why its first command failed.
+            if kinds or any(Path(parent, "minima").glob(".*")) or any(Path(parent, FOLDER).glob("*.json")):
                 yield Path(parent)
             children[:] = sorted(c for c in children if c not in {*kinds, "minima", "report"} and not c.startswith("."))
             links += [link for child in children if not linked and (link := Path(parent, child)).is_symlink()]

@@ -155,8 +155,8 @@ def test_what_is_not_done_has_a_row(lowloss, whole, tmp_path):
     (begun / ".0000.claim").write_text("{}")
     sweep = tmp_path / "outputs" / ".sweeps" / "1"
     sweep.mkdir(parents=True)
-    ended = [("begun", 0, ""), ("t", 1, "loss is\nNaN")]
-    jobs = [{"study": study, "log": f"{study}.log"} for study, _, _ in ended]
+    ended = [("begun", 0, ""), ("t", 1, "loss is\nNaN"), ("none", 1, "no data")]
+    jobs = [{"study": study, "log": f"{study}.log"} for study in ("begun", "t", "none", "later")]
     (sweep / ".jobs.json").write_text(json.dumps({"launcher": "slurm", "owner": {}, "jobs": jobs}))
     for study, status, reason in ended:
         (sweep / f"{study}.json").write_text(json.dumps({"status": status, "reason": reason}))
@@ -165,7 +165,9 @@ def test_what_is_not_done_has_a_row(lowloss, whole, tmp_path):
     rows = [row for row in rows_of(tmp_path / "outputs" / "compare") if ": " in row["status"]]
     assert {(row["study"], row["status"]) for row in rows} == {
         ("begun", "running: minima/0000"), ("t", "stopped: paths/0001-0002-bezier"), ("t", "failed: loss is NaN"),
+        ("none", "failed: no data"), ("later", "waiting: not begun"),
     }  # fmt: skip
+    assert {row["model"] for row in rows if row["study"] != "t"} == {""}
     shutil.rmtree(root)
     assert "no study there has results yet" in lowloss.plain(tmp_path, "compare", "outputs").message
 

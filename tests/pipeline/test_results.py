@@ -157,6 +157,7 @@ def test_what_there_is_not_is_told_in_a_line(study, ask, told):
         ask(study)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not hasattr(study.minima[0], "trajectory")
 
 
 def test_damaged_and_unfinished_studies(whole, tmp_path):
@@ -294,6 +295,7 @@ def test_surfaces_without_a_test_split_are_drawn():
         (lambda land, theta: scan(land, MinimaLine(), theta[[0, 0]]), "are the same point"),
         (lambda land, theta: scan(land, TrajectoryPlane(), theta[:1]), "TrajectoryPlane needs the way to a minimum"),
         (lambda land, theta: scan(MullerBrown(), RandomPlane(), theta[:1]), "a MullerBrown has no layers"),
+        (lambda land, theta: scan(land, "plane", theta), "a scan is over a Grid or by a recipe"),
     ],
 )
 def test_scans_that_cannot_be_are_told_in_a_line(study, landscape, ask, told):

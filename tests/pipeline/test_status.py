@@ -66,6 +66,9 @@ def test_what_failed_is_told_with_its_last_lines(study, record):
     (one,) = status.gather(study.parent).studies
     assert (one.state, one.why, one.lines) == ("failed", "lower the rate", ["study: s", "lowloss: lower the rate"])
     assert status.logs(study, 1) == "lowloss: lower the rate"
+    # Also if it failed before anything was made.
+    shutil.rmtree(study / "minima")
+    assert [one.state for one in status.gather(study.parent).studies] == ["failed"]
     # Another command that ends well makes up for it, and leaves nothing.
     again = progress.Record(study, lambda: PLAN)
     again.tell(work={})
@@ -74,7 +77,8 @@ def test_what_failed_is_told_with_its_last_lines(study, record):
     os.utime(left, (0, 0))
     again.end(None)
     assert not (study / progress.FOLDER).exists()
-    assert status.gather(study).studies[0].state == "done"
+    with pytest.raises(LowlossError, match="holds no study"):
+        status.gather(study)
 
 
 def test_a_process_that_is_gone_has_stopped(study, record):

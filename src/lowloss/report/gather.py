@@ -85,13 +85,17 @@ class Record:
 
 
 def find_studies(folders: Iterable[Path]) -> list[Path]:
-    """The study folders at or under these folders, links followed, each once, with results or begun.
+    """The study folders at or under these folders, links followed, each once, with results, begun or asked for by the
+    last sweep there.
 
     Raises LowlossError: a folder has none.
     """
     found: dict[str, Path] = {}
     for folder in folders:
         here = list(status.studies_under(folder, _leave_out))
+        at, known = Path(os.path.abspath(folder)), {*map(os.path.realpath, here)}
+        asked = status.swept(at) if here else ()
+        here += [folder / root.relative_to(at) for root in asked if os.path.realpath(root) not in known]
         if not here:
             what = "holds no study" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
             raise LowlossError(f"{folder} {what}: name the folder of a study or of a sweep, such as outputs/quickstart")
@@ -245,8 +249,10 @@ def _undone(root: Path, swept: Sequence[status.SweptJob]) -> Iterator[dict[str, 
             runs = claim.is_file() and now - claim.stat().st_mtime < RUNS
             yield {"status": f"{'running' if runs else 'stopped'}: {work.parent.name}/{name}"}
     with contextlib.suppress(Exception):  # whatever strangers wrote
-        if (swept or (root / progress.FOLDER).is_dir()) and (state := status.read_study(root, swept)).state == "failed":
-            yield {"status": f"failed: {' '.join(state.why.split())[:300]}"}
+        if swept or (root / progress.FOLDER).is_dir():
+            state = status.read_study(root, swept)
+            if state.state == "failed" or not root.is_dir():
+                yield {"status": f"{state.state}: {' '.join(state.why.split())[:300] or 'not begun'}"}
 
 
 def _columns(file: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -321,7 +327,7 @@ def called(config: Config, group: str, options: Options) -> str:
     """What a study's model or data are called; a landscape by a formula stands for the network, and has no data."""
     if group not in config and isinstance(config.get("landscape"), dict):
         return option_name(config["landscape"], options.get("landscape", {})) if group == "model" else ""
-    return option_name(config.get(group, {}), options.get(group, {}))
+    return option_name(config[group], options.get(group, {})) if group in config else ""
 
 
 def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.DataFrame]:

@@ -142,6 +142,8 @@ class OneResult:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        if isinstance(own := getattr(type(self), name, None), property) and own.fget:
+            return own.fget(self)  # it has said that there is none, in its own words
         known = self.source.known if isinstance(self.source, Made) else {}
         if name in known:
             return known[name]

@@ -142,6 +142,8 @@ def scan(
         statistics = statistics_on(landscape, grid, recipe.statistics)  # type: ignore[arg-type]
     elif isinstance(where, Grid):
         grid = where
+    else:
+        raise LowlossError(f"a scan is over a Grid or by a recipe, such as RandomPlane(), got {where!r}")
     if path is not None:
         settings["path"] = path.finder if isinstance(path, PathResult) else "path"
     if isinstance(grid, Rays):

@@ -12,7 +12,7 @@ from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Any
 
 from lowloss.errors import LowlossError
-from lowloss.results.base import Made, OneResult, Results, left_out
+from lowloss.results.base import Made, NoAttributeError, OneResult, Results, left_out
 from lowloss.study import Artifact, Study
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class MinimumResult(OneResult):
         """Its `epochs`, and `theta_EP`, where it was then. Raises LowlossError where none was collected."""
         known = self.source.known if isinstance(self.source, Made) else self.notes
         if "trajectory_epochs" not in known:
-            raise LowlossError(f"{self.kind}/{self.name} has no trajectory: train with minima.collect=every")
+            raise NoAttributeError(f"{self.kind}/{self.name} has no trajectory: train with minima.collect=every")
         epochs = known["trajectory_epochs"]
         if isinstance(self.source, Made):
             return known["trajectory"]
@@ -126,7 +126,7 @@ class ScanResult(OneResult):
     def trajectory(self) -> TrajectoryResult:
         """The trajectory that lies on it. Raises LowlossError where there is none."""
         if "trajectory_projected" not in self.tensors:
-            raise LowlossError(f"no trajectory lies on {self.name}: scan one (scan=[trajectory])")
+            raise NoAttributeError(f"no trajectory lies on {self.name}: scan one (scan=[trajectory])")
         return TrajectoryResult(self.kind, self.source)
 
 
