@@ -1,5 +1,6 @@
 """Any module: a point is its parameters alone, whatever else the module does; what cannot be right is refused."""
 
+import enum
 import random
 from collections import deque
 from collections.abc import Callable
@@ -200,6 +201,22 @@ class Asleep(nn.Module):
         return self.b(h.relu())
 
 
+class Evaluating(nn.Module):
+    """Has a buffer that changes in evaluation alone: a counter, or the mean of what it has evaluated."""
+
+    def __init__(self, counts: bool) -> None:
+        super().__init__()
+        self.linear, self.counts = nn.Linear(8, 2), counts
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(x)
+        if not self.training:
+            self.seen += 1 if self.counts else outputs.detach().mean()
+            outputs = outputs * (1 + self.seen)
+        return outputs
+
+
 class Renormed(nn.BatchNorm1d):
     """Has an average of its own of its statistics."""
 
@@ -253,6 +270,8 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         (lambda: Asleep(False), "norm has other statistics than those"),
         (lambda: normed(Renormed), "1 has other statistics than those"),
         (lambda: normed(Third), r"buffer 1\.third in training"),
+        (lambda: Evaluating(True), "changes its buffer seen in evaluation"),
+        (lambda: Evaluating(False), "changes its buffer seen in evaluation"),
     ],
     ids=[
         "attributes",
@@ -277,6 +296,8 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         "read",
         "renormed",
         "third",
+        "evaluations",
+        "evaluated",
     ],
 )
 def test_state_that_the_loss_depends_on_is_refused_by_its_name(build: Callable[[], nn.Module], told: str) -> None:
@@ -355,6 +376,35 @@ class Tables(nn.Module):
         self.log.losses.append(float(self.attention.detach().mean()))
         self.toggled = not self.toggled
         return self.b(self.attention * self.features["a"]) + self.positions[: len(x)]
+
+
+class Phase(enum.Enum):
+    """What a module may note of a call."""
+
+    TRAINING = 1
+    EVALUATION = 2
+
+
+class Describing(nn.Module):
+    """Keeps its outputs with the configuration of which it was made, and reads that."""
+
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.linear, self.config, self.calls, self.last = nn.Linear(8, 2), config, list[Phase](), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.config.scale * self.linear(x)
+        self.calls.append(Phase.TRAINING if self.training else Phase.EVALUATION)
+        self.last = outputs.detach(), self.config, SimpleNamespace(config=self.config)
+        return outputs
+
+
+def test_what_a_module_shares_with_others_is_left_as_it_is() -> None:
+    config = SimpleNamespace(scale=2.0, widths=[8, 2])
+    landscape = NetworkLandscape(lambda: Describing(config), data())
+    landscape.losses(landscape.initial(1)[None], landscape.batches(40, (1,), True)[0])
+    assert config == SimpleNamespace(scale=2.0, widths=[8, 2])
+    assert [one.value for one in Phase] == [1, 2]
 
 
 def _feature(features: dict[str, Tensor], part: nn.Module, given: object, outputs: Tensor) -> None:

@@ -77,20 +77,26 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
 
 def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) -> None:
     """Raise LowlossError if a buffer that is changed in training matters; BatchNorm's are recomputed."""
-    left, first = loop.fresh_buffers(), _looked_at(loop, theta_P, fresh, batch)
-    with loop.holding(left, shared=True):
-        for _ in range(3):
-            loop.losses(_beside(theta_P)[None], batch, gradients=True)
+    first, other_P = _looked_at(loop, theta_P, fresh, batch), _beside(theta_P)
     known = {id(getattr(part, kind)) for part in loop.batch_norms for kind in STATISTICS}
     own = {key for key, buffer in loop.module.named_buffers() if id(buffer) not in known} & fresh.keys()
-    changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
-    held = [{key: _later(left[key], by) for key in changed} for by in (0, *LATER)] if changed else []
-    if any(not _same(first, _looked_at(loop, theta_P, {**fresh, **one}, batch)) for one in held):
-        raise LowlossError(
-            f"{type(loop.module).__name__} changes its buffer {changed[0]} in training, and its loss depends on it, "
-            "not on its parameters alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm "
-            "and statistics of one's own are not): take them out"
-        )
+    for training in (True, False):
+        left = loop.fresh_buffers()
+        with loop.holding(left, shared=True):
+            for _ in range(3):
+                if training:
+                    loop.losses(other_P[None], batch, gradients=True)
+                else:
+                    list(loop.outputs(other_P, left, batch.x, len(batch.x)))
+        changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
+        held = [{key: _later(left[key], by) for key in changed} for by in (0, *LATER)] if changed else []
+        if any(not _given(loop, theta_P, {**fresh, **one}, batch, first) for one in held):
+            name, when = type(loop.module).__name__, "training" if training else "evaluation"
+            raise LowlossError(
+                f"{name} changes its buffer {changed[0]} in {when}, and its loss depends on it, not on its parameters "
+                "alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm and statistics of "
+                "one's own are not): take them out"
+            )
 
 
 def watch(loop: Loop, theta_P: Tensor, batch: Batch, before: State) -> None:
@@ -119,19 +125,21 @@ def watch(loop: Loop, theta_P: Tensor, batch: Batch, before: State) -> None:
     if not kept:
         return
     left, first = states[1].only(kept, states[-1]), before.only(kept, states[-1])
+    spared = before.objects(kept)
 
     def matters(names: set[str]) -> bool:
         for by in (0, *LATER):
             first.restore()
             found = left.only(names, states[-1])
             found.restore()
-            found.alter(by)
-            loop.state = State(loop.module, before).only(kept, states[-1])
-            try:
-                if not _same(wanted, _looked_at(loop, theta_P, fresh, batch)):
-                    return True
-            except (*FAILURES, AttributeError):
-                return True  # it was read
+            with found.altered(by, spared):
+                loop.state = State(loop.module, before).only(kept, states[-1])
+                try:
+                    if not _given(loop, theta_P, fresh, batch, wanted):
+                        return True
+                finally:
+                    loop.state.restore()
+        first.restore()
         return False
 
     loop.state = first
@@ -259,6 +267,14 @@ def _looked_at(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> l
     with loop.holding(buffers):
         losses_1, _ = loop.losses(theta_P[None], batch, gradients=False)
     return [outputs, losses_1]
+
+
+def _given(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch, wanted: list[Tensor]) -> bool:
+    """Whether the module gives what is wanted; not if it fails on what has changed, which it then has read."""
+    try:
+        return _same(wanted, _looked_at(loop, theta_P, buffers, batch))
+    except (*FAILURES, AttributeError):
+        return False
 
 
 def _outputs(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import pickle
 import random
 import sys
@@ -96,12 +97,25 @@ class State:
                 if name not in self._held:
                     _drop(owner, key)
 
-    def alter(self, by: int) -> None:
-        """Have the module hold something else under these names, as after so many calls more."""
-        for owner, key, _ in self._held.values() if by else ():
-            table = vars(owner) if isinstance(owner, type) else owner
-            if key in table:
-                _put(owner, key, _altered(table[key], by, set(), 0))
+    def objects(self, without: Collection[str]) -> set[int]:
+        """The identities of all that is held under other names than these."""
+        return {one for name, (_, _, held) in self._held.items() if held and name not in without for one in held.ids()}
+
+    @contextlib.contextmanager
+    def altered(self, by: int, spared: set[int]) -> Iterator[None]:
+        """Have the module hold something else under these names, as after so many calls more, but for the objects of
+        these identities; afterwards each object is again what it was."""
+        were = list[_Held]()
+        try:
+            for owner, key, _ in self._held.values() if by else ():
+                table = vars(owner) if isinstance(owner, type) else owner
+                if key in table:
+                    were.append(_Held(table[key], {*spared}))
+                    _put(owner, key, _altered(table[key], by, {*spared}, 0))
+            yield
+        finally:
+            for held in reversed(were):
+                held.give()
 
 
 def _put(owner: Any, key: str, value: Any) -> None:
@@ -121,9 +135,10 @@ def _drop(owner: Any, key: str) -> None:
 
 
 def _ones_own(kind: type) -> bool:
-    """Whether objects of a class are looked into: it is neither Python's nor torch's."""
+    """Whether objects of a class are looked into: it is neither Python's nor torch's, nor are they members of one."""
     top = kind.__module__.partition(".")[0]
-    return top in NAMESPACES or not (top == "torch" or top == "numpy" or top in sys.stdlib_module_names)
+    others = top == "torch" or top == "numpy" or top in sys.stdlib_module_names or issubclass(kind, enum.Enum)
+    return top in NAMESPACES or not others
 
 
 class _Held:
@@ -158,6 +173,13 @@ class _Held:
             self.kind, self.content = "set", set(value)
         elif not isinstance(value, type) and _ones_own(type(value)):
             self.kind, self.content = "object", {key: held(one) for key, one in _attributes(value).items()}
+
+    def ids(self) -> Iterator[int]:
+        """The identities of the value and of all that is in it."""
+        yield id(self.value)
+        inside = self.content.values() if self.kind in {"dict", "object"} else self.content
+        for one in inside if self.kind in {"dict", "object", "row"} else ():
+            yield from one.ids()
 
     def give(self) -> Any:
         """The value, in which there is what was."""
