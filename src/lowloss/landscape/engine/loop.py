@@ -356,6 +356,7 @@ class Loop:
 
     def _call(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The module's outputs, and the state that a recurrent one hands on."""
+        x = x.clone()  # some compute on it in place, and others want it as it is
         outputs = self.module(x) if state is None else self.module(x, state)
         handed = None
         if self._takes_state and isinstance(outputs, tuple) and len(outputs) == 2:
