@@ -441,6 +441,35 @@ def test_a_frozen_batch_norm_keeps_its_statistics() -> None:
     torch.testing.assert_close(whole[0], exact)
 
 
+class Features(nn.Module):
+    """Random features in a buffer and in a frozen layer, and a counter that does no harm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.randn(8, 16))
+        self.register_buffer("ran", torch.zeros(()))
+        self.frozen, self.norm, self.head = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 2)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.ran += self.training
+        return self.head(self.norm(x @ self.basis + self.frozen(x)).relu())
+
+
+@pytest.mark.parametrize(
+    ("build", "name"), [(Features, "frozen.weight"), (Features, "basis"), (Frozen, "norm.running_var")]
+)
+def test_a_point_of_a_module_with_other_frozen_values_is_refused(build: Callable[[], nn.Module], name: str) -> None:
+    landscape = NetworkLandscape(given := build(), data())
+    theta_P = landscape.point(given.train())
+    given(data().x_train)  # moves statistics and a counter
+    assert landscape.point(given).equal(theta_P)
+    assert landscape.point(landscape.module(theta_P)).equal(theta_P)
+    dict([*given.named_parameters(), *given.named_buffers()])[name].data[0] += 1
+    with pytest.raises(LowlossError, match=rf"{name} of the module is no coordinate .*: have the function that builds"):
+        landscape.point(given)
+
+
 class Noisy(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ from lowloss.landscape.engine.loop import PART, Buffers, Engine, Loop
 from lowloss.landscape.engine.parts import Parts, near_equal
 from lowloss.landscape.initial import built, copied, drawn
 from lowloss.landscape.layout import Layout
-from lowloss.landscape.probe import FAILURES, ROWS, probe, watch
+from lowloss.landscape.probe import FAILURES, ROWS, check_fixed, probe, watch
 from lowloss.landscape.state import State
 from lowloss.seeding import derive
 
@@ -334,10 +334,11 @@ class NetworkLandscape:
     def initial(self, seed: int) -> Tensor:
         module = drawn(self.model, self.data, seed, None if self._redrawn else self.loop.module)
         self._redrawn = True
-        return self.point(module)
+        return self.layout.flatten(dict(module.named_parameters()))
 
     def point(self, module: nn.Module) -> Tensor:
-        """The point (P,) of a module of this architecture, say one trained elsewhere."""
+        """The point (P,) of a module, say one trained elsewhere. Raises LowlossError: what is frozen in it is other."""
+        check_fixed(self.loop, dict([*module.named_parameters(), *module.named_buffers()]), "the module")
         return self.layout.flatten(dict(module.named_parameters()))
 
     def module(self, theta_P: Tensor) -> nn.Module:

@@ -6,9 +6,11 @@ name if it matters.
 """
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
@@ -81,9 +83,8 @@ def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) ->
     with loop.holding(left, shared=True):
         for _ in range(3):
             loop.losses(_beside(theta_P)[None], batch, gradients=True)
-    known = {id(getattr(part, kind)) for part in loop.batch_norms for kind in STATISTICS}
-    own = {key for key, buffer in loop.module.named_buffers() if id(buffer) not in known} & fresh.keys()
-    changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
+    changed = sorted(key for key in fixed(loop).keys() & fresh.keys() if not torch.equal(left[key], fresh[key]))
+    loop.passing.update(changed)
     held = [{key: _later(left[key], by) for key in changed} for by in (0, *LATER)] if changed else []
     if any(not _same(first, _looked_at(loop, theta_P, {**fresh, **one}, batch)) for one in held):
         raise LowlossError(
@@ -91,6 +92,31 @@ def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) ->
             "not on its parameters alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm "
             "and statistics of one's own are not): take them out"
         )
+
+
+def fixed(loop: Loop) -> dict[str, Tensor]:
+    """Frozen parameters, and buffers that are no statistics of a BatchNorm in training: no point has them."""
+    known = {id(getattr(part, kind)) for part in loop.batch_norms for kind in STATISTICS}
+    known |= {id(part.num_batches_tracked) for part in loop.module.modules() if isinstance(part, _BatchNorm)}
+    held = [*loop.module.named_parameters(), *loop.module.named_buffers()]
+    return {name: tensor for name, tensor in held if name not in loop.layout.names and id(tensor) not in known}
+
+
+def check_fixed(loop: Loop, other: Mapping[str, Tensor], whose: str) -> None:
+    """Raise LowlossError if tensors by their names, a network's, are not what the landscape's module has of them.
+
+    They may be of another precision, and differ by rounding. What changes without effect may be anything.
+    """
+    for name, own in fixed(loop).items():
+        if name in loop.passing or name not in other:
+            continue
+        there = other[name].detach().to(own.device)
+        here = own.detach().to(there.dtype)
+        if here.shape != there.shape or not torch.allclose(here, there, 1e-5, 1e-8, equal_nan=True):
+            raise LowlossError(
+                f"{name} of {whose} is no coordinate of the landscape, since it is not trained, and differs from that "
+                "of the landscape's model: have the function that builds the model load it"
+            )
 
 
 def watch(loop: Loop, theta_P: Tensor, batch: Batch, before: State) -> None:

@@ -149,6 +149,8 @@ class Loop:
         self._takes_state = len(inspect.signature(module.forward).parameters) > 1
         self.foreign: tuple[str, ...] = ()
         """Those of FOREIGN from which the module draws."""
+        self.passing = set[str]()
+        """Buffers that training changes, without effect on the loss."""
         self.state: State | None = None
         """What the module keeps of its calls beside parameters and buffers, which every call finds as it was."""
         parts = dict(module.named_modules())
