@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout
+from torch.nn.functional import cross_entropy, dropout, linear
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
@@ -224,6 +224,37 @@ class Third(nn.BatchNorm1d):
         return super().forward(x) + self.third * (not self.training)
 
 
+class Growing(nn.Module):
+    """Makes its last layer when it first runs, or first trains."""
+
+    def __init__(self, trained: bool) -> None:
+        super().__init__()
+        self.linear, self.trained = nn.Linear(8, 2), trained
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "head") and (self.training or not self.trained):
+            self.head = nn.Linear(2, 2)
+        return self.head(self.linear(x)) if hasattr(self, "head") else self.linear(x)
+
+
+class Flagged(nn.Module):
+    """Reads a mask that hangs on its weight, or changes the weight's gradients."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 2)
+        if kind == "hook":
+            self.linear.weight.register_hook(lambda gradient: 0 * gradient)
+        elif kind == "post":
+            self.linear.weight.register_post_accumulate_grad_hook(lambda parameter: None)
+        else:
+            self.linear.weight.mask = torch.arange(8) % 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.linear.weight
+        return linear(x, weight * weight.mask if hasattr(weight, "mask") else weight, self.linear.bias)
+
+
 def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), norm(16), nn.ReLU(), nn.Linear(16, 2))
 
@@ -253,6 +284,10 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         (lambda: Asleep(False), "norm has other statistics than those"),
         (lambda: normed(Renormed), "1 has other statistics than those"),
         (lambda: normed(Third), r"buffer 1\.third in training"),
+        (lambda: Growing(False), r"Growing makes head\.bias as it first runs.*: make it in __init__"),
+        (lambda: Growing(True), r"Growing makes head\.bias as it first runs.*: make it in __init__"),
+        (lambda: Flagged("hook"), r"linear\.weight of Flagged has a gradient hook"),
+        (lambda: Flagged("post"), r"linear\.weight of Flagged has a gradient hook"),
     ],
     ids=[
         "attributes",
@@ -277,11 +312,34 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         "read",
         "renormed",
         "third",
+        "growing",
+        "growing-in-training",
+        "hook",
+        "hook-of-sums",
     ],
 )
 def test_state_that_the_loss_depends_on_is_refused_by_its_name(build: Callable[[], nn.Module], told: str) -> None:
     with pytest.raises(LowlossError, match=told):
         NetworkLandscape(build, data())
+
+
+@pytest.mark.parametrize("instance", [False, True])
+def test_attributes_of_parameters_are_theirs_at_every_point(instance: bool) -> None:
+    given = data()
+    landscape = NetworkLandscape(Flagged("mask") if instance else lambda: Flagged("mask"), given)
+    theta_P = landscape.initial(0)
+    weight, bias = landscape.layout.views(theta_P).values()
+    masked = cross_entropy(linear(given.x_train, weight * (torch.arange(8) % 2), bias), given.y_train)
+    torch.testing.assert_close(landscape.evaluate(theta_P[None])["loss"][0].float(), masked)
+    assert not gradient(landscape, 0)[0, :16].view(2, 8)[:, ::2].any()
+    torch.testing.assert_close(cross_entropy(landscape.module(theta_P)(given.x_train), given.y_train), masked)
+    assert landscape.point(landscape.module(theta_P)).equal(theta_P)
+
+
+@pytest.mark.parametrize("kind", ["hook", "post"])
+def test_a_gradient_hook_of_an_instance_is_refused(kind: str) -> None:
+    with pytest.raises(LowlossError, match=r"linear\.weight of Flagged has a gradient hook"):
+        NetworkLandscape(Flagged(kind), data())
 
 
 def test_the_first_minibatch_of_a_size_is_looked_at() -> None:

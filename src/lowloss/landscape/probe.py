@@ -57,6 +57,8 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
     name, states, fresh = type(loop.module).__name__, _foreign_states(), loop.fresh_buffers()
     first = _looked_at(loop, theta_P, fresh, batch)
     loop.foreign = tuple(kind for kind, state in _foreign_states().items() if state != states[kind])
+    if made := dict(loop.module.named_parameters()).keys() - {first for _, _, first in loop._tables}:
+        raise LowlossError(f"{name} makes {min(made)} as it first runs, so that no point has it: make it in __init__")
     for some in (batch, samples):
         watch(loop, theta_P, some, before)
     _check_shapes(loop, theta_P, other_P, fresh, samples)
