@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout
+from torch.nn.functional import cross_entropy, dropout, linear
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
@@ -241,6 +241,37 @@ class Third(nn.BatchNorm1d):
         return super().forward(x) + self.third * (not self.training)
 
 
+class Growing(nn.Module):
+    """Makes its last layer when it first runs, or first trains."""
+
+    def __init__(self, trained: bool) -> None:
+        super().__init__()
+        self.linear, self.trained = nn.Linear(8, 2), trained
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "head") and (self.training or not self.trained):
+            self.head = nn.Linear(2, 2)
+        return self.head(self.linear(x)) if hasattr(self, "head") else self.linear(x)
+
+
+class Flagged(nn.Module):
+    """Reads a mask that hangs on its weight, or changes the weight's gradients."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 2)
+        if kind == "hook":
+            self.linear.weight.register_hook(lambda gradient: 0 * gradient)
+        elif kind == "post":
+            self.linear.weight.register_post_accumulate_grad_hook(lambda parameter: None)
+        else:
+            self.linear.weight.mask = torch.arange(8) % 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.linear.weight
+        return linear(x, weight * weight.mask if hasattr(weight, "mask") else weight, self.linear.bias)
+
+
 def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), norm(16), nn.ReLU(), nn.Linear(16, 2))
 
@@ -272,6 +303,10 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         (lambda: normed(Third), r"buffer 1\.third in training"),
         (lambda: Evaluating(True), "changes its buffer seen in evaluation"),
         (lambda: Evaluating(False), "changes its buffer seen in evaluation"),
+        (lambda: Growing(False), r"Growing makes head\.bias as it first runs.*: make it in __init__"),
+        (lambda: Growing(True), r"Growing makes head\.bias as it first runs.*: make it in __init__"),
+        (lambda: Flagged("hook"), r"linear\.weight of Flagged has a gradient hook"),
+        (lambda: Flagged("post"), r"linear\.weight of Flagged has a gradient hook"),
     ],
     ids=[
         "attributes",
@@ -298,11 +333,34 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         "third",
         "evaluations",
         "evaluated",
+        "growing",
+        "growing-in-training",
+        "hook",
+        "hook-of-sums",
     ],
 )
 def test_state_that_the_loss_depends_on_is_refused_by_its_name(build: Callable[[], nn.Module], told: str) -> None:
     with pytest.raises(LowlossError, match=told):
         NetworkLandscape(build, data())
+
+
+@pytest.mark.parametrize("instance", [False, True])
+def test_attributes_of_parameters_are_theirs_at_every_point(instance: bool) -> None:
+    given = data()
+    landscape = NetworkLandscape(Flagged("mask") if instance else lambda: Flagged("mask"), given)
+    theta_P = landscape.initial(0)
+    weight, bias = landscape.layout.views(theta_P).values()
+    masked = cross_entropy(linear(given.x_train, weight * (torch.arange(8) % 2), bias), given.y_train)
+    torch.testing.assert_close(landscape.evaluate(theta_P[None])["loss"][0].float(), masked)
+    assert not gradient(landscape, 0)[0, :16].view(2, 8)[:, ::2].any()
+    torch.testing.assert_close(cross_entropy(landscape.module(theta_P)(given.x_train), given.y_train), masked)
+    assert landscape.point(landscape.module(theta_P)).equal(theta_P)
+
+
+@pytest.mark.parametrize("kind", ["hook", "post"])
+def test_a_gradient_hook_of_an_instance_is_refused(kind: str) -> None:
+    with pytest.raises(LowlossError, match=r"linear\.weight of Flagged has a gradient hook"):
+        NetworkLandscape(Flagged(kind), data())
 
 
 def test_the_first_minibatch_of_a_size_is_looked_at() -> None:
@@ -489,6 +547,35 @@ def test_a_frozen_batch_norm_keeps_its_statistics() -> None:
     whole = landscape.losses(theta_P[None], landscape.batches(None, (1,), True)[0])
     torch.testing.assert_close(landscape.evaluate(theta_P[None])["loss"][0].float(), exact)
     torch.testing.assert_close(whole[0], exact)
+
+
+class Features(nn.Module):
+    """Random features in a buffer and in a frozen layer, and a counter that does no harm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.randn(8, 16))
+        self.register_buffer("ran", torch.zeros(()))
+        self.frozen, self.norm, self.head = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 2)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.ran += self.training
+        return self.head(self.norm(x @ self.basis + self.frozen(x)).relu())
+
+
+@pytest.mark.parametrize(
+    ("build", "name"), [(Features, "frozen.weight"), (Features, "basis"), (Frozen, "norm.running_var")]
+)
+def test_a_point_of_a_module_with_other_frozen_values_is_refused(build: Callable[[], nn.Module], name: str) -> None:
+    landscape = NetworkLandscape(given := build(), data())
+    theta_P = landscape.point(given.train())
+    given(data().x_train)  # moves statistics and a counter
+    assert landscape.point(given).equal(theta_P)
+    assert landscape.point(landscape.module(theta_P)).equal(theta_P)
+    dict([*given.named_parameters(), *given.named_buffers()])[name].data[0] += 1
+    with pytest.raises(LowlossError, match=rf"{name} of the module is no coordinate .*: have the function that builds"):
+        landscape.point(given)
 
 
 class Noisy(nn.Module):

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowloss.data import digits
+from lowloss.errors import LowlossError
+from lowloss.jobs.checkpoints import read_point
 from lowloss.landscape import NetworkLandscape
 from lowloss.model import MLP
 
@@ -273,6 +275,18 @@ WRONG = {
     "twice-by-another-name": r"minima\.files names \S+link\.pt twice, also as \S+good\.pt",
     "copy": r"good\.pt and \S+bad\.pt of minima\.files hold the same network",
 }
+
+
+def test_frozen_values_that_are_not_the_models_are_refused(tmp_path):
+    """In files of half the precision too, where the same values are taken."""
+    data, module = digits(), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Linear(8, 10))
+    module[1].requires_grad_(False)
+    landscape, file = NetworkLandscape(module, data), tmp_path / "a.pt"
+    torch.save(prefixed(module.half(), "model."), file)
+    assert read_point(file, landscape).equal(landscape.layout.flatten(dict(module.float().named_parameters())))
+    torch.save(spoil(landscape.loop.module.state_dict(), "1.bias", 3.0), file)
+    with pytest.raises(LowlossError, match=r"1\.bias of \S+a\.pt is no coordinate of the landscape"):
+        read_point(file, landscape)
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -17,7 +17,7 @@ from lowloss.jobs.base import Bench, Config, Job, Result
 from lowloss.study import RESULT, check_config
 
 if TYPE_CHECKING:
-    from lowloss.landscape import Layout
+    from lowloss.landscape import NetworkLandscape
 
 Tensors = Mapping[str, "torch.Tensor"]
 
@@ -53,7 +53,7 @@ class Checkpoint(Job):
         return {**described, "minima": {"files": {self.name: digest}}}
 
     def make(self, work: Path) -> Result:
-        theta_P = read_point(self.file, self.bench.landscape.layout)
+        theta_P = read_point(self.file, self.bench.landscape)
         values, tensors = apart(self.bench.table(theta_P[None], self.file.name, work), 0)
         return Result({**tensors, "theta": theta_P}, {**values, "file": _called(self.file), "status": "checkpoint"})
 
@@ -86,7 +86,7 @@ def check_fit(bench: Bench) -> None:
     held: dict[bytes, Path] = {}
     for k in range(bench.count):
         file = Checkpoint(bench, k).file
-        theta_P = read_point(file, bench.landscape.layout)
+        theta_P = read_point(file, bench.landscape)
         folder = weights_file(file).parent
         if weights_file(file).name == RESULT and (folder / "config.yaml").is_file():
             check_config(folder, bench.config, ["model"], SAME_MODEL)
@@ -103,15 +103,18 @@ def _called(file: Path) -> str:
     return "/".join(weights_file(file).resolve().parts[-4:-1])
 
 
-def read_point(file: Path, layout: Layout) -> torch.Tensor:
-    """The point (P,) of a checkpoint. Raises LowlossError if it cannot be read, or does not fit the layout."""
-    state = _read_state(file)
+def read_point(file: Path, landscape: NetworkLandscape) -> torch.Tensor:
+    """The point (P,) of a checkpoint.
+
+    Raises LowlossError: it cannot be read, does not fit the layout, or has other frozen parameters or buffers.
+    """
+    state, layout = _read_state(file), landscape.layout
     if weights_file(file).name == RESULT and "theta" in state:
         if state["theta"].shape != (layout.dim,):
             counts = f"it has {state['theta'].numel()} parameters, and the model {layout.dim}"
             raise UnfitError(f"{file} does not fit the model: {counts}: {SAME_MODEL}")
         state = layout.views(state["theta"])
-    return layout.flatten(_matched(state, layout, file))
+    return layout.flatten(_matched(state, landscape, file))
 
 
 def weights_file(file: Path) -> Path:
@@ -153,8 +156,11 @@ def _read_state(file: Path) -> Tensors:
     return state
 
 
-def _matched(state: Tensors, layout: Layout, file: Path) -> dict[str, torch.Tensor]:
-    """The parameters of a layout from a checkpoint's tensors, in the layout's dtype; buffers are left out."""
+def _matched(state: Tensors, landscape: NetworkLandscape, file: Path) -> dict[str, torch.Tensor]:
+    """The parameters of a layout from a checkpoint's tensors, in the layout's dtype; others are compared alone."""
+    from lowloss.landscape.probe import check_fixed
+
+    layout = landscape.layout
     named, remedy = _renamed(state, layout.names), "set model and its options to what the file was trained with"
     missing = [name for name in layout.names if name not in named]
     unfit = f"{file} does not fit the model"
@@ -167,6 +173,7 @@ def _matched(state: Tensors, layout: Layout, file: Path) -> dict[str, torch.Tens
             raise UnfitError(f"{unfit}: {name} has the shape {shapes}: {remedy}")
         if not named[name].isfinite().all():
             raise LowlossError(f"{file} holds NaN or infinite values in {name}: name another checkpoint")
+    check_fixed(landscape.loop, named, str(file))
     return {name: named[name].to(layout.dtype) for name in layout.names}
 
 

@@ -105,7 +105,7 @@ class MergeStage(Stage):
         for job in (minimum(bench, k) for k in range(bench.count)):
             if isinstance(job, Checkpoint):
                 try:
-                    read_point(job.file, landscape.layout)
+                    read_point(job.file, landscape)
                     fit.append(job.file)
                 except UnfitError as error:
                     unfit.append(str(error).rpartition(": ")[0])  # without its remedy

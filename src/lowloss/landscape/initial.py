@@ -49,6 +49,7 @@ def _built(factory: Callable[..., nn.Module], data: Data) -> nn.Module:
         raise LowlossError(f"model: {error}{remedy}") from error
     if not isinstance(module, nn.Module):
         raise LowlossError(f"model must make a torch.nn.Module, got {type(module).__name__}: set model._target_")
+    _check_hooks(module)
     _materialise(module, data)
     return module
 
@@ -113,9 +114,13 @@ def counted(factory: Callable[..., nn.Module], data: Data) -> int:
 
 
 def copied(model: nn.Module, data: Data) -> nn.Module:
-    """A copy of a module, its lazy layers made by a pass. Raises LowlossError if it cannot be copied."""
+    """A copy of a module, its lazy layers made by a pass.
+
+    Raises LowlossError: it cannot be copied, or a gradient would be changed by a hook.
+    """
+    _check_hooks(model)
     try:
-        module = copy.deepcopy(model)
+        module = clone(model)
     except (RuntimeError, ValueError) as error:
         raise LowlossError(
             f"{type(model).__name__} cannot be copied ({reason(error)}): pass a function that builds the model"
@@ -123,6 +128,25 @@ def copied(model: nn.Module, data: Data) -> nn.Module:
     with _seeded(0):
         _materialise(module, data)
     return module
+
+
+def clone(module: nn.Module) -> nn.Module:
+    """A copy of a module, with the attributes of its parameters, which torch leaves out."""
+    memo: dict[int, object] = {}
+    twin = copy.deepcopy(module, memo)
+    for own, other in zip(module.parameters(), twin.parameters(), strict=True):
+        if vars(own):
+            vars(other).update(copy.deepcopy(vars(own), memo))
+    return twin
+
+
+def _check_hooks(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise LowlossError(
+                f"{name} of {type(module).__name__} has a gradient hook, and gradients at points are taken without: "
+                "remove it, and change the gradient in forward() where that is meant"
+            )
 
 
 def reset(model: nn.Module, data: Data, seed: int) -> nn.Module:

@@ -6,7 +6,6 @@ Shapes: K points, P parameters, N samples of a split, B samples of a chunk.
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
@@ -25,9 +24,9 @@ from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
 from lowloss.landscape.engine.loop import PART, Buffers, Engine, Loop
 from lowloss.landscape.engine.parts import Parts, near_equal
-from lowloss.landscape.initial import built, copied, drawn
+from lowloss.landscape.initial import built, clone, copied, drawn
 from lowloss.landscape.layout import Layout
-from lowloss.landscape.probe import FAILURES, ROWS, probe, watch
+from lowloss.landscape.probe import FAILURES, ROWS, check_fixed, probe, watch
 from lowloss.landscape.state import State
 from lowloss.seeding import derive
 
@@ -334,17 +333,18 @@ class NetworkLandscape:
     def initial(self, seed: int) -> Tensor:
         module = drawn(self.model, self.data, seed, None if self._redrawn else self.loop.module)
         self._redrawn = True
-        return self.point(module)
+        return self.layout.flatten(dict(module.named_parameters()))
 
     def point(self, module: nn.Module) -> Tensor:
-        """The point (P,) of a module of this architecture, say one trained elsewhere."""
+        """The point (P,) of a module, say one trained elsewhere. Raises LowlossError: what is frozen in it is other."""
+        check_fixed(self.loop, dict([*module.named_parameters(), *module.named_buffers()]), "the module")
         return self.layout.flatten(dict(module.named_parameters()))
 
     def module(self, theta_P: Tensor) -> nn.Module:
         """A module at this point, its BatchNorm statistics recomputed, in evaluation mode, on the CPU."""
         (theta_P,) = self._points(theta_P[None])
         self._before.restore()  # what is kept of a call may be no leaf, which cannot be copied
-        module = copy.deepcopy(self.loop.module)
+        module = clone(self.loop.module)
         held = dict([*module.named_parameters(), *module.named_buffers()])
         with torch.no_grad():  # load_state_dict is overridden by some, which then want a state_dict of their own
             for name, value in {**self.layout.views(theta_P), **self.statistics(theta_P)}.items():
@@ -423,7 +423,7 @@ class NetworkLandscape:
         some, y = self.data.x_train[:ROWS], self.data.y_train[:ROWS]
         theta_P, x, untouched = self.point(self.loop.module), some[:2], None
         with contextlib.suppress(Exception):  # what cannot be copied is not looked at so closely
-            untouched = copy.deepcopy(self.loop.module)
+            untouched = clone(self.loop.module)
         try:
             outputs = torch.cat(list(self.loop.outputs(theta_P, self.loop.fresh_buffers(), x, len(x))))
         except FAILURES as error:

@@ -6,9 +6,11 @@ name if it matters.
 """
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
@@ -55,6 +57,8 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
     name, states, fresh = type(loop.module).__name__, _foreign_states(), loop.fresh_buffers()
     first = _looked_at(loop, theta_P, fresh, batch)
     loop.foreign = tuple(kind for kind, state in _foreign_states().items() if state != states[kind])
+    if made := dict(loop.module.named_parameters()).keys() - {first for _, _, first in loop._tables}:
+        raise LowlossError(f"{name} makes {min(made)} as it first runs, so that no point has it: make it in __init__")
     for some in (batch, samples):
         watch(loop, theta_P, some, before)
     _check_shapes(loop, theta_P, other_P, fresh, samples)
@@ -76,10 +80,9 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
 
 
 def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) -> None:
-    """Raise LowlossError if a buffer that is changed in training matters; BatchNorm's are recomputed."""
+    """Raise LowlossError if a buffer that a module changes matters; BatchNorm's are recomputed."""
     first, other_P = _looked_at(loop, theta_P, fresh, batch), _beside(theta_P)
-    known = {id(getattr(part, kind)) for part in loop.batch_norms for kind in STATISTICS}
-    own = {key for key, buffer in loop.module.named_buffers() if id(buffer) not in known} & fresh.keys()
+    own = fixed(loop).keys() & fresh.keys()
     for training in (True, False):
         left = loop.fresh_buffers()
         with loop.holding(left, shared=True):
@@ -89,6 +92,7 @@ def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) ->
                 else:
                     list(loop.outputs(other_P, left, batch.x, len(batch.x)))
         changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
+        loop.passing.update(changed)
         held = [{key: _later(left[key], by) for key in changed} for by in (0, *LATER)] if changed else []
         if any(not _given(loop, theta_P, {**fresh, **one}, batch, first) for one in held):
             name, when = type(loop.module).__name__, "training" if training else "evaluation"
@@ -96,6 +100,31 @@ def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) ->
                 f"{name} changes its buffer {changed[0]} in {when}, and its loss depends on it, not on its parameters "
                 "alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm and statistics of "
                 "one's own are not): take them out"
+            )
+
+
+def fixed(loop: Loop) -> dict[str, Tensor]:
+    """Frozen parameters, and buffers that are no statistics of a BatchNorm in training: no point has them."""
+    known = {id(getattr(part, kind)) for part in loop.batch_norms for kind in STATISTICS}
+    known |= {id(part.num_batches_tracked) for part in loop.module.modules() if isinstance(part, _BatchNorm)}
+    held = [*loop.module.named_parameters(), *loop.module.named_buffers()]
+    return {name: tensor for name, tensor in held if name not in loop.layout.names and id(tensor) not in known}
+
+
+def check_fixed(loop: Loop, other: Mapping[str, Tensor], whose: str) -> None:
+    """Raise LowlossError if tensors by their names, a network's, are not what the landscape's module has of them.
+
+    They may be of another precision, and differ by rounding. What changes without effect may be anything.
+    """
+    for name, own in fixed(loop).items():
+        if name in loop.passing or name not in other:
+            continue
+        there = other[name].detach().to(own.device)
+        here = own.detach().to(there.dtype)
+        if here.shape != there.shape or not torch.allclose(here, there, 1e-5, 1e-8, equal_nan=True):
+            raise LowlossError(
+                f"{name} of {whose} is no coordinate of the landscape, since it is not trained, and differs from that "
+                "of the landscape's model: have the function that builds the model load it"
             )
 
 

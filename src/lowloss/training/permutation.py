@@ -3,7 +3,6 @@
 Shapes: R pairs, B points up to the permutation point, P parameters, U points of a plateau.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +16,7 @@ from lowloss.data.task import Regression
 from lowloss.files import load_tensors, save_tensors
 from lowloss.landscape.base import Columns, Landscape
 from lowloss.landscape.engine import Engine
+from lowloss.landscape.initial import clone
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
 from lowloss.landscape.students import Students
@@ -69,7 +69,7 @@ def taught(landscape: NetworkLandscape, theta_P: Tensor) -> NetworkLandscape:
 
 
 def _wide(landscape: NetworkLandscape, data: Data) -> NetworkLandscape:
-    module = copy.deepcopy(landscape.loop.module).double()
+    module = clone(landscape.loop.module).double()
     return NetworkLandscape(module, data, landscape.evaluation_batch, Engine("loop"))
 
 

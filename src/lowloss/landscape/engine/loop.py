@@ -149,6 +149,8 @@ class Loop:
         self._takes_state = len(inspect.signature(module.forward).parameters) > 1
         self.foreign: tuple[str, ...] = ()
         """Those of FOREIGN from which the module draws."""
+        self.passing = set[str]()
+        """Buffers that calls change, without effect on the loss."""
         self.state: State | None = None
         """What the module keeps of its calls beside parameters and buffers, which every call finds as it was."""
         parts = dict(module.named_modules())
@@ -342,8 +344,10 @@ class Loop:
         """While the module has these parameters and buffers in place of its own."""
         given = {**parameters, **buffers}
         held = [(table, name, first, table[name]) for table, name, first in self._tables if first in given]
-        for table, name, first, _ in held:
+        for table, name, first, own in held:
             table[name] = given[first]
+            if kept := getattr(own, "__dict__", None):  # attributes that its forward may read
+                vars(given[first]).update(kept)
         if self.state:
             self.state.restore()
         try:
