@@ -8,7 +8,6 @@ point, which does the same.
 Shapes: P parameters, U units of a layer, S samples and positions.
 """
 
-import copy
 from collections.abc import Collection
 
 import torch
@@ -89,7 +88,7 @@ def _hidden(symmetries: Symmetries) -> set[str]:
 
 def _run(landscape: NetworkLandscape, theta_P: Tensor, x: Tensor, names: Collection[str], look: Look) -> None:
     """Run the network at theta on x, in float64 and evaluation mode; `look` is called with these layers' outputs."""
-    module = copy.deepcopy(landscape.loop.module).cpu().double().eval()
+    module = landscape.copy().cpu().double().eval()
     module.load_state_dict(landscape.layout.views(theta_P.double().cpu()), strict=False)
     corrected = {name for name, part in module.named_modules() if name in names and isinstance(part, LAYERS)}
     with torch.no_grad(), looked_at(module, corrected, look):

@@ -3,7 +3,6 @@
 Shapes: R pairs, B points up to the permutation point, P parameters, U points of a plateau.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -69,8 +68,7 @@ def taught(landscape: NetworkLandscape, theta_P: Tensor) -> NetworkLandscape:
 
 
 def _wide(landscape: NetworkLandscape, data: Data) -> NetworkLandscape:
-    module = copy.deepcopy(landscape.loop.module).double()
-    return NetworkLandscape(module, data, landscape.evaluation_batch, Engine("loop"))
+    return NetworkLandscape(lambda: landscape.copy().double(), data, landscape.evaluation_batch, Engine("loop"))
 
 
 def contract(
