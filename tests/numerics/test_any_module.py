@@ -384,20 +384,113 @@ class Shortcut(nn.Module):
         return self.b(self.kept + h)
 
 
-def test_statistics_of_a_large_set_are_those_of_a_module_that_keeps_activations() -> None:
+class Around(nn.Module):
+    """Keeps that in a dict which a hook and a lambda hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b, kept = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2), dict[str, Tensor]()
+        self.last = nn.BatchNorm1d(8)
+        self.a.register_forward_hook(lambda _, given, out: kept.update(a=out))
+        self.kept = lambda: kept["a"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.a(x).relu())
+        return self.b(self.last(self.kept() + h).relu())
+
+
+@pytest.mark.parametrize("kind", [Shortcut, Around, partial(normed, nn.BatchNorm1d)])
+@pytest.mark.parametrize("count", [2048, 2501])
+def test_statistics_of_a_large_set_are_those_of_a_module_that_keeps_activations(
+    kind: Callable[[], nn.Module], count: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2500, 8, generator=generator, dtype=torch.float64)
-    y, net = (x[:, 0] > 0).long(), Shortcut().double()
-    landscape = NetworkLandscape(lambda: Shortcut().double(), Data(x, y, x[:40], y[:40]), evaluation_batch=2500)
+    x = torch.randn(count, 8, generator=generator, dtype=torch.float64)
+    y, net = (x[:, 0] > 0).long(), kind().double()
+    landscape = NetworkLandscape(lambda: kind().double(), Data(x, y, x[:40], y[:40]), evaluation_batch=count)
     theta_P = landscape.point(net)
-    net.norm.momentum = None
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm1d):
+            part.momentum = None
     with torch.no_grad():
         net.train()(x)
         wanted = cross_entropy(net.eval()(x), y)
     assert landscape.evaluate(theta_P[None])["loss"].item() == pytest.approx(wanted.item(), rel=1e-9)
+    assert (landscape.loop.part > count) == (kind is Around)
     # Kept activations are no leaves where gradients are taken.
     landscape.losses(theta_P[None].requires_grad_(), landscape.batches(40, (1,), True)[0])
     assert landscape.point(landscape.module(theta_P)).equal(theta_P)
+
+
+class Held(nn.Module):
+    """Goes through what holds it: a lambda, a local function in a list, a hook, or a forward in place of a layer's."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 2), nn.Linear(1, 16)
+        self.norm, self.stages = nn.BatchNorm1d(16), list[Callable[[Tensor], Tensor]]()
+
+        def scaled(h: Tensor) -> Tensor:
+            return h * self.c.weight[:, 0]
+
+        self.f: Callable[[Tensor], Tensor] = lambda h: h
+        if kind == "lambda":
+            self.f = lambda h: scaled(h)
+        elif kind == "list":
+            self.stages = [scaled]
+        elif kind == "hook":
+            self.a.register_forward_hook(lambda _, given, out: scaled(out))
+        elif kind == "forward":
+            own = self.a.forward
+            self.a.forward = lambda x: scaled(own(x))
+        elif kind == "statistics":
+            self.f = lambda h: self.norm(h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.f(self.a(x))
+        for stage in self.stages:
+            h = stage(h)
+        return self.b(h.relu())
+
+
+@pytest.mark.parametrize("kind", ["lambda", "list", "hook", "forward", "statistics"])
+def test_an_instance_that_a_lambda_holds_is_refused_and_a_function_that_builds_it_taken(kind: str) -> None:
+    given, net = data(), Held(kind)
+    before = {name: (value.data_ptr(), value.clone()) for name, value in net.state_dict().items()}
+    with pytest.raises(LowlossError, match=r"Held reaches the weights of the module .*: pass a function that builds"):
+        NetworkLandscape(net, given)
+    for name, value in net.state_dict().items():
+        assert value.data_ptr() == before[name][0]
+        assert torch.equal(value, before[name][1])
+    landscape = NetworkLandscape(lambda: Held(kind), given)
+    theta_1P = landscape.point(net)[None].requires_grad_()
+    loss_1 = landscape.losses(theta_1P, landscape.batches(None, (1,), True)[0])
+    gradient_P = torch.autograd.grad(loss_1.sum(), theta_1P)[0][0]
+    wanted = cross_entropy(net(given.x_train), given.y_train)
+    gradients = torch.autograd.grad(wanted, list(net.parameters()), materialize_grads=True)
+    torch.testing.assert_close(loss_1[0], wanted)
+    torch.testing.assert_close(gradient_P, torch.cat([one.flatten() for one in gradients]))
+    with torch.no_grad():
+        exact = cross_entropy(landscape.module(theta_1P[0].detach())(given.x_train), given.y_train)
+    torch.testing.assert_close(landscape.evaluate(theta_1P)["loss"][0].float(), exact)
+
+
+class Caught(nn.Module):
+    """Computes with a parameter that a lambda has caught, whatever stands in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 2)
+        weight = self.linear.weight
+        self.f = lambda x: x @ weight.T
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x) + self.linear.bias
+
+
+def test_a_function_whose_module_computes_with_a_parameter_that_a_lambda_caught_is_refused() -> None:
+    with pytest.raises(LowlossError, match="a point's loss is not of its parameters alone"):
+        NetworkLandscape(Caught, data())
 
 
 class Harmless(nn.Module):

@@ -15,6 +15,8 @@ from lowloss.data.base import Data
 from lowloss.errors import LowlossError, reason
 from lowloss.landscape.engine.loop import FOREIGN, foreign_seed
 
+SAME = "the model is one and the same at every call: pass a function that builds a new one"
+
 log = logging.getLogger("lowloss")
 
 
@@ -81,7 +83,7 @@ def _check_drawn(
     """Raise LowlossError if a factory seeds itself, or gives one module again and again, so that every seed begins at
     one point, or if one seed begins at several; tell where it draws nothing, since it loads its weights, say."""
     if module is again:
-        raise LowlossError("the model is one and the same at every call: pass a function that builds a new one")
+        raise LowlossError(SAME)
     if not _alike(module, again):
         raise LowlossError(
             "the model begins elsewhere when it is drawn again from the same seed: draw its weights by the random "
@@ -147,6 +149,26 @@ def _check_hooks(module: nn.Module) -> None:
                 f"{name} of {type(module).__name__} has a gradient hook, and gradients at points are taken without: "
                 "remove it, and change the gradient in forward() where that is meant"
             )
+
+
+def rebuilt(model: nn.Module | Callable[..., nn.Module], data: Data, module: nn.Module) -> nn.Module:
+    """What a function builds anew, with the values of the module that it built, whose copies compute with its weights.
+
+    Raises LowlossError: the model is a module, or a function that gives one module again and again.
+    """
+    if isinstance(model, nn.Module):
+        raise LowlossError(
+            f"the forward pass of a copy of {type(model).__name__} reaches the weights of the module that was given, "
+            "through a lambda or hook that holds it: pass a function that builds the model"
+        )
+    anew = built(model, data, seed=0).to(next(module.parameters()).device)
+    if anew is module:
+        raise LowlossError(SAME)
+    values = dict([*module.named_parameters(), *module.named_buffers()])
+    with torch.no_grad():
+        for name, tensor in [*anew.named_parameters(), *anew.named_buffers()]:
+            tensor.copy_(values[name])
+    return anew
 
 
 def reset(model: nn.Module, data: Data, seed: int) -> nn.Module:

@@ -23,10 +23,10 @@ from lowloss.landscape.base import BatchSource, Columns, Final, Held, check_poin
 from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
 from lowloss.landscape.engine.loop import PART, Buffers, Engine, Loop
-from lowloss.landscape.engine.parts import Parts, near_equal
-from lowloss.landscape.initial import built, clone, copied, drawn
+from lowloss.landscape.engine.parts import Parts, near_equal, room
+from lowloss.landscape.initial import built, clone, copied, drawn, rebuilt
 from lowloss.landscape.layout import Layout
-from lowloss.landscape.probe import FAILURES, ROWS, check_fixed, probe, watch
+from lowloss.landscape.probe import FAILURES, ROWS, bound, check_fixed, probe, watch
 from lowloss.landscape.state import State
 from lowloss.seeding import derive
 
@@ -99,7 +99,7 @@ class NetworkLandscape:
         self.couples_samples = self._normalises or any(isinstance(part, _DropoutNd) for part in module.modules())
         if evaluation_batch == 1 and self._normalises:
             raise LowlossError("evaluation_batch=1 leaves BatchNorm nothing to normalise: set it to at least 2")
-        self._redrawn, self._product_parts = False, Parts(min(evaluation_batch, PRODUCT))
+        self._redrawn, self._bound, self._product_parts = False, False, Parts(min(evaluation_batch, PRODUCT))
         self._engine: Loop | Graph | None = None
         self._trust = self._no_trust()
         # Statistics need chunks that each resemble the whole: a split sorted by class would spoil them.
@@ -114,7 +114,7 @@ class NetworkLandscape:
         if batch is None:
             raise ValueError("a network's losses need a minibatch")
         theta_KP = self._points(theta_KP)
-        with _room("the batch size"):
+        with room("the batch size"):
             if batch.samples not in self._watched and len(theta_KP):
                 self._watched.add(batch.samples)
                 x, y, seed = batch.part(0, PART).row(0)
@@ -140,7 +140,7 @@ class NetworkLandscape:
             raise ValueError("a network's Hessian needs a minibatch or a split")
         theta_KP, tf32 = self._points(theta_KP), torch.backends.cudnn.allow_tf32
         v_KP = v_KP.to(theta_KP)
-        with _room("evaluation_batch"):
+        with room("evaluation_batch"):
             held: list[Buffers | None] = [None] * len(theta_KP)
             if statistics != "batch":
                 given = None if isinstance(statistics, str) else statistics
@@ -181,7 +181,7 @@ class NetworkLandscape:
         """
         theta_KP = self._points(theta_KP)
         arguments = theta_KP, split, details, statistics
-        with self.loop.exact(), _room("evaluation_batch"):
+        with self.loop.exact(), room("evaluation_batch"):
             engine = self.engine if self.engine.usable and self.data.streams is None else self.loop
             columns, kept = self._columns(engine, *arguments)
             if not engine.usable:
@@ -343,13 +343,18 @@ class NetworkLandscape:
     def module(self, theta_P: Tensor) -> nn.Module:
         """A module at this point, its BatchNorm statistics recomputed, in evaluation mode, on the CPU."""
         (theta_P,) = self._points(theta_P[None])
-        self._before.restore()  # what is kept of a call may be no leaf, which cannot be copied
-        module = clone(self.loop.module)
+        module = self.copy()
         held = dict([*module.named_parameters(), *module.named_buffers()])
         with torch.no_grad():  # load_state_dict is overridden by some, which then want a state_dict of their own
             for name, value in {**self.layout.views(theta_P), **self.statistics(theta_P)}.items():
                 held[name].copy_(value)
         return module.cpu().eval()
+
+    def copy(self) -> nn.Module:
+        """A copy of its module, or where that would compute with the weights of the module itself another one built."""
+        self._before.restore()  # what is kept of a call may be no leaf, which cannot be copied
+        module = self.loop.module
+        return rebuilt(self.model, self.data, module) if self._bound else clone(module)
 
     def to(self, device: torch.device) -> NetworkLandscape:
         device = torch.empty(0, device=device).device  # with its index, where that is left open
@@ -424,6 +429,8 @@ class NetworkLandscape:
         theta_P, x, untouched = self.point(self.loop.module), some[:2], None
         with contextlib.suppress(Exception):  # what cannot be copied is not looked at so closely
             untouched = clone(self.loop.module)
+            self._bound = bound(untouched, self.model, self.loop, theta_P, Batch(x.clone(), y[:2], (0,)))
+        untouched = self.copy() if self._bound else untouched
         try:
             outputs = torch.cat(list(self.loop.outputs(theta_P, self.loop.fresh_buffers(), x, len(x))))
         except FAILURES as error:
@@ -435,12 +442,3 @@ class NetworkLandscape:
             self.couples_samples |= probe(self.loop, theta_P, Batch(some, y, (0,)), self._before, untouched)
         except FAILURES as error:
             raise LowlossError(f"{name} fails in training mode: {reason(error)}") from error
-
-
-@contextlib.contextmanager
-def _room(setting: str) -> Iterator[None]:
-    """Raises LowlossError where the GPU's memory is too small."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise LowlossError(f"the GPU's memory is too small: lower {setting} ({reason(error)})") from error

@@ -5,16 +5,19 @@ statistics are recomputed at every point; anything else that changes is given ba
 name if it matters.
 """
 
+import copy
 import logging
+import sys
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
-from lowloss.landscape.engine.loop import FOREIGN, Buffers, Loop
+from lowloss.landscape.engine.loop import FOREIGN, PART, Buffers, Loop
 from lowloss.landscape.state import State
 
 LATER = (1, 7, 1000, 10**6)
@@ -76,6 +79,8 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
     if not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
         log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
     loop.evaluation_seed = 0
+    if loop.batch_norms and len(samples.y) >= 4:
+        _check_parts(loop, other_P, samples)
     return _couples(loop, theta_P, fresh, batch, first)
 
 
@@ -205,9 +210,9 @@ def _check_shapes(loop: Loop, theta_P: Tensor, other_P: Tensor, buffers: Buffers
         raise LowlossError(OUTSIDE.format(type(loop.module).__name__))
 
 
-def _near(one: Tensor, other: Tensor) -> bool:
-    """Within a thousandth of the largest, as products of other shapes are."""
-    return bool((one - other).abs().max() <= 1e-3 * other.abs().max())
+def _near(one: Tensor, other: Tensor, within: float = 1e-3) -> bool:
+    """Within a share of the largest; products of other shapes are within a thousandth."""
+    return bool((one - other).abs().max() <= within * other.abs().max())
 
 
 def _couples(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch, first: list[Tensor]) -> bool:
@@ -266,6 +271,46 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance of each channel."""
     var, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1])
     return mean, var
+
+
+def _check_parts(loop: Loop, theta_P: Tensor, samples: Batch) -> None:
+    """Have BatchNorm's statistics be taken in one pass where two parts give others, or fail: what a closure or a global
+    keeps of one part's pass would be met by the other's."""
+    wanted, _ = loop.statistics(theta_P, samples.x, None)
+    loop.part = (len(samples.y) + 1) // 2
+    try:
+        found, _ = loop.statistics(theta_P, samples.x, None)
+        one, other = (_outputs(loop, theta_P, buffers, samples) for buffers in (found, wanted))
+        alike = _near(one, other, 1e-2)
+    except (*FAILURES, LowlossError):
+        alike = False
+    loop.part = PART if alike else sys.maxsize
+
+
+def bound(copied: nn.Module, model: object, loop: Loop, theta_P: Tensor, batch: Batch) -> bool:
+    """Whether a copy of a module computes with weights of the module given, which a lambda or hook in it holds.
+
+    Evaluates the copy while the module given has other parameters and buffers; it has its own again thereafter.
+
+    copied: a copy of the loop's module.  model: the module given; if it is a function, the loop's is meant.
+    """
+    given = model if isinstance(model, nn.Module) else loop.module
+    own = [(tensor, tensor.data) for tensor in (*given.parameters(), *given.buffers()) if not is_lazy(tensor)]
+
+    def looked_at(by: float) -> list[Tensor]:
+        for tensor, value in own:
+            more = by * torch.linspace(0.1, 0.5, value.numel()).view(value.shape)
+            tensor.data = value + more.to(value) if value.is_floating_point() else value.clone()
+        again = Loop(copy.deepcopy(copied), loop.layout, loop.task)
+        again.foreign = tuple(FOREIGN)
+        return _looked_at(again, theta_P, again.fresh_buffers(), batch)
+
+    try:
+        first = looked_at(0)
+        return not _same(first, looked_at(1)) and _same(first, looked_at(0))
+    finally:
+        for tensor, value in own:
+            tensor.data = value
 
 
 def _check_modes(module: nn.Module, loop: Loop, theta_P: Tensor, batch: Batch) -> None:

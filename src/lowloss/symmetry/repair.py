@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowloss.errors import LowlossError
-from lowloss.landscape.initial import clone
 from lowloss.landscape.network import NetworkLandscape
 from lowloss.symmetry.groups import Symmetries
 from lowloss.symmetry.matching import Look, looked_at
@@ -89,7 +88,7 @@ def _hidden(symmetries: Symmetries) -> set[str]:
 
 def _run(landscape: NetworkLandscape, theta_P: Tensor, x: Tensor, names: Collection[str], look: Look) -> None:
     """Run the network at theta on x, in float64 and evaluation mode; `look` is called with these layers' outputs."""
-    module = clone(landscape.loop.module).cpu().double().eval()
+    module = landscape.copy().cpu().double().eval()
     module.load_state_dict(landscape.layout.views(theta_P.double().cpu()), strict=False)
     corrected = {name for name, part in module.named_modules() if name in names and isinstance(part, LAYERS)}
     with torch.no_grad(), looked_at(module, corrected, look):

@@ -16,7 +16,6 @@ from lowloss.data.task import Regression
 from lowloss.files import load_tensors, save_tensors
 from lowloss.landscape.base import Columns, Landscape
 from lowloss.landscape.engine import Engine
-from lowloss.landscape.initial import clone
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
 from lowloss.landscape.students import Students
@@ -69,8 +68,7 @@ def taught(landscape: NetworkLandscape, theta_P: Tensor) -> NetworkLandscape:
 
 
 def _wide(landscape: NetworkLandscape, data: Data) -> NetworkLandscape:
-    module = clone(landscape.loop.module).double()
-    return NetworkLandscape(module, data, landscape.evaluation_batch, Engine("loop"))
+    return NetworkLandscape(lambda: landscape.copy().double(), data, landscape.evaluation_batch, Engine("loop"))
 
 
 def contract(

@@ -130,6 +130,8 @@ class Loop:
     used = False
     """Whether it has given a result; told of an engine that is not usable any more."""
     evaluation_seed = 0
+    part = PART
+    """Samples of a pass for BatchNorm's statistics at most."""
 
     def __init__(self, module: nn.Module, layout: Layout, task: Task, step_dtype: torch.dtype | None = None) -> None:
         self.module, self.layout, self.task, self.step_dtype = module, layout, task, step_dtype
@@ -291,8 +293,8 @@ class Loop:
             with self._at(self._parameters(theta_P), buffers), self.random_seed(0):
                 own = all(type(norm).forward is _BatchNorm.forward for norm in self.batch_norms)
                 # Passes of parts wait for each other, so that none may find what another left.
-                if parts is None and len(x_N) > PART and own and not self.state:
-                    spans = near_equal(len(x_N), PART)
+                if parts is None and len(x_N) > self.part and own and not self.state:
+                    spans = near_equal(len(x_N), self.part)
                     pooled(lambda span: self._call(x_N[span], None), spans, self.batch_norms, theta_P.device)
                     return buffers, None
                 for x in (x_N[:],) if parts is None else (x_N[index.to(x_N.device)] for index in parts):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TypeVar
 
 import torch
+
+from lowloss.errors import LowlossError, reason
 
 T = TypeVar("T")
 
@@ -50,3 +53,12 @@ class Parts:
                 continue
             yield found
             first = span.stop
+
+
+@contextlib.contextmanager
+def room(setting: str) -> Iterator[None]:
+    """Raises LowlossError where the GPU's memory is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise LowlossError(f"the GPU's memory is too small: lower {setting} ({reason(error)})") from error
