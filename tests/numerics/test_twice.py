@@ -1,5 +1,8 @@
 """Hessian products through convolutions and held BatchNorms against dense Hessians by torch's own derivatives."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -43,10 +46,40 @@ class Line(nn.Sequential):
         super().__init__(nn.Flatten(2), *layers)
 
 
+class Between(Odd):
+    """Something lies between a convolution and its BatchNorm, or comes after both."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.first = way, nn.Conv2d(2, 4, 3, padding=1)
+        if way == "backward hook":
+            self.norm.register_full_backward_hook(lambda part, given, along: (given[0] * 0.3,))
+
+    def forward(self, x):
+        with torch.no_grad() if self.way == "frozen" else nullcontext():
+            h = self.first(x)
+        if self.way == "data":
+            h.data.mul_(0.5)
+        if self.way == "hook" and h.requires_grad:
+            h.register_hook(lambda along: along * 0.3)
+        n = self.norm(h)
+        if self.way == "later hook" and h.requires_grad:
+            h.register_hook(lambda along: along * 0.3)
+        if self.way == "gradient" and h.requires_grad and not self.norm.training:  # which has no third derivative
+            n = n + torch.autograd.grad(n.square().sum(), h, create_graph=True)[0]
+        if self.way == "complex":
+            n = n + conv2d(h * (1 + 2j), self.second.weight * 1j, padding=1, groups=2).abs().square()
+        x = conv2d(n.tanh(), self.second.weight, padding=1, groups=2)
+        return self.head(self.last(self.third(x)).flatten(1))
+
+
+WAYS = ("frozen", "data", "hook", "later hook", "backward hook", "gradient", "complex")
+
 NETWORKS = {
     "odd": Odd,
     "checkpointed": Checkpointed,
     "line": Line,
+    **{way: partial(Between, way) for way in WAYS},
     "resnet": lambda: ResNet((2, 5, 5), 3, depth=8, width=2, shortcuts="projection"),
 }
 

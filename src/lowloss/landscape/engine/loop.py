@@ -31,7 +31,7 @@ from lowloss.errors import LowlossError
 from lowloss.landscape.engine.copies import Place
 from lowloss.landscape.engine.parts import Parts, near_equal
 from lowloss.landscape.engine.pooled import pooled
-from lowloss.landscape.engine.twice import Twice
+from lowloss.landscape.engine.twice import Plainly, Twice
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.state import State
 
@@ -227,10 +227,11 @@ class Loop:
         given = theta_P, v_P, x, y, seed, buffers, whole
         try:
             return self._twice_differentiated(*given, Twice() if self._faster else nullcontext())
-        except CheckpointError:
+        except (CheckpointError, Plainly):
             if not self._faster:
                 raise
-            self._faster = False  # where checkpointed parts of a module run again, no mode reaches them
+            # Where checkpointed parts of a module run again, no mode reaches them; others use gradients as they run.
+            self._faster = False
             return self._twice_differentiated(*given, nullcontext())
 
     def _twice_differentiated(

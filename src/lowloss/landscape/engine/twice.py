@@ -20,6 +20,9 @@ from torch.overrides import TorchFunctionMode
 Settings = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation and groups."""
 
+Given = tuple[Tensor, Tensor, Tensor | None, Settings]
+"""What a convolution takes."""
+
 
 def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, settings: Settings, *wanted: bool) -> tuple[Any, ...]:
     """Those of a convolution's x, weight and bias."""
@@ -106,8 +109,25 @@ class _Passed(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(along[0], *ctx.saved_tensors, 0), None
 
 
+LOOKS = {Tensor.dim, Tensor.size, Tensor.shape.__get__, Tensor.ndim.__get__}  # type: ignore[attr-defined]
+"""What may be asked of a convolution's outputs on their way into a BatchNorm."""
+
+GRADIENTS = {
+    *(torch.autograd.grad, torch.autograd.backward, Tensor.backward, Tensor.register_hook, Tensor.retain_grad),
+    Tensor.grad_fn.__get__,  # type: ignore[union-attr]
+}
+"""By what a module takes gradients, or has hooks on them: of tensors that no BatchNorm here may have skipped."""
+
+
+class Plainly(Exception):  # noqa: N818
+    """A module has to be differentiated as it is written."""
+
+
 class Twice(TorchFunctionMode):
-    """While convolutions, ReLUs and BatchNorms at held statistics are computed for fast second derivatives."""
+    """While convolutions, ReLUs and BatchNorms at held statistics are computed for fast second derivatives.
+
+    Raises Plainly: the module uses gradients, or hooks on them, as it runs.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,33 +137,47 @@ class Twice(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in GRADIENTS:
+            raise Plainly
+        if func in LOOKS:
+            return func(*args, **kwargs)
+        last, self._last = self._last, ()
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            return func(*args, **kwargs)
         if func in (torch.conv1d, torch.conv2d, torch.conv3d):
             given = _settings(*args, **kwargs)
             if given is not None:
                 found = _Convolution.apply(*given)
-                self._last = found, found._version, given
+                self._last = (found, given) if found.requires_grad else ()
                 return found
         elif func in (relu, torch.relu) and len(args) == 1 and not kwargs.get("inplace"):
             return _Rectified.apply(*args)
         elif func is batch_norm and len(args) == 3 and not kwargs["training"] and args[1] is not None:
-            return self._normalised(*args, kwargs["weight"], kwargs["bias"], kwargs["eps"])
+            before = last[1] if last and last[0] is args[0] else None
+            return _normalised(before, *args, kwargs["weight"], kwargs["bias"], kwargs["eps"])
         return func(*args, **kwargs)
 
-    def _normalised(
-        self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> Tensor:
-        scale = (var + eps).rsqrt()
-        scale = scale if weight is None else scale * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
-        last, self._last = self._last, ()
-        # As it was, not changed in its place since.
-        if last and last[0] is x and last[1] == x._version:
-            before, kernel, offset, settings = last[2]
-            shift = shift if offset is None else shift + offset * scale
-            found: Tensor = _Convolution.apply(before, kernel * scale.view(-1, *[1] * (x.dim() - 1)), shift, settings)
-            return found
-        shape = -1, *[1] * (x.dim() - 2)
-        return x * scale.view(shape) + shift.view(shape)
+
+def _normalised(
+    convolved: Given | None,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """A BatchNorm of x, which a convolution has just made of what it was given, if one has."""
+    scale = (var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    if convolved:
+        before, kernel, offset, settings = convolved
+        shift = shift if offset is None else shift + offset * scale
+        found: Tensor = _Convolution.apply(before, kernel * scale.view(-1, *[1] * (x.dim() - 1)), shift, settings)
+        return found
+    shape = -1, *[1] * (x.dim() - 2)
+    return x * scale.view(shape) + shift.view(shape)
 
 
 def _settings(
@@ -154,10 +188,10 @@ def _settings(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> tuple[Tensor, Tensor, Tensor | None, Settings] | None:
-    """What a convolution takes; None where it pads by a rule, or the sample stands alone."""
+) -> Given | None:
+    """What a convolution takes; None where it pads by a rule, is complex, or the sample stands alone."""
     axes = weight.dim() - 2
-    if isinstance(padding, str) or input.dim() != weight.dim():
+    if isinstance(padding, str) or not input.is_floating_point() or input.dim() != weight.dim():
         return None
     stride, padding, dilation = (
         [given] * axes if isinstance(given, int) else [*given] * (axes if len(given) == 1 else 1)
