@@ -37,8 +37,7 @@ from lowloss.landscape.state import State
 
 Buffers = dict[str, Tensor]
 
-KINDS = ("auto", "loop", "graph")
-PRECISIONS = ("auto", "float32", "bfloat16")
+KINDS, PRECISIONS = ("auto", "loop", "graph"), ("auto", "float32", "bfloat16")
 
 CACHED, PART = 128, 1024
 """Samples of a forward pass on a processor and on a GPU at most, where they may be chosen: small parts stay in a
@@ -228,8 +227,6 @@ class Loop:
         try:
             return self._twice_differentiated(*given, Twice() if self._faster else nullcontext())
         except (CheckpointError, Plainly):
-            if not self._faster:
-                raise
             # Where checkpointed parts of a module run again, no mode reaches them; others use gradients as they run.
             self._faster = False
             return self._twice_differentiated(*given, nullcontext())
