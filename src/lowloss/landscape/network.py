@@ -28,7 +28,7 @@ from lowloss.landscape.engine.parts import Parts, near_equal
 from lowloss.landscape.initial import built, copied, drawn
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.probe import FAILURES, ROWS, probe, watch
-from lowloss.landscape.state import State
+from lowloss.landscape.state import State, duplicate
 from lowloss.seeding import derive
 
 SAMPLE = 8
@@ -343,8 +343,8 @@ class NetworkLandscape:
     def module(self, theta_P: Tensor) -> nn.Module:
         """A module at this point, its BatchNorm statistics recomputed, in evaluation mode, on the CPU."""
         (theta_P,) = self._points(theta_P[None])
-        self._before.restore()  # what is kept of a call may be no leaf, which cannot be copied
-        module = copy.deepcopy(self.loop.module)
+        self._before.restore()
+        module = duplicate(self.loop.module)
         held = dict([*module.named_parameters(), *module.named_buffers()])
         with torch.no_grad():  # load_state_dict is overridden by some, which then want a state_dict of their own
             for name, value in {**self.layout.views(theta_P), **self.statistics(theta_P)}.items():
@@ -383,7 +383,7 @@ class NetworkLandscape:
 
     def _narrowest(self, batch: Batch) -> torch.dtype | None:
         """To what the plain loop casts activations in steps, if that runs."""
-        module, dtype = self.loop.module, self.settings.loop_dtype(self.loop.module, batch.x)
+        module, dtype = self.loop.module, self.settings.loop_dtype(self.loop, batch.x)
         if dtype is None:
             return None
         try:

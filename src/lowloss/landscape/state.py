@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import pickle
 import random
 import sys
@@ -102,6 +103,14 @@ class State:
             table = vars(owner) if isinstance(owner, type) else owner
             if key in table:
                 _put(owner, key, _altered(table[key], by, set(), 0))
+
+
+def duplicate(module: nn.Module) -> nn.Module:
+    """A copy of a module, and what it has computed from its parameters as values alone: torch copies leaves only."""
+    kept = [one for part in module.modules() for one in vars(part).values()]
+    kept += [one for some in kept if isinstance(some, list) for one in some]
+    computed = {id(one): one.detach().clone() for one in kept if isinstance(one, Tensor) and not one.is_leaf}
+    return copy.deepcopy(module, computed)
 
 
 def _put(owner: Any, key: str, value: Any) -> None:
