@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, linear
 from torch.nn.utils import prune
+from torch.nn.utils import weight_norm as legacy_weight_norm
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
@@ -609,6 +610,73 @@ def test_what_changes_nothing_is_taken(build: Callable[[], nn.Module]) -> None:
         assert torch.equal(landscape.evaluate(a_1P)["loss"], first)
     both = landscape.evaluate(torch.cat([b_1P, a_1P]))["loss"]
     assert both[1] == first
+
+
+class Narrowed(nn.Module):
+    """Its BatchNorm is given bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv1d(1, 3, 3), nn.BatchNorm1d(3), nn.Linear(18, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            h = self.norm(self.a(x[:, None])).relu()
+        return self.b(h.float().flatten(1))
+
+
+class Energy(nn.Module):
+    """Goes by the gradient of an energy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(8, 8), nn.Linear(8, 1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (force,) = torch.autograd.grad(self.b(self.a(x).tanh()).sum(), x, create_graph=True)
+        return self.head(force)
+
+
+def legacy() -> nn.Module:
+    return nn.Sequential(legacy_weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))
+
+
+class Recurrent(nn.Module):
+    """Its computed weights are in a list of its layer, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = legacy_weight_norm(nn.GRU(4, 3, batch_first=True), "weight_hh_l0"), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x.view(-1, 2, 4))[0][:, -1])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("build", [Narrowed, Energy, legacy, Recurrent])
+def test_points_and_modules_of_what_computes_with_more_than_its_parameters(
+    build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    given = data()
+    landscape = NetworkLandscape(build, given, 40)
+    theta_1P, batch = landscape.initial(1)[None], landscape.batches(None, (1,), True)[0]
+    net = landscape.module(theta_1P[0])
+    with torch.set_grad_enabled(build is Energy):
+        exact = cross_entropy(net(given.x_test), given.y_test)
+    torch.testing.assert_close(landscape.evaluate(theta_1P, "test")["loss"][0].float(), exact.detach())
+    own = dict(net.train().named_parameters())
+    loss = cross_entropy(net(given.x_train), given.y_train)
+    first = torch.autograd.grad(loss, list(own.values()), create_graph=True, materialize_grads=True)
+    first_P = landscape.layout.flatten(dict(zip(own, first, strict=True)))
+    torch.testing.assert_close(gradient(landscape, 1)[0], first_P, rtol=1e-4, atol=1e-6)
+    along = sum(one.sum() for one in first if one.requires_grad)
+    second = torch.autograd.grad(along, list(own.values()), materialize_grads=True)
+    second_P = landscape.layout.flatten(dict(zip(own, second, strict=True)))
+    product_1P = landscape.product(theta_1P, torch.ones_like(theta_1P), batch, "batch")
+    torch.testing.assert_close(product_1P[0], second_P, rtol=1e-3, atol=1e-5)
 
 
 class Frozen(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lowloss.data.base import Data
@@ -133,8 +133,12 @@ def copied(model: nn.Module, data: Data) -> nn.Module:
 
 
 def clone(module: nn.Module) -> nn.Module:
-    """A copy of a module, with the attributes of its parameters, which torch leaves out."""
-    memo: dict[int, object] = {}
+    """A copy of a module with the attributes of its parameters, and as values what it has computed from these: torch
+    leaves the first out, and does not copy the second."""
+    kept = [one for part in module.modules() for one in vars(part).values()]
+    kept += [one for some in kept if isinstance(some, list) for one in some]
+    computed = [one for one in kept if isinstance(one, Tensor) and not one.is_leaf]
+    memo: dict[int, object] = {id(one): one.detach().clone() for one in computed}
     twin = copy.deepcopy(module, memo)
     for own, other in zip(module.parameters(), twin.parameters(), strict=True):
         if vars(own):

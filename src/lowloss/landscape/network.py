@@ -388,7 +388,7 @@ class NetworkLandscape:
 
     def _narrowest(self, batch: Batch) -> torch.dtype | None:
         """To what the plain loop casts activations in steps, if that runs."""
-        module, dtype = self.loop.module, self.settings.loop_dtype(self.loop.module, batch.x)
+        module, dtype = self.loop.module, self.settings.loop_dtype(self.loop, batch.x)
         if dtype is None:
             return None
         try:

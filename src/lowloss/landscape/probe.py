@@ -236,7 +236,7 @@ def _check_norms(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
     asleep = set[nn.Module]()
 
     def look(part: nn.Module, given: tuple[Tensor, ...]) -> None:
-        inputs[part].append(given[0].detach())
+        inputs[part].append(given[0].detach().to(next(part.buffers()).dtype))  # under autocast it is narrower
         asleep.update([] if part.training else [part])
 
     own = [(buffer, buffer.clone()) for part in inputs for buffer in part.buffers()]

@@ -69,17 +69,16 @@ class Engine:
             if value not in known:
                 raise LowlossError(f"engine.{key} must be one of {', '.join(known)}, got {value!r}")
 
-    def loop_dtype(self, module: nn.Module, x: Tensor) -> torch.dtype | None:
+    def loop_dtype(self, loop: Loop, x: Tensor) -> torch.dtype | None:
         """To what the loop casts activations in steps, if it does.
 
         Raises LowlossError where bfloat16 is asked for and the parameters are not float32.
         """
-        exact = next(module.parameters()).dtype
-        if exact != torch.float32:
-            if self.precision == "bfloat16":
-                raise LowlossError(f"engine.precision=bfloat16 is for float32 parameters, not {exact}: set it to auto")
-            return None
-        gains = self.precision == "auto" and x.device.type == "cpu" and _bfloat16_pays(module, x)
+        exact = loop.layout.dtype
+        if exact != torch.float32 and self.precision == "bfloat16":
+            raise LowlossError(f"engine.precision=bfloat16 is for float32 parameters, not {exact}: set it to auto")
+        on_cpu = exact == torch.float32 and x.device.type == "cpu"
+        gains = self.precision == "auto" and on_cpu and _bfloat16_pays(loop, x)
         return torch.bfloat16 if gains or self.precision == "bfloat16" else None
 
     def graph_dtypes(self, device: torch.device) -> tuple[torch.dtype, torch.dtype] | None:
@@ -94,18 +93,19 @@ class Engine:
                 "engine=graph needs a GPU, and the landscape is on the CPU: set engine=auto, which takes a GPU where "
                 "there is one (of the API: landscape.to('cuda'))"
             )
-        if self.precision == "float32":
-            return torch.float32, torch.float32
-        return torch.bfloat16, torch.float16
+        return (torch.float32, torch.float32) if self.precision == "float32" else (torch.bfloat16, torch.float16)
 
 
-def _bfloat16_pays(module: nn.Module, x: Tensor) -> bool:
+def _bfloat16_pays(loop: Loop, x: Tensor) -> bool:
     tests = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     if not any(test is not None and test() for test in tests) or not x.is_floating_point():
         return False
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module.eval()(x)
-    return counter.get_total_flops() / 2 >= WORTH_BFLOAT16 * len(x)
+    theta_P = loop.layout.flatten(dict(loop.module.named_parameters()))
+    # A module that takes gradients as it runs cannot be counted.
+    with contextlib.suppress(Exception), FlopCounterMode(display=False) as counter:
+        list(loop.outputs(theta_P, loop.fresh_buffers(), x, len(x)))
+        return counter.get_total_flops() / 2 >= WORTH_BFLOAT16 * len(x)
+    return False
 
 
 def places(module: nn.Module) -> dict[str, str]:
