@@ -828,11 +828,11 @@ def pruned(evaluated: bool) -> nn.Module:
     return module
 
 
-def test_an_instance_that_is_not_redrawn_is_refused() -> None:
-    with pytest.raises(LowlossError, match="pass a function that builds the model"):
-        NetworkLandscape(pruned(False), data())
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_an_instance_that_is_not_redrawn_is_refused(evaluated: bool) -> None:
+    landscape = NetworkLandscape(pruned(evaluated), data())
     with pytest.raises(LowlossError, match=r"0\.weight_orig is the same for every seed.*pass a function that builds"):
-        NetworkLandscape(pruned(True), data()).initial(0)
+        landscape.initial(0)
 
 
 def drawn_from_numpy() -> nn.Module:
