@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lowloss import Data, LowlossError, NetworkLandscape
-from lowloss.landscape.engine import loop
+from lowloss.landscape.engine.loop import PART
 from lowloss.landscape.engine.parts import Parts
 from lowloss.model import DenseNet, ResNet
 
@@ -50,13 +50,14 @@ def landscape(make, samples=103):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_statistics_of_the_whole_split_are_the_same_in_parts(network, monkeypatch):
+def test_statistics_of_the_whole_split_are_the_same_in_parts(network):
     land = landscape(NETWORKS[network])
     theta_P = land.initial(0)
     whole = land.statistics(theta_P)
     shapes = []
     hook = land.loop.module.register_forward_pre_hook(lambda module, inputs: shapes.append(len(inputs[0])))
-    monkeypatch.setattr(loop, "PART", 20)
+    assert land.loop.part == PART
+    land.loop.part = 20
     land._statistics = None
     threads = threading.active_count()
     parts = land.statistics(theta_P)
@@ -69,16 +70,16 @@ def test_statistics_of_the_whole_split_are_the_same_in_parts(network, monkeypatc
     assert not any("forward" in vars(module) for module in land.loop.module.modules())
 
 
-def test_an_error_in_a_part_is_told_and_leaves_the_module_as_it_was(monkeypatch):
+def test_an_error_in_a_part_is_told_and_leaves_the_module_as_it_was():
     land = landscape(Wandering)
     theta_P, threads = land.initial(0), threading.active_count()
     expected = land.statistics(theta_P)
-    monkeypatch.setattr(loop, "PART", 20)
+    land.loop.part = 20
     land._statistics = None
     with pytest.raises(LowlossError, match="set evaluation_batch below"):
         land.statistics(theta_P)
     assert threading.active_count() == threads
-    monkeypatch.setattr(loop, "PART", 1000)
+    land.loop.part = 1000
     for name, buffer in land.statistics(theta_P).items():
         assert torch.equal(buffer, expected[name])
 

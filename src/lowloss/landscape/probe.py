@@ -49,8 +49,8 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
     Evaluates A, takes a step at B, and evaluates A again; and once more with what the step left. Each sample is
     evaluated beside itself, too.
 
-    theta_P: A.  samples: a few, of which two are looked at most.  before: what the module held before
-    its first call.  untouched: the module as it was then, if it can be had.
+    theta_P: A.  samples: a few, the first two of which are looked at most.  before: what the module held before its
+    first call.  untouched: the module as it was then, if it can be had.
 
     Raises LowlossError: a buffer or an attribute that the module changes matters.
     """
