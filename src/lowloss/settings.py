@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value, shown
+from lowloss.checking import Count, Few, Index, Name, Positive, Width, check_arguments, check_value, shown
 from lowloss.conf import option
 from lowloss.errors import LowlossError, nearest
 
@@ -242,8 +242,8 @@ def check_numbers(config: Config, choices: Mapping[str, str]) -> None:
             )
     model = config.get("model")
     hidden = model.get("hidden") if isinstance(model, dict) and model.get("_target_") == "lowloss.model.MLP" else None
-    if isinstance(hidden, list) and any(type(width) is int and width < 1 for width in hidden):
-        raise LowlossError(f"model.hidden must be at least 1 each, got {hidden}")
+    if isinstance(hidden, list):
+        check_value("model.hidden", hidden, Sequence[Width])
 
 
 def check_data(config: Config) -> None:
