@@ -5,7 +5,6 @@ statistics are recomputed at every point; anything else that changes is given ba
 name if it matters.
 """
 
-import copy
 import logging
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine.loop import FOREIGN, PART, Buffers, Loop
+from lowloss.landscape.initial import clone
 from lowloss.landscape.state import State
 
 LATER = (1, 7, 1000, 10**6)
@@ -86,8 +86,10 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
 
 def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) -> None:
     """Raise LowlossError if a buffer that a module changes matters; BatchNorm's are recomputed."""
-    first, other_P = _looked_at(loop, theta_P, fresh, batch), _beside(theta_P)
     own = fixed(loop).keys() & fresh.keys()
+    if not own:
+        return
+    first, other_P = _looked_at(loop, theta_P, fresh, batch), _beside(theta_P)
     for training in (True, False):
         left = loop.fresh_buffers()
         with loop.holding(left, shared=True):
@@ -301,7 +303,7 @@ def bound(copied: nn.Module, model: object, loop: Loop, theta_P: Tensor, batch: 
         for tensor, value in own:
             more = by * torch.linspace(0.1, 0.5, value.numel()).view(value.shape)
             tensor.data = value + more.to(value) if value.is_floating_point() else value.clone()
-        again = Loop(copy.deepcopy(copied), loop.layout, loop.task)
+        again = Loop(clone(copied), loop.layout, loop.task)
         again.foreign = tuple(FOREIGN)
         return _looked_at(again, theta_P, again.fresh_buffers(), batch)
 
