@@ -1,5 +1,6 @@
 """Every option of every group composes, and a YAML's keys are its target's arguments."""
 
+import functools
 import inspect
 from pathlib import Path
 
@@ -47,8 +48,12 @@ def compose():
     cli.register_families()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
 
+        @functools.cache
+        def made(*overrides):
+            return hydra.compose("config", list(overrides), return_hydra_config=True)
+
         def composed(*overrides):
-            config = hydra.compose("config", list(overrides), return_hydra_config=True)
+            config = made(*overrides)
             HydraConfig.instance().set_config(config)
             return config
 
@@ -104,8 +109,9 @@ def test_every_group_has_options():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option_composes(compose, group, option):
-    plain = OmegaConf.to_container(compose(chosen(group, option)), resolve=False)
-    OmegaConf.to_container(compose(chosen(group, option)), resolve=True)
+    config = compose(chosen(group, option))
+    plain = OmegaConf.to_container(config, resolve=False)
+    OmegaConf.to_container(config, resolve=True)
     content = yaml_of(group, option)
     if group == "experiment":
         # The study's name follows from it, so that another scale has a study of its own.
