@@ -6,6 +6,7 @@ name if it matters.
 """
 
 import logging
+import pickle
 import sys
 from collections.abc import Mapping
 
@@ -64,24 +65,70 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
         raise LowlossError(f"{name} makes {min(made)} as it first runs, so that no point has it: make it in __init__")
     for some in (batch, samples):
         watch(loop, theta_P, some, before)
+    _check_written(loop, theta_P, batch)
     _check_shapes(loop, theta_P, other_P, fresh, samples)
     first = _looked_at(loop, theta_P, fresh, batch)
     _check_norms(loop, theta_P, batch)
     for _ in range(3):
-        loop.losses(other_P[None], batch, gradients=True)
+        _, gradients_1P = loop.losses(other_P[None], batch, gradients=True)
     if not _same(first, _looked_at(loop, theta_P, fresh, batch)):
         raise LowlossError(OUTSIDE.format(name))
+    still = gradients_1P is not None and not gradients_1P.any()
+    if still and all(map(torch.equal, first, _looked_at(loop, other_P, fresh, batch))):
+        raise LowlossError(
+            f"the outputs of {name} do not depend on its parameters: its forward pass reaches those of another module, "
+            "as that of a copy does where a lambda or hook holds the original: pass a function that builds the model"
+        )
     for some in (batch, samples):
         _check_buffers(loop, theta_P, fresh, some)
     if untouched is not None:
         _check_modes(untouched, loop, other_P, batch)
     loop.evaluation_seed = 1
-    if not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
+    draws = not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1])
+    if draws:
         log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
     loop.evaluation_seed = 0
     if loop.batch_norms and len(samples.y) >= 4:
         _check_parts(loop, other_P, samples)
-    return _couples(loop, theta_P, fresh, batch, first)
+    return _couples(loop, theta_P, fresh, samples, first, draws)
+
+
+def _check_written(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
+    """Raise LowlossError if a module changes parameters as it runs: gradients would be of others than a point's.
+
+    What bounds them may act on large ones alone: it is looked at 3 A, and where the module sets or writes to some that
+    keep their values, at some hundred times those too.
+    """
+    for training in (True, False):
+        touched = _touched(loop, 3 * theta_P, training, batch)
+        looks = [touched]
+        for times in (100, -100) if touched else ():
+            far_P = theta_P.clone()
+            for name, view in loop.layout.views(far_P).items():
+                view.mul_(times if name in touched else 1)
+            looks.append(_touched(loop, far_P, training, batch))
+        if changed := [name for look in looks for name in look if look[name]]:
+            raise LowlossError(
+                f"{type(loop.module).__name__} changes its parameter {changed[0]} when it runs, so that losses and "
+                "gradients are not those of a point: have forward() leave it, and compute with a tensor made of it "
+                "(as torch.nn.utils.parametrize does, and nn.Embedding without max_norm)"
+            )
+
+
+def _touched(loop: Loop, theta_P: Tensor, training: bool, batch: Batch) -> dict[str, bool]:
+    """The parameters that a module sets or writes to in a call at a point, and whether that changes them."""
+    loop.module.train(training)
+    given = {**dict(loop.module.named_parameters()), **loop._parameters(theta_P, True)}
+    known = {name: (id(one), one.data_ptr(), one._version, one.detach().clone()) for name, one in given.items()}
+    try:
+        with torch.no_grad(), loop._at(given, loop.fresh_buffers()), loop.random_seed(0):
+            loop._call(batch.x, None)
+            now = [(first, table[name]) for table, name, first in loop._tables if first in known]
+    except FAILURES:  # so far away
+        return {}
+    changed = {name: not torch.equal(one, known[name][3]) for name, one in now}
+    kept = {name for name, one in now if (id(one), one.data_ptr(), one._version) == known[name][:3]}
+    return {name: one for name, one in changed.items() if one or name not in kept}
 
 
 def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) -> None:
@@ -91,16 +138,13 @@ def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) ->
         return
     first, other_P = _looked_at(loop, theta_P, fresh, batch), _beside(theta_P)
     for training in (True, False):
-        left = loop.fresh_buffers()
-        with loop.holding(left, shared=True):
-            for _ in range(3):
-                if training:
-                    loop.losses(other_P[None], batch, gradients=True)
-                else:
-                    list(loop.outputs(other_P, left, batch.x, len(batch.x)))
+        left, after = ({key: one.clone() for key, one in fresh.items()} for _ in range(2))
+        _run(loop, other_P, left, batch, training, 3)
         changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
         loop.passing.update(changed)
-        held = [{key: _later(left[key], by) for key in changed} for by in (0, *LATER)] if changed else []
+        if changed:
+            _run(loop, other_P, after, batch, training, 4)
+        held = [{key: _later(left[key], after[key], by) for key in changed} for by in (0, *LATER)] if changed else []
         if any(not _given(loop, theta_P, {**fresh, **one}, batch, first) for one in held):
             name, when = type(loop.module).__name__, "training" if training else "evaluation"
             raise LowlossError(
@@ -108,6 +152,16 @@ def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) ->
                 "alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm and statistics of "
                 "one's own are not): take them out"
             )
+
+
+def _run(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch, training: bool, times: int) -> None:
+    """So many calls at a point, which change the buffers."""
+    with loop.holding(buffers, shared=True):
+        for _ in range(times):
+            if training:
+                loop.losses(theta_P[None], batch, gradients=True)
+            else:
+                list(loop.outputs(theta_P, buffers, batch.x, len(batch.x)))
 
 
 def fixed(loop: Loop) -> dict[str, Tensor]:
@@ -217,19 +271,28 @@ def _near(one: Tensor, other: Tensor, within: float = 1e-3) -> bool:
     return bool((one - other).abs().max() <= within * other.abs().max())
 
 
-def _couples(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch, first: list[Tensor]) -> bool:
-    """Whether the mean loss of two samples in training is not the mean of theirs, each beside itself; tells where
-    outputs in evaluation depend on the samples beside them."""
-    if len(batch.y) != 2:
+def _couples(loop: Loop, theta_P: Tensor, buffers: Buffers, samples: Batch, first: list[Tensor], draws: bool) -> bool:
+    """Whether the mean loss of two samples in training is not the mean of theirs, each beside itself, or that of many
+    alike not that of two; tells where outputs in evaluation depend on the samples beside them.
+
+    first: what was found of the first two.  draws: outputs in evaluation are random.
+    """
+    if len(samples.y) < 2:
         return False
-    pairs = [batch._replace(x=batch.x[[k, k]], y=batch.y[[k, k]]) for k in (0, 1)]
-    outputs, losses = zip(*(_looked_at(loop, theta_P, buffers, pair) for pair in pairs), strict=True)
-    if not _same([first[0]], [torch.stack([outputs[0][0], outputs[1][1]])], 100):
+
+    def alike(k: int, rows: int) -> list[Tensor]:
+        again = samples._replace(x=samples.x[[k] * rows], y=samples.y[[k] * rows])
+        return _looked_at(loop, theta_P, buffers, again)
+
+    (one, loss_1), (other, loss_2) = alike(0, 2), alike(1, 2)
+    # Alike samples go one way, where a mixture of experts has no room for so many.
+    many, loss_many = alike(0, len(samples.y))
+    if not _same([first[0]], [torch.stack([one[0], other[1]])], 100) or not (draws or _near(many, one[:1])):
         log.warning(
             "%s gives a sample other outputs beside other samples, in evaluation too: exact losses depend on "
             "evaluation_batch and the device", type(loop.module).__name__,
         )  # fmt: skip
-    return not _same([first[1]], [(losses[0] + losses[1]) / 2], 100)
+    return not _same([first[1], loss_many], [(loss_1 + loss_2) / 2, loss_1], 100)
 
 
 def _check_norms(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
@@ -359,9 +422,14 @@ def _outputs(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> Ten
     return torch.cat(list(loop.outputs(theta_P, copied, batch.x, len(batch.x))))
 
 
-def _later(buffer: Tensor, by: int) -> Tensor:
-    """A buffer after so many calls more, if it may be a counter."""
-    return buffer + by if buffer.numel() == 1 and buffer.dtype != torch.bool else buffer
+def _later(buffer: Tensor, after: Tensor, by: int) -> Tensor:
+    """A buffer after so many calls more, if it may be a counter or has several; after: what it is one call later."""
+    if buffer.dtype == torch.bool or buffer.is_complex():
+        return buffer
+    if buffer.numel() == 1:
+        return buffer + by
+    whole = buffer.shape == after.shape and all(torch.equal(one, one.round()) for one in (buffer, after))
+    return buffer + by * (after - buffer) if whole else buffer
 
 
 def _same(one: list[Tensor], other: list[Tensor], times: float = 1) -> bool:
@@ -370,5 +438,5 @@ def _same(one: list[Tensor], other: list[Tensor], times: float = 1) -> bool:
     return all(torch.allclose(a, b, *within, equal_nan=True) for a, b in zip(one, other, strict=True))
 
 
-def _foreign_states() -> dict[str, str]:
-    return {kind: str(state()) for kind, (state, _, _) in FOREIGN.items()}
+def _foreign_states() -> dict[str, bytes]:
+    return {kind: pickle.dumps(state()) for kind, (state, _, _) in FOREIGN.items()}
