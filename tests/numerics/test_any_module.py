@@ -551,6 +551,63 @@ def test_a_copy_that_computes_with_the_weights_of_its_original_is_refused() -> N
         NetworkLandscape(deepcopy(original), data())
 
 
+class Twofold(nn.Module):
+    """Computes with the last layer that it made, whatever a copy of it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 4), (b := nn.Linear(4, 2))
+        self.f = lambda x: b(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(self.a(x))
+
+
+def test_a_copy_that_computes_with_a_layer_of_its_original_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    NetworkLandscape(deepcopy(Twofold()), data())
+    assert "do not depend on b.weight, b.bias at 16 samples: they are not used, or its forward pass" in caplog.text
+
+
+class Complex(nn.Module):
+    """Has a complex weight and real outputs."""
+
+    def __init__(self, mixed: bool) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8, 2, dtype=torch.complex64))
+        self.last = nn.Linear(2, 2) if mixed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((x.to(torch.complex64) @ self.w).abs())
+
+
+@pytest.mark.parametrize("instance", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_complex_parameters_are_refused_in_one_line(instance: bool, mixed: bool) -> None:
+    with pytest.raises(LowlossError, match=r"w of Complex is complex, .*: have torch\.view_as_real"):
+        NetworkLandscape(Complex(mixed) if instance else lambda: Complex(mixed), data())
+
+
+def made(kind: str) -> nn.Module:
+    module, x = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5), nn.Linear(4, 2)), torch.zeros(4, 8)
+    if kind == "trace":
+        return torch.jit.trace(module, x, check_trace=False)
+    if kind == "script":
+        return torch.jit.script(module)
+    if kind == "part":
+        return nn.Sequential(torch.jit.script(module), nn.Linear(2, 2))
+    exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},)).module()
+    return exported if kind == "export" else deepcopy(exported)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("instance", [False, True])
+@pytest.mark.parametrize("kind", ["trace", "script", "part", "export", "copy"])
+def test_what_torch_has_made_of_a_module_is_refused_in_one_line(instance: bool, kind: str) -> None:
+    by = "export" if kind in {"export", "copy"} else "jit"
+    with pytest.raises(LowlossError, match=rf"was made by torch\.{by}, .*: give the nn\.Module it was made of"):
+        NetworkLandscape(made(kind) if instance else lambda: made(kind), data())
+
+
 class Caught(nn.Module):
     """Computes with a parameter that a lambda has caught, whatever stands in its place."""
 

@@ -73,24 +73,35 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
         _, gradients_1P = loop.losses(other_P[None], batch, gradients=True)
     if not _same(first, _looked_at(loop, theta_P, fresh, batch)):
         raise LowlossError(OUTSIDE.format(name))
-    still = gradients_1P is not None and not gradients_1P.any()
-    if still and all(map(torch.equal, first, _looked_at(loop, other_P, fresh, batch))):
-        raise LowlossError(
-            f"the outputs of {name} do not depend on its parameters: its forward pass reaches those of another module, "
-            "as that of a copy does where a lambda or hook holds the original: pass a function that builds the model"
-        )
+    assert gradients_1P is not None
+    _check_idle(loop, other_P, gradients_1P[0], fresh, samples)
     for some in (batch, samples):
         _check_buffers(loop, theta_P, fresh, some)
     if untouched is not None:
         _check_modes(untouched, loop, other_P, batch)
     loop.evaluation_seed = 1
-    draws = not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1])
-    if draws:
+    if draws := not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
         log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
     loop.evaluation_seed = 0
     if loop.batch_norms and len(samples.y) >= 4:
         _check_parts(loop, other_P, samples)
     return _couples(loop, theta_P, fresh, samples, first, draws)
+
+
+def _check_idle(loop: Loop, theta_P: Tensor, gradient_P: Tensor, buffers: Buffers, samples: Batch) -> None:
+    """Raise LowlossError if nothing depends on any parameter; tell of those without effect if some have one."""
+    still = {name: torch.full_like(view, not view.any()) for name, view in loop.layout.views(gradient_P).items()}
+    idle, moved_P = (
+        [name for name in still if still[name].all()],
+        theta_P.lerp(_beside(theta_P), loop.layout.flatten(still)),
+    )
+    if idle and all(map(torch.equal, *(_looked_at(loop, at_P, buffers, samples) for at_P in (theta_P, moved_P)))):
+        every, name = len(idle) == len(still), type(loop.module).__name__
+        told = f"the outputs of {name} do not depend on {'its parameters' if every else ', '.join(idle[:2])}"
+        held = "its forward pass reaches those of another module, as in a copy whose lambda or hook holds the original"
+        if every:
+            raise LowlossError(f"{told}: {held}: pass a function that builds the model")
+        log.warning("%s at %d samples: they are not used, or %s", told, len(samples.y), held)
 
 
 def _check_written(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
@@ -100,8 +111,7 @@ def _check_written(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
     keep their values, at some hundred times those too.
     """
     for training in (True, False):
-        touched = _touched(loop, 3 * theta_P, training, batch)
-        looks = [touched]
+        looks = [touched := _touched(loop, 3 * theta_P, training, batch)]
         for times in (100, -100) if touched else ():
             far_P = theta_P.clone()
             for name, view in loop.layout.views(far_P).items():
@@ -142,9 +152,8 @@ def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) ->
         _run(loop, other_P, left, batch, training, 3)
         changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
         loop.passing.update(changed)
-        if changed:
-            _run(loop, other_P, after, batch, training, 4)
-        held = [{key: _later(left[key], after[key], by) for key in changed} for by in (0, *LATER)] if changed else []
+        _run(loop, other_P, after, batch, training, 4 if changed else 0)
+        held = [{key: _later(left[key], after[key], by) for key in changed} for by in (0, *LATER) if changed]
         if any(not _given(loop, theta_P, {**fresh, **one}, batch, first) for one in held):
             name, when = type(loop.module).__name__, "training" if training else "evaluation"
             raise LowlossError(
@@ -284,9 +293,8 @@ def _couples(loop: Loop, theta_P: Tensor, buffers: Buffers, samples: Batch, firs
         again = samples._replace(x=samples.x[[k] * rows], y=samples.y[[k] * rows])
         return _looked_at(loop, theta_P, buffers, again)
 
-    (one, loss_1), (other, loss_2) = alike(0, 2), alike(1, 2)
-    # Alike samples go one way, where a mixture of experts has no room for so many.
-    many, loss_many = alike(0, len(samples.y))
+    # Many alike go one way, where a mixture of experts has no room for so many.
+    (one, loss_1), (other, loss_2), (many, loss_many) = alike(0, 2), alike(1, 2), alike(0, len(samples.y))
     if not _same([first[0]], [torch.stack([one[0], other[1]])], 100) or not (draws or _near(many, one[:1])):
         log.warning(
             "%s gives a sample other outputs beside other samples, in evaluation too: exact losses depend on "
