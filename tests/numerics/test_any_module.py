@@ -275,7 +275,7 @@ class Flagged(nn.Module):
 
 
 class Writing(nn.Module):
-    """Sets, scales or bounds a parameter as it runs, or a frozen one, or moves it to where it is."""
+    """Sets, scales or bounds a parameter as it runs, or has a frozen one follow it, or moves it to where it is."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -367,7 +367,7 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         (lambda: Flagged("hook"), r"linear\.weight of Flagged has a gradient hook"),
         (lambda: Flagged("post"), r"linear\.weight of Flagged has a gradient hook"),
         *((partial(Writing, kind), "Writing changes its parameter w when it runs") for kind in WRITTEN),
-        (lambda: Writing("slow"), "Writing changes its parameter slow when it runs"),
+        (lambda: Writing("slow"), "Writing changes its parameter slow when it runs.*: make it a buffer"),
         (Bounded, r"Bounded changes its parameter embed\.weight when it runs.*nn\.Embedding without max_norm"),
         (lambda: Counted(torch.long, 3, True), "changes its buffer calls in training"),
         (lambda: Counted(torch.float, 1, True), "changes its buffer calls in training"),

@@ -20,15 +20,13 @@ from lowloss.errors import LowlossError
 from lowloss.landscape.engine.loop import FOREIGN, PART, Buffers, Loop
 from lowloss.landscape.initial import clone
 from lowloss.landscape.state import State
+from lowloss.landscape.written import FAILURES, check_written
 
 LATER = (1, 7, 1000, 10**6)
 """Calls by which a counter is moved on, to see whether the loss ever depends on it."""
 
 ROWS = 16
 """Training samples of the look before work starts, up to which; the first minibatch of each size is looked at too."""
-
-FAILURES = RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError
-"""What a module raises on what does not fit."""
 
 REMEDY = "keep statistics in nn.BatchNorm, or compute them anew in each forward pass"
 
@@ -65,7 +63,7 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
         raise LowlossError(f"{name} makes {min(made)} as it first runs, so that no point has it: make it in __init__")
     for some in (batch, samples):
         watch(loop, theta_P, some, before)
-    _check_written(loop, theta_P, batch)
+    check_written(loop, theta_P, batch)
     _check_shapes(loop, theta_P, other_P, fresh, samples)
     first = _looked_at(loop, theta_P, fresh, batch)
     _check_norms(loop, theta_P, batch)
@@ -102,43 +100,6 @@ def _check_idle(loop: Loop, theta_P: Tensor, gradient_P: Tensor, buffers: Buffer
         if every:
             raise LowlossError(f"{told}: {held}: pass a function that builds the model")
         log.warning("%s at %d samples: they are not used, or %s", told, len(samples.y), held)
-
-
-def _check_written(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
-    """Raise LowlossError if a module changes parameters as it runs: gradients would be of others than a point's.
-
-    What bounds them may act on large ones alone: it is looked at 3 A, and where the module sets or writes to some that
-    keep their values, at some hundred times those too.
-    """
-    for training in (True, False):
-        looks = [touched := _touched(loop, 3 * theta_P, training, batch)]
-        for times in (100, -100) if touched else ():
-            far_P = theta_P.clone()
-            for name, view in loop.layout.views(far_P).items():
-                view.mul_(times if name in touched else 1)
-            looks.append(_touched(loop, far_P, training, batch))
-        if changed := [name for look in looks for name in look if look[name]]:
-            raise LowlossError(
-                f"{type(loop.module).__name__} changes its parameter {changed[0]} when it runs, so that losses and "
-                "gradients are not those of a point: have forward() leave it, and compute with a tensor made of it "
-                "(as torch.nn.utils.parametrize does, and nn.Embedding without max_norm)"
-            )
-
-
-def _touched(loop: Loop, theta_P: Tensor, training: bool, batch: Batch) -> dict[str, bool]:
-    """The parameters that a module sets or writes to in a call at a point, and whether that changes them."""
-    loop.module.train(training)
-    given = {**dict(loop.module.named_parameters()), **loop._parameters(theta_P, True)}
-    known = {name: (id(one), one.data_ptr(), one._version, one.detach().clone()) for name, one in given.items()}
-    try:
-        with torch.no_grad(), loop._at(given, loop.fresh_buffers()), loop.random_seed(0):
-            loop._call(batch.x, None)
-            now = [(first, table[name]) for table, name, first in loop._tables if first in known]
-    except FAILURES:  # so far away
-        return {}
-    changed = {name: not torch.equal(one, known[name][3]) for name, one in now}
-    kept = {name for name, one in now if (id(one), one.data_ptr(), one._version) == known[name][:3]}
-    return {name: one for name, one in changed.items() if one or name not in kept}
 
 
 def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) -> None:
