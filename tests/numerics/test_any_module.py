@@ -723,6 +723,38 @@ def test_a_batch_norm_with_more_in_it_is_taken() -> None:
     torch.testing.assert_close(landscape.evaluate(theta_P[None])["loss"][0], wanted.double(), rtol=1e-5, atol=1e-6)
 
 
+class Split(nn.BatchNorm1d):
+    """In training normalises the second half of a minibatch by another BatchNorm, as timm's do for AdvProp."""
+
+    def __init__(self, features: int, factor: int = 1) -> None:
+        super().__init__(features)
+        self.others, self.factor = nn.ModuleList([nn.BatchNorm1d(features)]), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x) * self.factor
+        first, second = x.chunk(2)
+        return torch.cat([super().forward(first), self.others[0](second)])
+
+
+def test_split_batch_norms_have_the_statistics_of_all_samples() -> None:
+    def build(norm: Callable[[int], nn.Module]) -> nn.Module:
+        return nn.Sequential(
+            nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 3), norm(3), nn.ReLU(), nn.Flatten(), nn.Linear(6, 2)
+        )
+
+    landscape, plain = (NetworkLandscape(partial(build, norm), data(), 40) for norm in (Split, nn.BatchNorm1d))
+    theta_1P, named = landscape.initial(0)[None], landscape.layout.views(landscape.initial(0))
+    assert landscape.evaluate(theta_1P)["loss"] == plain.evaluate(plain.layout.flatten(named)[None])["loss"]
+    net = landscape.module(theta_1P[0]).train()
+    x, y = data().split("train")
+    loss_1 = landscape.losses(theta_1P, landscape.batches(None, (1,), True)[0])
+    torch.testing.assert_close(loss_1[0], cross_entropy(net(x[:]), y).detach())
+    assert "forward" not in vars(landscape.loop.module[2])
+    with pytest.raises(LowlossError, match="2 has other statistics than those"):
+        NetworkLandscape(partial(build, partial(Split, factor=2)), data())
+
+
 @pytest.mark.parametrize(
     "build",
     [

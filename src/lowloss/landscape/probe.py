@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine.loop import FOREIGN, PART, Buffers, Loop
+from lowloss.landscape.engine.pooled import divides
 from lowloss.landscape.initial import clone
 from lowloss.landscape.state import State
 from lowloss.landscape.written import FAILURES, check_written
@@ -290,6 +291,7 @@ def _check_norms(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
         if uses := inputs[part]:
             wanted = [torch.stack(moments).mean(0) for moments in zip(*map(_moments, uses), strict=True)]
             right = part not in asleep and _same([buffers[mean], buffers[var]], wanted, 100)
+            right = right and (not divides(part) or _same([part.eval()(uses[0])], [_BatchNorm.forward(part, uses[0])]))
         else:  # whatever reads them without a call finds none
             moved = {**buffers, mean: buffers[mean] + 1}
             right = _same([evaluated], [_outputs(loop, theta_P, moved, batch)])

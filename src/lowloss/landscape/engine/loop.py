@@ -30,7 +30,7 @@ from lowloss.data.task import Task
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine.copies import Place
 from lowloss.landscape.engine.parts import Parts, near_equal
-from lowloss.landscape.engine.pooled import pooled
+from lowloss.landscape.engine.pooled import pooled, undivided
 from lowloss.landscape.engine.twice import Plainly, Twice
 from lowloss.landscape.layout import Layout, places
 from lowloss.landscape.state import State
@@ -288,7 +288,7 @@ class Loop:
                 module.momentum = None  # cumulative average: each chunk weighs the same
                 module.reset_running_stats()
             buffers = self.fresh_buffers()
-            with self._at(self._parameters(theta_P), buffers), self.random_seed(0):
+            with undivided(self.batch_norms), self._at(self._parameters(theta_P), buffers), self.random_seed(0):
                 own = all(type(norm).forward is _BatchNorm.forward for norm in self.batch_norms)
                 # Passes of parts wait for each other, so that none may find what another left.
                 if parts is None and len(x_N) > self.part and own and not self.state:
