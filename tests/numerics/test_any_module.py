@@ -4,6 +4,7 @@ import enum
 import random
 from collections import deque
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
@@ -273,6 +274,63 @@ class Flagged(nn.Module):
         return linear(x, weight * weight.mask if hasattr(weight, "mask") else weight, self.linear.bias)
 
 
+class Writing(nn.Module):
+    """Sets, scales or bounds a parameter as it runs, or has a frozen one follow it, or moves it to where it is."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.linear, self.w, self.kind = nn.Linear(8, 4), nn.Parameter(torch.rand(2, 4) / 4), kind
+        self.slow = nn.Parameter(torch.zeros(2, 4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "set":
+            self.w = nn.Parameter(self.w * 2)
+        elif self.kind == "data":
+            self.w.data = self.w.data * 2
+        elif self.kind == "unit" and self.training:
+            self.w.data.div_(self.w.data.norm(dim=1, keepdim=True))
+        elif self.kind == "bound":
+            with torch.no_grad():
+                self.w.clamp_(max=5)
+        elif self.kind == "renorm":
+            self.w.data = torch.renorm(self.w.data, p=2, dim=0, maxnorm=5)
+        elif self.kind == "slow":
+            self.slow.data.lerp_(self.w.detach(), 0.1)
+        elif self.kind == "moved":
+            self.w.data = self.w.data.to(x.device).clone()
+        return linear(self.linear(x), self.w)
+
+
+class Bounded(nn.Module):
+    """Its embedding has a largest norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.linear = nn.Embedding(2, 4, max_norm=8.0), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.embed((x > 0).long()).mean(1))
+
+
+WRITTEN = "set", "data", "unit", "bound", "renorm"
+
+
+class Counted(nn.Module):
+    """Counts calls in a vector, all its entries or one, which matters after a thousand if it is late; `places` is a
+    table of whole numbers that it fills in."""
+
+    def __init__(self, dtype: torch.dtype, entries: int, late: bool) -> None:
+        super().__init__()
+        self.linear, self.entries, self.late = nn.Linear(8, 2), entries, late
+        self.register_buffer("calls", torch.zeros(3, dtype=dtype))
+        self.register_buffer("places", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls[: self.entries] += 1
+        self.places.copy_(torch.arange(8))
+        return self.linear(x * (self.places + 1)) * (2 if self.late and self.calls.sum() > 1000 else 1)
+
+
 def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), norm(16), nn.ReLU(), nn.Linear(16, 2))
 
@@ -308,6 +366,11 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         (lambda: Growing(True), r"Growing makes head\.bias as it first runs.*: make it in __init__"),
         (lambda: Flagged("hook"), r"linear\.weight of Flagged has a gradient hook"),
         (lambda: Flagged("post"), r"linear\.weight of Flagged has a gradient hook"),
+        *((partial(Writing, kind), "Writing changes its parameter w when it runs") for kind in WRITTEN),
+        (lambda: Writing("slow"), "Writing changes its parameter slow when it runs.*: make it a buffer"),
+        (Bounded, r"Bounded changes its parameter embed\.weight when it runs.*nn\.Embedding without max_norm"),
+        (lambda: Counted(torch.long, 3, True), "changes its buffer calls in training"),
+        (lambda: Counted(torch.float, 1, True), "changes its buffer calls in training"),
     ],
     ids=[
         "attributes",
@@ -338,6 +401,11 @@ def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
         "growing-in-training",
         "hook",
         "hook-of-sums",
+        *WRITTEN,
+        "slow",
+        "embedding",
+        "counters",
+        "counter-of-several",
     ],
 )
 def test_state_that_the_loss_depends_on_is_refused_by_its_name(build: Callable[[], nn.Module], told: str) -> None:
@@ -476,6 +544,70 @@ def test_an_instance_that_a_lambda_holds_is_refused_and_a_function_that_builds_i
     torch.testing.assert_close(landscape.evaluate(theta_1P)["loss"][0].float(), exact)
 
 
+def test_a_copy_that_computes_with_the_weights_of_its_original_is_refused() -> None:
+    original = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    original.forward = lambda x: original[2](original[1](original[0](x)))
+    with pytest.raises(LowlossError, match=r"outputs of Sequential do not depend on its parameters.*: pass a function"):
+        NetworkLandscape(deepcopy(original), data())
+
+
+class Twofold(nn.Module):
+    """Computes with the last layer that it made, whatever a copy of it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 4), (b := nn.Linear(4, 2))
+        self.f = lambda x: b(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(self.a(x))
+
+
+def test_a_copy_that_computes_with_a_layer_of_its_original_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    NetworkLandscape(deepcopy(Twofold()), data())
+    assert "do not depend on b.weight, b.bias at 16 samples: they are not used, or its forward pass" in caplog.text
+
+
+class Complex(nn.Module):
+    """Has a complex weight and real outputs."""
+
+    def __init__(self, mixed: bool) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8, 2, dtype=torch.complex64))
+        self.last = nn.Linear(2, 2) if mixed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((x.to(torch.complex64) @ self.w).abs())
+
+
+@pytest.mark.parametrize("instance", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_complex_parameters_are_refused_in_one_line(instance: bool, mixed: bool) -> None:
+    with pytest.raises(LowlossError, match=r"w of Complex is complex, .*: have torch\.view_as_real"):
+        NetworkLandscape(Complex(mixed) if instance else lambda: Complex(mixed), data())
+
+
+def made(kind: str) -> nn.Module:
+    module, x = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5), nn.Linear(4, 2)), torch.zeros(4, 8)
+    if kind == "trace":
+        return torch.jit.trace(module, x, check_trace=False)
+    if kind == "script":
+        return torch.jit.script(module)
+    if kind == "part":
+        return nn.Sequential(torch.jit.script(module), nn.Linear(2, 2))
+    exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},)).module()
+    return exported if kind == "export" else deepcopy(exported)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("instance", [False, True])
+@pytest.mark.parametrize("kind", ["trace", "script", "part", "export", "copy"])
+def test_what_torch_has_made_of_a_module_is_refused_in_one_line(instance: bool, kind: str) -> None:
+    by = "export" if kind in {"export", "copy"} else "jit"
+    with pytest.raises(LowlossError, match=rf"was made by torch\.{by}, .*: give the nn\.Module it was made of"):
+        NetworkLandscape(made(kind) if instance else lambda: made(kind), data())
+
+
 class Caught(nn.Module):
     """Computes with a parameter that a lambda has caught, whatever stands in its place."""
 
@@ -591,15 +723,49 @@ def test_a_batch_norm_with_more_in_it_is_taken() -> None:
     torch.testing.assert_close(landscape.evaluate(theta_P[None])["loss"][0], wanted.double(), rtol=1e-5, atol=1e-6)
 
 
+class Split(nn.BatchNorm1d):
+    """In training normalises the second half of a minibatch by another BatchNorm, as timm's do for AdvProp."""
+
+    def __init__(self, features: int, factor: int = 1) -> None:
+        super().__init__(features)
+        self.others, self.factor = nn.ModuleList([nn.BatchNorm1d(features)]), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x) * self.factor
+        first, second = x.chunk(2)
+        return torch.cat([super().forward(first), self.others[0](second)])
+
+
+def test_split_batch_norms_have_the_statistics_of_all_samples() -> None:
+    def build(norm: Callable[[int], nn.Module]) -> nn.Module:
+        return nn.Sequential(
+            nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 3), norm(3), nn.ReLU(), nn.Flatten(), nn.Linear(6, 2)
+        )
+
+    landscape, plain = (NetworkLandscape(partial(build, norm), data(), 40) for norm in (Split, nn.BatchNorm1d))
+    theta_1P, named = landscape.initial(0)[None], landscape.layout.views(landscape.initial(0))
+    assert landscape.evaluate(theta_1P)["loss"] == plain.evaluate(plain.layout.flatten(named)[None])["loss"]
+    net = landscape.module(theta_1P[0]).train()
+    x, y = data().split("train")
+    loss_1 = landscape.losses(theta_1P, landscape.batches(None, (1,), True)[0])
+    torch.testing.assert_close(loss_1[0], cross_entropy(net(x[:]), y).detach())
+    assert "forward" not in vars(landscape.loop.module[2])
+    with pytest.raises(LowlossError, match="2 has other statistics than those"):
+        NetworkLandscape(partial(build, partial(Split, factor=2)), data())
+
+
 @pytest.mark.parametrize(
     "build",
     [
         Harmless,
         Tables,
         lambda: Late("once"),
+        lambda: Writing("moved"),
+        lambda: Counted(torch.long, 3, False),
         lambda: nn.Sequential(weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2)),
     ],
-    ids=["kept", "tables", "once", "weight-norm"],
+    ids=["kept", "tables", "once", "moved", "counters", "weight-norm"],
 )
 def test_what_changes_nothing_is_taken(build: Callable[[], nn.Module]) -> None:
     landscape = NetworkLandscape(build, data())
@@ -773,6 +939,30 @@ def test_samples_that_are_coupled_are_noticed(evaluated: bool, caplog: pytest.Lo
         assert NetworkLandscape(lambda: Mixing(evaluated), data()).couples_samples
     assert ("other outputs beside other samples, in evaluation too" in caplog.text) == evaluated
     assert not NetworkLandscape(lambda: nn.Linear(8, 2), data()).couples_samples
+
+
+class Experts(nn.Module):
+    """Sends each sample to one of its experts, which take as many as their share is, and four at least."""
+
+    def __init__(self, evaluated: bool) -> None:
+        super().__init__()
+        self.gate, self.experts, self.head = nn.Linear(8, 4), nn.Linear(8, 4 * 8), nn.Linear(8, 2)
+        self.evaluated = evaluated
+
+    def forward(self, x: Tensor) -> Tensor:
+        share, chosen = self.gate(x).softmax(1).max(1)
+        place = (one := nn.functional.one_hot(chosen, 4)).cumsum(0)[one.bool()]
+        taken = place <= max(4, len(x) // 4) if self.training or self.evaluated else place > 0
+        outputs = self.experts(x).view(-1, 4, 8)[torch.arange(len(x)), chosen]
+        return self.head(x + outputs * (share * taken)[:, None])
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_experts_that_have_no_room_for_many_samples_are_noticed(
+    evaluated: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert NetworkLandscape(lambda: Experts(evaluated), data()).couples_samples
+    assert ("other outputs beside other samples, in evaluation too" in caplog.text) == evaluated
 
 
 class Skipping(nn.Module):

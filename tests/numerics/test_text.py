@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowloss import LowlossError
+from lowloss import LowlossError, NetworkLandscape
 from lowloss.data import text
 from lowloss.data.base import Carry
 from lowloss.data.language import Text, rows_of
@@ -59,6 +59,57 @@ def test_streams_with_their_states_handed_on_lose_as_the_whole_text_at_once() ->
     assert len(torch.cat(columns)) == 67
     torch.testing.assert_close(finished["loss"], expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(finished["perplexity"], expected.exp(), rtol=1e-6, atol=0)
+
+
+class Attending(nn.Module):
+    """Gives its attention beside its outputs, and can be given a mask, a flag or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention, self.out = (
+            nn.Embedding(5, 4),
+            nn.MultiheadAttention(4, 1, batch_first=True),
+            nn.Linear(4, 5),
+        )
+
+    def both(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h = self.embed(x)
+        attended, weights = self.attention(h, h, h, attn_mask=mask)
+        return self.out(h + attended), weights
+
+
+class Alone(Attending):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.both(x)[0]
+
+
+class Masked(Attending):
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.both(x, attn_mask)
+
+
+class Asked(Attending):
+    def forward(self, x: Tensor, weights: bool = True) -> tuple[Tensor, Tensor]:
+        outputs, found = self.both(x)
+        return outputs * weights, found
+
+
+class Open(Attending):
+    def forward(self, x: Tensor, **more: Tensor) -> tuple[Tensor, Tensor]:
+        return self.both(x, **more)
+
+
+@pytest.mark.parametrize("kind", [Masked, Asked, Open])
+def test_attention_beside_outputs_is_not_taken_for_a_state(kind: type[nn.Module]) -> None:
+    tokens = torch.randint(5, (68,), generator=torch.Generator().manual_seed(0))
+    data = Text({"train": tokens, "test": tokens[:30]}, list("abcde"), 4, 2, carry=True)
+    alone, other = (NetworkLandscape(build, data) for build in (Alone, kind))
+    theta_1P = alone.initial(0)[None]
+    for split in ("train", "test"):
+        assert other.evaluate(theta_1P, split)["loss"] == alone.evaluate(theta_1P, split)["loss"]
+    batches = other.batches(4, (1,), False)
+    for step in (0, 1):
+        assert torch.equal(other.losses(theta_1P, batches[step]), alone.losses(theta_1P, batches[step]))
 
 
 def test_random_windows_have_no_padding_and_are_visited_once_an_epoch() -> None:

@@ -51,7 +51,7 @@ def _built(factory: Callable[..., nn.Module], data: Data) -> nn.Module:
         raise LowlossError(f"model: {error}{remedy}") from error
     if not isinstance(module, nn.Module):
         raise LowlossError(f"model must make a torch.nn.Module, got {type(module).__name__}: set model._target_")
-    _check_hooks(module)
+    _check_kind(module)
     _materialise(module, data)
     return module
 
@@ -120,7 +120,7 @@ def copied(model: nn.Module, data: Data) -> nn.Module:
 
     Raises LowlossError: it cannot be copied, or a gradient would be changed by a hook.
     """
-    _check_hooks(model)
+    _check_kind(model)
     try:
         module = clone(model)
     except (RuntimeError, ValueError) as error:
@@ -146,7 +146,16 @@ def clone(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _check_hooks(module: nn.Module) -> None:
+def _check_kind(module: nn.Module) -> None:
+    """Raise LowlossError if a module is none of Python, whose parameters and mode can be set, or has gradient hooks."""
+    for path, part in module.named_modules():
+        nodes = part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ()
+        exported = any(isinstance(node.target, torch._ops.OpOverload) for node in nodes)
+        if exported or isinstance(part, torch.jit.ScriptModule):
+            raise LowlossError(
+                f"{path or 'the model'} was made by torch.{'export' if exported else 'jit'}, so that its parameters "
+                "and its mode cannot be set: give the nn.Module it was made of, or a function that builds that"
+            )
     for name, parameter in module.named_parameters():
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise LowlossError(

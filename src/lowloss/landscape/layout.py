@@ -28,11 +28,16 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
-        """The layout of a module. Raises LowlossError if there is nothing to train or the dtypes are mixed."""
+        """The layout of a module. Raises LowlossError if there is nothing to train, or dtypes are mixed or complex."""
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         dtypes = {p.dtype for p in named.values()}
         if not named:
             raise LowlossError(f"{type(module).__name__} has no trainable parameters")
+        if wide := [name for name, p in named.items() if p.is_complex()]:
+            raise LowlossError(
+                f"{wide[0]} of {type(module).__name__} is complex, and coordinates are real: have "
+                "torch.view_as_real(...) of it as the parameter, and torch.view_as_complex of that in forward()"
+            )
         if len(dtypes) > 1:
             found = ", ".join(sorted(map(str, dtypes)))
             raise LowlossError(f"{type(module).__name__} mixes parameter dtypes ({found}): convert it to one")
@@ -75,3 +80,17 @@ class Layout:
             found[layer] = (found[layer][0] if layer in found else end, end + size)
             end += size
         return found
+
+
+def places(module: nn.Module) -> dict[str, str]:
+    """Every place of a tensor in a module once, with the tensor's first name.
+
+    functional_call would visit a module that has two names twice, and could not restore it (pytorch/pytorch#164759).
+    """
+    first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    return {
+        f"{path}.{name}" if path else name: first[id(tensor)]
+        for path, part in module.named_modules()
+        for name, tensor in [*part._parameters.items(), *part._buffers.items()]
+        if tensor is not None
+    }

@@ -26,8 +26,9 @@ from lowloss.landscape.engine.loop import PART, Buffers, Engine, Loop
 from lowloss.landscape.engine.parts import Parts, near_equal, room
 from lowloss.landscape.initial import built, clone, copied, drawn, rebuilt
 from lowloss.landscape.layout import Layout
-from lowloss.landscape.probe import FAILURES, ROWS, bound, check_fixed, probe, watch
+from lowloss.landscape.probe import ROWS, bound, check_fixed, probe, watch
 from lowloss.landscape.state import State
+from lowloss.landscape.written import FAILURES
 from lowloss.seeding import derive
 
 SAMPLE = 8

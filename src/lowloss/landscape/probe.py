@@ -6,6 +6,7 @@ name if it matters.
 """
 
 import logging
+import pickle
 import sys
 from collections.abc import Mapping
 
@@ -17,17 +18,16 @@ from torch.nn.parameter import is_lazy
 from lowloss.data.base import Batch
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine.loop import FOREIGN, PART, Buffers, Loop
+from lowloss.landscape.engine.pooled import divides
 from lowloss.landscape.initial import clone
 from lowloss.landscape.state import State
+from lowloss.landscape.written import FAILURES, check_written
 
 LATER = (1, 7, 1000, 10**6)
 """Calls by which a counter is moved on, to see whether the loss ever depends on it."""
 
 ROWS = 16
 """Training samples of the look before work starts, up to which; the first minibatch of each size is looked at too."""
-
-FAILURES = RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError
-"""What a module raises on what does not fit."""
 
 REMEDY = "keep statistics in nn.BatchNorm, or compute them anew in each forward pass"
 
@@ -64,24 +64,43 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
         raise LowlossError(f"{name} makes {min(made)} as it first runs, so that no point has it: make it in __init__")
     for some in (batch, samples):
         watch(loop, theta_P, some, before)
+    check_written(loop, theta_P, batch)
     _check_shapes(loop, theta_P, other_P, fresh, samples)
     first = _looked_at(loop, theta_P, fresh, batch)
     _check_norms(loop, theta_P, batch)
     for _ in range(3):
-        loop.losses(other_P[None], batch, gradients=True)
+        _, gradients_1P = loop.losses(other_P[None], batch, gradients=True)
     if not _same(first, _looked_at(loop, theta_P, fresh, batch)):
         raise LowlossError(OUTSIDE.format(name))
+    assert gradients_1P is not None
+    _check_idle(loop, other_P, gradients_1P[0], fresh, samples)
     for some in (batch, samples):
         _check_buffers(loop, theta_P, fresh, some)
     if untouched is not None:
         _check_modes(untouched, loop, other_P, batch)
     loop.evaluation_seed = 1
-    if not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
+    if draws := not _same(first[:1], _looked_at(loop, theta_P, fresh, batch)[:1]):
         log.warning("%s draws random numbers in evaluation: every point draws the same ones", name)
     loop.evaluation_seed = 0
     if loop.batch_norms and len(samples.y) >= 4:
         _check_parts(loop, other_P, samples)
-    return _couples(loop, theta_P, fresh, batch, first)
+    return _couples(loop, theta_P, fresh, samples, first, draws)
+
+
+def _check_idle(loop: Loop, theta_P: Tensor, gradient_P: Tensor, buffers: Buffers, samples: Batch) -> None:
+    """Raise LowlossError if nothing depends on any parameter; tell of those without effect if some have one."""
+    still = {name: torch.full_like(view, not view.any()) for name, view in loop.layout.views(gradient_P).items()}
+    idle, moved_P = (
+        [name for name in still if still[name].all()],
+        theta_P.lerp(_beside(theta_P), loop.layout.flatten(still)),
+    )
+    if idle and all(map(torch.equal, *(_looked_at(loop, at_P, buffers, samples) for at_P in (theta_P, moved_P)))):
+        every, name = len(idle) == len(still), type(loop.module).__name__
+        told = f"the outputs of {name} do not depend on {'its parameters' if every else ', '.join(idle[:2])}"
+        held = "its forward pass reaches those of another module, as in a copy whose lambda or hook holds the original"
+        if every:
+            raise LowlossError(f"{told}: {held}: pass a function that builds the model")
+        log.warning("%s at %d samples: they are not used, or %s", told, len(samples.y), held)
 
 
 def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) -> None:
@@ -91,16 +110,12 @@ def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) ->
         return
     first, other_P = _looked_at(loop, theta_P, fresh, batch), _beside(theta_P)
     for training in (True, False):
-        left = loop.fresh_buffers()
-        with loop.holding(left, shared=True):
-            for _ in range(3):
-                if training:
-                    loop.losses(other_P[None], batch, gradients=True)
-                else:
-                    list(loop.outputs(other_P, left, batch.x, len(batch.x)))
+        left, after = ({key: one.clone() for key, one in fresh.items()} for _ in range(2))
+        _run(loop, other_P, left, batch, training, 3)
         changed = sorted(key for key in own if not torch.equal(left[key], fresh[key]))
         loop.passing.update(changed)
-        held = [{key: _later(left[key], by) for key in changed} for by in (0, *LATER)] if changed else []
+        _run(loop, other_P, after, batch, training, 4 if changed else 0)
+        held = [{key: _later(left[key], after[key], by) for key in changed} for by in (0, *LATER) if changed]
         if any(not _given(loop, theta_P, {**fresh, **one}, batch, first) for one in held):
             name, when = type(loop.module).__name__, "training" if training else "evaluation"
             raise LowlossError(
@@ -108,6 +123,16 @@ def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) ->
                 "alone: only nn.BatchNorm's statistics are recomputed at every point (spectral norm and statistics of "
                 "one's own are not): take them out"
             )
+
+
+def _run(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch, training: bool, times: int) -> None:
+    """So many calls at a point, which change the buffers."""
+    with loop.holding(buffers, shared=True):
+        for _ in range(times):
+            if training:
+                loop.losses(theta_P[None], batch, gradients=True)
+            else:
+                list(loop.outputs(theta_P, buffers, batch.x, len(batch.x)))
 
 
 def fixed(loop: Loop) -> dict[str, Tensor]:
@@ -217,19 +242,27 @@ def _near(one: Tensor, other: Tensor, within: float = 1e-3) -> bool:
     return bool((one - other).abs().max() <= within * other.abs().max())
 
 
-def _couples(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch, first: list[Tensor]) -> bool:
-    """Whether the mean loss of two samples in training is not the mean of theirs, each beside itself; tells where
-    outputs in evaluation depend on the samples beside them."""
-    if len(batch.y) != 2:
+def _couples(loop: Loop, theta_P: Tensor, buffers: Buffers, samples: Batch, first: list[Tensor], draws: bool) -> bool:
+    """Whether the mean loss of two samples in training is not the mean of theirs, each beside itself, or that of many
+    alike not that of two; tells where outputs in evaluation depend on the samples beside them.
+
+    first: what was found of the first two.  draws: outputs in evaluation are random.
+    """
+    if len(samples.y) < 2:
         return False
-    pairs = [batch._replace(x=batch.x[[k, k]], y=batch.y[[k, k]]) for k in (0, 1)]
-    outputs, losses = zip(*(_looked_at(loop, theta_P, buffers, pair) for pair in pairs), strict=True)
-    if not _same([first[0]], [torch.stack([outputs[0][0], outputs[1][1]])], 100):
+
+    def alike(k: int, rows: int) -> list[Tensor]:
+        again = samples._replace(x=samples.x[[k] * rows], y=samples.y[[k] * rows])
+        return _looked_at(loop, theta_P, buffers, again)
+
+    # Many alike go one way, where a mixture of experts has no room for so many.
+    (one, loss_1), (other, loss_2), (many, loss_many) = alike(0, 2), alike(1, 2), alike(0, len(samples.y))
+    if not _same([first[0]], [torch.stack([one[0], other[1]])], 100) or not (draws or _near(many, one[:1])):
         log.warning(
             "%s gives a sample other outputs beside other samples, in evaluation too: exact losses depend on "
             "evaluation_batch and the device", type(loop.module).__name__,
         )  # fmt: skip
-    return not _same([first[1]], [(losses[0] + losses[1]) / 2], 100)
+    return not _same([first[1], loss_many], [(loss_1 + loss_2) / 2, loss_1], 100)
 
 
 def _check_norms(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
@@ -258,6 +291,7 @@ def _check_norms(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
         if uses := inputs[part]:
             wanted = [torch.stack(moments).mean(0) for moments in zip(*map(_moments, uses), strict=True)]
             right = part not in asleep and _same([buffers[mean], buffers[var]], wanted, 100)
+            right = right and (not divides(part) or _same([part.eval()(uses[0])], [_BatchNorm.forward(part, uses[0])]))
         else:  # whatever reads them without a call finds none
             moved = {**buffers, mean: buffers[mean] + 1}
             right = _same([evaluated], [_outputs(loop, theta_P, moved, batch)])
@@ -359,9 +393,14 @@ def _outputs(loop: Loop, theta_P: Tensor, buffers: Buffers, batch: Batch) -> Ten
     return torch.cat(list(loop.outputs(theta_P, copied, batch.x, len(batch.x))))
 
 
-def _later(buffer: Tensor, by: int) -> Tensor:
-    """A buffer after so many calls more, if it may be a counter."""
-    return buffer + by if buffer.numel() == 1 and buffer.dtype != torch.bool else buffer
+def _later(buffer: Tensor, after: Tensor, by: int) -> Tensor:
+    """A buffer after so many calls more, if it may be a counter or has several; after: what it is one call later."""
+    if buffer.dtype == torch.bool or buffer.is_complex():
+        return buffer
+    if buffer.numel() == 1:
+        return buffer + by
+    whole = buffer.shape == after.shape and all(torch.equal(one, one.round()) for one in (buffer, after))
+    return buffer + by * (after - buffer) if whole else buffer
 
 
 def _same(one: list[Tensor], other: list[Tensor], times: float = 1) -> bool:
@@ -370,5 +409,5 @@ def _same(one: list[Tensor], other: list[Tensor], times: float = 1) -> bool:
     return all(torch.allclose(a, b, *within, equal_nan=True) for a, b in zip(one, other, strict=True))
 
 
-def _foreign_states() -> dict[str, str]:
-    return {kind: str(state()) for kind, (state, _, _) in FOREIGN.items()}
+def _foreign_states() -> dict[str, bytes]:
+    return {kind: pickle.dumps(state()) for kind, (state, _, _) in FOREIGN.items()}

@@ -28,8 +28,9 @@ from lowloss.landscape.engine.capture import Steps, compiled, differentiated, la
 from lowloss.landscape.engine.captured import Captured
 from lowloss.landscape.engine.checked import Taken, compare_step, reference_step, verify
 from lowloss.landscape.engine.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate, widen
-from lowloss.landscape.engine.loop import Buffers, Loop, places
+from lowloss.landscape.engine.loop import Buffers, Loop
 from lowloss.landscape.engine.parts import Parts
+from lowloss.landscape.layout import places
 from lowloss.seeding import derive
 
 EVALUATION_SHARE, LIVE = 8, 4

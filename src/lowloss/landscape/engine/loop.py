@@ -30,9 +30,9 @@ from lowloss.data.task import Task
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine.copies import Place
 from lowloss.landscape.engine.parts import Parts, near_equal
-from lowloss.landscape.engine.pooled import pooled
+from lowloss.landscape.engine.pooled import pooled, undivided
 from lowloss.landscape.engine.twice import Plainly, Twice
-from lowloss.landscape.layout import Layout
+from lowloss.landscape.layout import Layout, places
 from lowloss.landscape.state import State
 
 Buffers = dict[str, Tensor]
@@ -42,6 +42,9 @@ KINDS, PRECISIONS = ("auto", "loop", "graph"), ("auto", "float32", "bfloat16")
 CACHED, PART = 128, 1024
 """Samples of a forward pass on a processor and on a GPU at most, where they may be chosen: small parts stay in a
 processor's caches."""
+
+NO_STATE = "mask", "length", "target", "label"
+"""What is in the names of arguments that are no state."""
 
 WORTH_BFLOAT16 = 1_000_000
 """Multiply-adds a sample from which bfloat16 pays on a processor with units for it; smaller networks lose by it."""
@@ -108,18 +111,15 @@ def _bfloat16_pays(loop: Loop, x: Tensor) -> bool:
     return False
 
 
-def places(module: nn.Module) -> dict[str, str]:
-    """Every place of a tensor in a module once, with the tensor's first name.
-
-    functional_call would visit a module that has two names twice, and could not restore it (pytorch/pytorch#164759).
-    """
-    first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
-    return {
-        f"{path}.{name}" if path else name: first[id(tensor)]
-        for path, part in module.named_modules()
-        for name, tensor in [*part._parameters.items(), *part._buffers.items()]
-        if tensor is not None
-    }
+def takes_state(module: nn.Module) -> bool | None:
+    """Whether a module's forward has a second argument that may be a state, and not a flag or a mask as that of one
+    that returns `(outputs, attention)`; None if it has no second one."""
+    _, *more = [*inspect.signature(module.forward).parameters.values(), None]
+    if more[0] is None:
+        return None
+    positional = more[0].kind not in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    plain = isinstance(more[0].default, (int, float, str)) or any(word in more[0].name for word in NO_STATE)
+    return positional and not plain
 
 
 class Loop:
@@ -147,7 +147,7 @@ class Loop:
         self._trained = [part for part in module.modules() if part.training]
         self._held: tuple[Buffers, bool] | None = None
         self._place, self._faster = Place(), True
-        self._takes_state = len(inspect.signature(module.forward).parameters) > 1
+        self._takes_state = takes_state(module)
         self.foreign: tuple[str, ...] = ()
         """Those of FOREIGN from which the module draws."""
         self.passing = set[str]()
@@ -288,7 +288,7 @@ class Loop:
                 module.momentum = None  # cumulative average: each chunk weighs the same
                 module.reset_running_stats()
             buffers = self.fresh_buffers()
-            with self._at(self._parameters(theta_P), buffers), self.random_seed(0):
+            with undivided(self.batch_norms), self._at(self._parameters(theta_P), buffers), self.random_seed(0):
                 own = all(type(norm).forward is _BatchNorm.forward for norm in self.batch_norms)
                 # Passes of parts wait for each other, so that none may find what another left.
                 if parts is None and len(x_N) > self.part and own and not self.state:
@@ -363,8 +363,8 @@ class Loop:
         x = x.clone()  # some compute on it in place, and others want it as it is
         outputs = self.module(x) if state is None else self.module(x, state)
         handed = None
-        if self._takes_state and isinstance(outputs, tuple) and len(outputs) == 2:
-            outputs, handed = outputs
+        if self._takes_state is not None and isinstance(outputs, tuple) and len(outputs) == 2:
+            outputs, handed = outputs[0], outputs[1] if self._takes_state else None
         if not isinstance(outputs, Tensor):
             name = type(self.module).__name__
             raise LowlossError(

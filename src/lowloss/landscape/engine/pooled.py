@@ -8,13 +8,13 @@ shortcut keeps of the whole split, and all else of one part alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from threading import Semaphore, Thread, current_thread
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -125,3 +125,23 @@ def pooled(
             del norm.forward
         for one in passes:
             one.stop()
+
+
+def divides(norm: nn.Module) -> bool:
+    """Whether a BatchNorm has others in it, among which it divides minibatches in training (AdvProp's split BatchNorm):
+    in evaluation it is as one that has none."""
+    return sum(isinstance(part, _BatchNorm) for part in norm.modules()) > 1
+
+
+@contextmanager
+def undivided(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """While those BatchNorms that divide minibatches normalise the whole, as in evaluation."""
+    given = [(norm, vars(norm).get("forward")) for norm in norms if divides(norm)]
+    for norm, _ in given:
+        vars(norm)["forward"] = partial(_BatchNorm.forward, norm)
+    try:
+        yield
+    finally:
+        for norm, forward in given:
+            del vars(norm)["forward"]
+            vars(norm).update({"forward": forward} if forward else {})
