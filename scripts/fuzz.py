@@ -11,6 +11,7 @@ change a result that is there, or write outside of its folder. The exit status i
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import shutil
@@ -93,6 +94,7 @@ def load() -> None:
     stages()
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         hydra.compose("config", overrides=STUDY, return_hydra_config=True)
+    gc.freeze()  # a fork that looks at every object for garbage would copy them all
 
 
 def run(arguments: Sequence[str], folder: Path, limit: float = LIMIT) -> Ended:

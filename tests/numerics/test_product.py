@@ -69,6 +69,14 @@ def dense(loss: Callable[[Tensor], Tensor], theta_P: Tensor) -> Tensor:
     return hessian
 
 
+def product(loss: Callable[[Tensor], Tensor], theta_P: Tensor, v_P: Tensor, k: int) -> Tensor:
+    """By the dense Hessian at the first point, by differentiating twice at the others, which takes less time."""
+    if k == 0:
+        return dense(loss, theta_P) @ v_P
+    _, found_P = torch.autograd.functional.hvp(loss, theta_P, v_P)
+    return found_P
+
+
 def points(land: NetworkLandscape, count: int = 2) -> tuple[Tensor, Tensor]:
     theta_KP = torch.stack([land.initial(k) for k in range(count)])
     return theta_KP, torch.randn_like(theta_KP)
@@ -81,9 +89,9 @@ def test_minibatch_against_the_dense_hessian(family: str, statistics: str) -> No
     theta_KP, v_KP = points(land)
     batch = land.batches(10, [3], shared=True)[0]
     found_KP = land.product(theta_KP, v_KP, batch, statistics)
-    for theta_P, v_P, found_P in zip(theta_KP, v_KP, found_KP, strict=True):
+    for k, (theta_P, v_P, found_P) in enumerate(zip(theta_KP, v_KP, found_KP, strict=True)):
         buffers = land.statistics(theta_P) if statistics == "held" else None
-        expected_P = dense(loss_of(land, batch.x, batch.y, buffers), theta_P) @ v_P
+        expected_P = product(loss_of(land, batch.x, batch.y, buffers), theta_P, v_P, k)
         torch.testing.assert_close(found_P, expected_P, rtol=1e-9, atol=1e-9)
 
 
@@ -94,10 +102,10 @@ def test_a_split_against_the_hessian_of_what_evaluate_reports(family: str, split
     theta_KP, v_KP = points(land)
     x, y = land.data.split(split)
     found_KP = land.product(theta_KP, v_KP, split)
-    for theta_P, v_P, found_P in zip(theta_KP, v_KP, found_KP, strict=True):
+    for k, (theta_P, v_P, found_P) in enumerate(zip(theta_KP, v_KP, found_KP, strict=True)):
         loss = loss_of(land, x[:], y, land.statistics(theta_P))
         assert loss(theta_P).item() == pytest.approx(land.evaluate(theta_P[None], split)["loss"].item(), rel=1e-12)
-        torch.testing.assert_close(found_P, dense(loss, theta_P) @ v_P, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found_P, product(loss, theta_P, v_P, k), rtol=1e-9, atol=1e-9)
 
 
 def test_a_split_with_the_statistics_of_its_chunks() -> None:

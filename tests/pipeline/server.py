@@ -17,15 +17,19 @@ says "ready" once it is, and answers a line each with the exit status, which is 
 
 import atexit
 import fnmatch
+import gc
+import io
 import json
 import os
 import signal
 import sys
 import tempfile
 
+import hydra
+
 # Everything that a run imports.
 import lightning  # noqa: F401
-import matplotlib.figure  # noqa: F401
+import matplotlib.figure
 import pandas  # noqa: F401
 import plotly.graph_objects  # noqa: F401
 import sklearn.datasets
@@ -37,6 +41,7 @@ import lowloss.report.page
 import lowloss.training.methods
 import lowloss.training.tabulate  # noqa: F401
 from lowloss.cli import main
+from lowloss.conf import config_folder
 from lowloss.jobs.pipeline import stages
 
 
@@ -100,6 +105,15 @@ def watch(job):
 
 
 stages()
+with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+    hydra.compose("config", return_hydra_config=True)
+GlobalHydra.instance().clear()
+figure = matplotlib.figure.Figure()
+figure.subplots().set_title("fonts")
+for kind in ("png", "svg", "pdf"):
+    figure.savefig(io.BytesIO(), format=kind)
+gc.collect()
+gc.freeze()  # a child that looks at every object for garbage would copy them all
 # A shell starts what runs in the background with this ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 print("ready", flush=True)

@@ -28,6 +28,7 @@ SHORT = """
     scan.random_plane.resolution=[5,4] ensemble.fge.cycle_epochs=1
 """
 STAGES = "stages=[minima,path,ensemble,scan]"
+ONE_PATH = ("stages=[minima,path]",)
 
 
 def start(folder, *arguments, entry=(sys.executable, "-m", "lowloss")):
@@ -148,25 +149,55 @@ def children(process):
     return [int(line) for line in found.stdout.split()]
 
 
-def test_a_killed_process_ends_the_command_which_then_continues(two, tmp_path):
-    arguments = ("stages=[minima,path]",)
-    process = start(tmp_path, *arguments)
-    checkpoint = tmp_path / "t/paths/.0000-0001-autoneb.work/phase-00/last.ckpt"
+def listening(processes):
+    """The addresses at which these processes listen, as /proc tells them."""
+    sockets = set()
+    for pid in processes:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(descriptor))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Where a command was whose second process was killed, the first one, where it had listened, and how it ended."""
+    outputs = tmp_path_factory.mktemp("killed")
+    process, heard = start(outputs, *ONE_PATH), set()
+    checkpoint = outputs / "t/paths/.0000-0001-autoneb.work/phase-00/last.ckpt"
     while not checkpoint.exists() and process.poll() is None:
+        with contextlib.suppress(OSError):
+            heard |= listening([process.pid, *children(process)])
         time.sleep(0.002)
     first, second = children(process)
     os.kill(second, signal.SIGKILL)
-    status, err = finish(process)
+    return outputs, first, heard, *finish(process)
+
+
+def test_nothing_listens_to_other_hosts(killed):
+    _, _, heard, *_ = killed
+    assert heard  # gloo's
+    assert heard <= {"0100007F", "00000000000000000000000001000000"}
+
+
+def test_a_killed_process_ends_the_command_which_then_continues(killed, two):
+    outputs, first, _, status, err = killed
     assert status == 1, err
     (told,) = re.findall(r"lowloss: .*", err)
     assert told == "lowloss: the process of device 1 was killed by SIGKILL; the same command continues"
     assert "Traceback" not in err
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
-    status, err = finish(start(tmp_path, *arguments))
+    status, err = finish(start(outputs, *ONE_PATH))
     assert status == 0, err
     file = "paths/0000-0001-autoneb/result.safetensors"
-    assert (tmp_path / "t" / file).read_bytes() == (two / file).read_bytes()
+    assert (outputs / "t" / file).read_bytes() == (two / file).read_bytes()
 
 
 class Stuck:
@@ -209,36 +240,6 @@ def test_the_ends_of_a_band_go_where_there_are_fewer_pivots(count, monkeypatch):
     if count > 2:  # with two each takes five, and an end
         most = max(map(len, own))
         assert all(len(mine) < most for mine, end in zip(own, ends, strict=True) if end)
-
-
-def listening(processes):
-    """The addresses at which these processes listen, as /proc tells them."""
-    sockets = set()
-    for pid in processes:
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                sockets.add(os.readlink(descriptor))
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                found.add(fields[1].partition(":")[0])
-    return found
-
-
-def test_nothing_listens_to_other_hosts(tmp_path):
-    process = start(tmp_path, "stages=[minima]", "minima.epochs=200")
-    seen = set()
-    while not list(tmp_path.rglob("last.ckpt")) and process.poll() is None:
-        with contextlib.suppress(OSError):
-            seen |= listening([process.pid, *children(process)])
-        time.sleep(0.02)
-    assert process.poll() is None, process.stderr.read()
-    process.terminate()
-    finish(process)
-    assert seen <= {"0100007F", "00000000000000000000000001000000"}
-    assert seen  # gloo's
 
 
 def test_what_every_process_finds_wrong_is_told_once_and_a_sweep_goes_on(tmp_path):
