@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -29,8 +30,26 @@ TOLD = "told by what takes it"
 """In an annotation: nothing is compared here."""
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """What a constructor takes: names, the annotations of those that have one, whether it takes others too, and whether
+    it is ours, whose annotations say all."""
+
+    names: Sequence[str]
+    hints: Mapping[str, Any]
+    more: bool
+    ours: bool
+
+    @classmethod
+    def of(cls, target: Callable[..., Any]) -> Arguments:
+        parameters = inspect.signature(target).parameters
+        hints = get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=True)  # type: ignore[misc]
+        more = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        return cls(tuple(parameters), hints, more, target.__module__.startswith("lowloss."))
+
+
 def check_arguments(
-    key: str, target: Callable[..., Any], node: Mapping[str, Any], whole: bool = False, more: bool = False
+    key: str, target: Callable[..., Any] | Arguments, node: Mapping[str, Any], whole: bool = False, more: bool = False
 ) -> None:
     """Raise LowlossError where the keys of a node are not the arguments of what takes them.
 
@@ -39,24 +58,22 @@ def check_arguments(
         whole: whether every argument has to be there.
         more: whether other keys may be there too.
     """
-    parameters = inspect.signature(target).parameters
-    ours = target.__module__.startswith("lowloss.")
+    takes = target if isinstance(target, Arguments) else Arguments.of(target)
     prefix = f"{key}." if key else ""
     given = [str(name) for name in node if not str(name).startswith("_")]
-    unknown = [name for name in given if name not in parameters]
-    if unknown and not more and all(one.kind is not one.VAR_KEYWORD for one in parameters.values()):
-        near = nearest(unknown[0], parameters)
-        raise LowlossError(f"{key} has no {', '.join(unknown)}{near}; it has {', '.join(parameters) or 'no keys'}")
-    for name in parameters if whole else ():
+    unknown = [name for name in given if name not in takes.names]
+    if unknown and not more and not takes.more:
+        near = nearest(unknown[0], takes.names)
+        raise LowlossError(f"{key} has no {', '.join(unknown)}{near}; it has {', '.join(takes.names) or 'no keys'}")
+    for name in takes.names if whole else ():
         if name not in node:
             raise LowlossError(f"the configuration has no {prefix}{name}: do not take {key or name} out of it")
-    hints = get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=True)  # type: ignore[misc]
     for name, value in node.items():
-        hint = hints.get(name)
+        hint = takes.hints.get(name)
         if hint is None or TOLD in getattr(hint, "__metadata__", ()):
             continue
         made = not whole and isinstance(value, dict) and "_target_" in value and not _held(hint)
-        if not made and (ours or kinds(hint)):  # what is made is compared by whoever makes it
+        if not made and (takes.ours or kinds(hint)):  # what is made is compared by whoever makes it
             check_value(f"{prefix}{name}", value, hint)
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from lowloss import files, group, imports, progress
 from lowloss.arguments import normalised, quoted
 from lowloss.checking import Name, check_arguments, check_value
 from lowloss.conf import config_folder, option, read_families
+from lowloss.declared import declared
 from lowloss.errors import LowlossError, nearest
 from lowloss.launch import SWEPT, VALUE, study_name
 from lowloss.overview import help_text
-from lowloss.settings import MADE, SEVERAL, check_data, check_numbers, check_settings, check_study
+from lowloss.settings import MADE, SEVERAL, check_data, check_optimizer, check_settings, check_study
 from lowloss.subcommands import run_other
 
 Config = dict[str, Any]
@@ -121,7 +122,11 @@ def job_bench(config: Any, overrides: Sequence[str]) -> Any:
     plain: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     check_settings(plain, group_options("finder"))
     check_study(str(plain["study"]), [stage.kind for stage in stages().values() if stage.kind is not None])
-    check_numbers(plain, HydraConfig.get().runtime.choices)
+    for key in ("model", *MADE):
+        nodes = {f"{key}.{name}": node for name, node in plain[key].items()} if key in SEVERAL else {key: plain[key]}
+        for name, node in nodes.items():
+            _check_node(name, node, declared)
+    check_optimizer(plain["optimizer"], str(HydraConfig.get().runtime.choices.get("optimizer")))
     kept = [o for o in overrides if not o.startswith(("stages=", "study="))]
     command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
     root = Path(plain["outputs"]) / str(plain["study"])
@@ -213,7 +218,7 @@ def _build(config: Config, key: str, partial: bool = False) -> Any:
     from lowloss.study import lookup
 
     node = lookup(config, key)
-    _check_node(key, node)
+    _check_node(key, node, get_object)
     try:
         made = instantiate(node, _partial_=partial, _convert_="all")
     except InstantiationException as error:
@@ -226,18 +231,19 @@ def _build(config: Config, key: str, partial: bool = False) -> Any:
     return made
 
 
-def _check_node(key: str, node: Any) -> None:
+def _check_node(key: str, node: Any, takes: Callable[[str], Any]) -> None:
     """Raise LowlossError for a key that one of our own constructors or torch's optimizers does not know, or a value
-    that is not what they ask for; within the node as well."""
-    from hydra.utils import get_object
+    that is not what they ask for; within the node as well.
 
+    takes: what is of a dotted name, or its arguments; an error of its is for whoever builds it.
+    """
     target = node.get("_target_")
     if str(target).startswith(("lowloss.", "torch.optim.", "lightning.")):
-        with contextlib.suppress(ImportError, AttributeError, NameError, ValueError):  # told by whoever builds it
-            check_arguments(key, get_object(target), node)
+        with contextlib.suppress(ImportError, AttributeError, NameError, ValueError):
+            check_arguments(key, takes(target), node)
     for name, value in node.items():
         if isinstance(value, dict) and "_target_" in value:
-            _check_node(f"{key}.{name}", value)
+            _check_node(f"{key}.{name}", value, takes)
 
 
 def main() -> None:

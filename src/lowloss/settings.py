@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from lowloss.checking import Count, Few, Index, Name, Positive, Width, check_arguments, check_value, shown
+from lowloss.checking import Count, Few, Index, Name, Positive, check_arguments, check_value, shown
 from lowloss.conf import option
 from lowloss.errors import LowlossError, nearest
 
@@ -201,8 +201,8 @@ TRAINER = {
 }
 """Keys of a trainer that change no result; the stages set the others."""
 
-NUMBERED, SEVERAL = ("model", "data", "optimizer", "schedule"), ("finder", "ensemble", "scan")
-"""Groups whose options have numbers: of these one is chosen, or several."""
+SEVERAL = "finder", "ensemble", "scan"
+"""Groups of which several options may be chosen."""
 
 LONGEST = 200
 """Bytes of a folder's name: file systems take 255, and some have more to their names."""
@@ -211,39 +211,20 @@ MAY_BE_NONE = ("chart", "landscape", "logger")
 """Groups with an option that makes nothing."""
 
 
-def check_numbers(config: Config, choices: Mapping[str, str]) -> None:
-    """Raise LowlossError where a text stands in the place of a number that an option's file holds.
+def check_optimizer(node: Config, choice: str) -> None:
+    """Raise LowlossError for settings of an optimizer, which may be torch's, that are told without importing it: a text
+    in the place of a number that the option's file holds, and what no optimizer takes.
 
-    What is made of them knows their types, but takes seconds to import.
-
-    Args:
-        choices: the chosen options, by their groups.
+    choice: the option.
     """
-    chosen = [(group, choices[group], config[group]) for group in NUMBERED if isinstance(choices.get(group), str)]
-    chosen += [(group, name, node) for group in SEVERAL for name, node in config[group].items()]
-    for group, name, node in chosen:
-        given, key = option(group, name), f"{group}.{name}" if group in SEVERAL else group
-        for one, value in node.items() if node.get("_target_") == given.get("_target_") else ():
-            if isinstance(value, str) and type(given.get(one)) in (int, float):
-                check_value(f"{key}.{one}", value, type(given[one]))
-    node, data = config.get("optimizer"), config.get("data")
-    if isinstance(node, dict):
-        if isinstance(lr := node.get("lr"), (int, float)) and not lr >= 0:
-            raise LowlossError(f"optimizer.lr must be at least 0, got {lr}")
-        if isinstance(momentum := node.get("momentum"), (int, float)) and not momentum < 1:
-            raise LowlossError(f"optimizer.momentum must be less than 1, got {momentum}")
-    if isinstance(data, dict) and str(data.get("_target_")).startswith("lowloss.data."):
-        std = data.get("std")
-        if isinstance(std, list) and any(isinstance(one, (int, float)) and not one > 0 for one in std):
-            raise LowlossError(f"data.std must be positive, got {std}: null takes that of the training split")
-        if not isinstance(data.get("augment"), (dict, type(None))):
-            raise LowlossError(
-                f"data.augment must be callable, got {data['augment']!r}: take null, or {{_target_: ...}}"
-            )
-    model = config.get("model")
-    hidden = model.get("hidden") if isinstance(model, dict) and model.get("_target_") == "lowloss.model.MLP" else None
-    if isinstance(hidden, list):
-        check_value("model.hidden", hidden, Sequence[Width])
+    given = option("optimizer", choice)
+    for name, value in node.items() if node.get("_target_") == given.get("_target_") else ():
+        if isinstance(value, str) and type(given.get(name)) in (int, float):
+            check_value(f"optimizer.{name}", value, type(given[name]))
+    if isinstance(lr := node.get("lr"), (int, float)) and not lr >= 0:
+        raise LowlossError(f"optimizer.lr must be at least 0, got {lr}")
+    if isinstance(momentum := node.get("momentum"), (int, float)) and not momentum < 1:
+        raise LowlossError(f"optimizer.momentum must be less than 1, got {momentum}")
 
 
 def check_data(config: Config) -> None:

@@ -32,6 +32,7 @@ MAY = {
     "digests": set(),
     "files": {"digests", "errors"},
     "checking": {"errors"},
+    "declared": {"checking"},
     "settings": {"checking", "conf", "errors"},
     "conf": {"errors"},
     "overview": {"conf"},
@@ -119,6 +120,7 @@ MAY = {
     "cli": {
         "arguments",
         "checking",
+        "declared",
         "conf",
         "errors",
         "files",

@@ -189,6 +189,7 @@ def test_ensembles_and_paths_that_cannot_fit_are_refused_too(refused, monkeypatc
         *("minima.count=abc", f"scan.plane.start=abc {ALL}", "+trainer.precision=16-mixed", "~trainer"),
         *("optimizer.lr=abc", "finder.autoneb.momentum=abc", "optimizer.momentum=2", "model.hidden=[0]"),
         *("data=arrays data.path=missing.npz", "data=digits data.std=[-1]", "data=digits data.augment=5"),
+        *("finder.autoneb.max_insertions=99999", f"scan.plane.margin=-1 {ALL}", "finder.autoneb.momentun=0.9"),
     ],
 )
 def test_what_can_be_told_at_once_is_told_without_torch(arguments, tmp_path):

@@ -1,7 +1,9 @@
 """Every option of every group composes, and a YAML's keys are its target's arguments."""
 
+import contextlib
 import functools
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -19,8 +21,9 @@ import lowloss.model
 import lowloss.points
 import lowloss.schedule
 from lowloss import cli
-from lowloss.checking import check_arguments
+from lowloss.checking import Arguments, check_arguments
 from lowloss.conf import read_families
+from lowloss.declared import declared
 from lowloss.finder import AutoNEB, Phase
 from lowloss.settings import check_settings
 
@@ -225,6 +228,20 @@ def test_every_constructor_of_ours_describes_its_arguments():
                 target = get_object(node["_target_"])
                 for name, parameter in inspect.signature(target).parameters.items():
                     assert parameter.annotation is not inspect.Parameter.empty, f"{node['_target_']}: {name}"
+
+
+def test_what_the_source_declares_is_what_is_imported():
+    read = 0
+    for target in {node["_target_"] for option in OPTIONS for node in targets(yaml_of(*option))}:
+        with contextlib.suppress(ImportError):  # of others, and functions that are made by functions
+            found, imported = declared(target), Arguments.of(get_object(target))
+            assert [name for name in found.names if name != "**"] == [
+                name for name in imported.names if name != "kwargs"
+            ]
+            for name, hint in found.hints.items():
+                assert hint == imported.hints[name] or (name, hint) == ("augment", Callable | None)
+            read += 1
+    assert read > 40
 
 
 @pytest.mark.parametrize(

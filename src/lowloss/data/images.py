@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowloss.checking import Few, Index
+from lowloss.checking import Few, Index, Positive
 from lowloss.data.base import Data, Inputs, Pixels
 from lowloss.errors import LowlossError, check_number, reason
 
@@ -185,7 +185,7 @@ def image_folder(
     train: str = "train",
     test: str = "val",
     mean: Sequence[float] = (0.485, 0.456, 0.406),
-    std: Sequence[float] = (0.229, 0.224, 0.225),
+    std: Sequence[Positive] = (0.229, 0.224, 0.225),
     augment: bool = True,
 ) -> Data:
     """Images in root/train/<class>/ and root/val/<class>/, as ImageNet has them, decoded when they are asked for.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lowloss.checking import Count, Few, Index
+from lowloss.checking import Count, Few, Index, Positive
 from lowloss.data.base import Augmentation, Data, Inputs, Pixels
 from lowloss.data.language import SPLITS, Text
 from lowloss.data.task import Regression, Task
@@ -21,7 +21,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def digits(
-    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, augment: Augmentation | None = None
+    mean: Sequence[float] | None = None, std: Sequence[Positive] | None = None, augment: Augmentation | None = None
 ) -> Data:
     """scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, with a fixed stratified split: 1,437 and 360."""
     # Read without scikit-learn, whose import takes seconds: its file, and the split of its train_test_split.
@@ -82,7 +82,7 @@ def _torchvision(own: str, name: str, what: str) -> Callable[..., Data]:
         root: str = "data",
         download: bool = False,
         mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        std: Sequence[Positive] | None = None,
         augment: Augmentation | None = None,
     ) -> Data:
         import torchvision
@@ -119,7 +119,7 @@ def arrays(
     path: str,
     num_classes: Count | None = None,
     mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    std: Sequence[Positive] | None = None,
     augment: Augmentation | None = None,
     task: Task | None = None,
 ) -> Data:

@@ -40,7 +40,8 @@ def along(
     t_T, new_T, table = torch.empty(0, dtype=torch.float64), path.grid(points, between), Columns()
     while len(new_T):
         kept = folder / f"from-{len(t_T):06d}" if folder else None
-        found = tabulate(landscape, partial(_points, path, new_T), len(new_T), measures, trainer, kept, title)
+        told = f"{title}, near its saddle" if table else title
+        found = tabulate(landscape, partial(_points, path, new_T), len(new_T), measures, trainer, kept, told)
         t_T, order_T = torch.cat([t_T, new_T]).sort()
         table = {name: torch.cat([table[name], column])[order_T] if table else column for name, column in found.items()}
         length_T = torch.cat([torch.zeros(1, dtype=torch.float64), path.lengths(t_T).cumsum(0)])
