@@ -397,6 +397,16 @@ def test_memory_stays_small(lowloss, pair):
 
 
 # What a report was made from and wrote is a record that may be damaged.
+LITTLE = ["model=mlp", "model.hidden=[4]", "minima.count=2", "minima.epochs=1", "finder=line", "path.points=4"]
+
+
+@pytest.fixture(scope="module")
+def little(lowloss, whole, tmp_path_factory):
+    """A study with two minima and a line between them, whose report is soon made."""
+    outputs = tmp_path_factory.mktemp("little")
+    made = lowloss(outputs, *LITTLE, "stages=[minima,path,report]")
+    assert made.status == 0, made.err
+    return type(whole)(outputs, made)
 
 
 @pytest.mark.parametrize(
@@ -414,42 +424,42 @@ def test_memory_stays_small(lowloss, pair):
         None,
     ],
 )
-def test_an_odd_record_of_a_report_is_out_of_date(lowloss, whole, tmp_path, record):
-    file = whole.copy(tmp_path) / "report" / "inputs.json"
+def test_an_odd_record_of_a_report_is_out_of_date(lowloss, little, tmp_path, record):
+    file = little.copy(tmp_path) / "report" / "inputs.json"
     if record is None:
         file.unlink()
         os.mkfifo(file)
     else:
         file.write_bytes(record)
-    again = lowloss.tiny(tmp_path, "stages=[report]")
+    again = lowloss(tmp_path, *LITTLE, "stages=[report]")
     assert again.status == 0, again.err
     assert "up to date" not in again.err
     assert json.loads(file.read_text()).keys() == {"made_from", "written"}
-    assert "up to date" in lowloss.tiny(tmp_path, "stages=[report]").err
+    assert "up to date" in lowloss(tmp_path, *LITTLE, "stages=[report]").err
 
 
 @pytest.mark.parametrize(
     "written", [None, [], ["report/index.html"], {"report/index.html": 5}, {"../../../../dev/zero": ""}, {"\0": ""}, {}]
 )
-def test_odd_files_in_the_record_of_a_report_are_out_of_date(lowloss, whole, tmp_path, written):
-    file = whole.copy(tmp_path) / "report" / "inputs.json"
+def test_odd_files_in_the_record_of_a_report_are_out_of_date(lowloss, little, tmp_path, written):
+    file = little.copy(tmp_path) / "report" / "inputs.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "written": written}))
-    again = lowloss.tiny(tmp_path, "stages=[report]")
+    again = lowloss(tmp_path, *LITTLE, "stages=[report]")
     assert again.status == 0, again.err
     assert "up to date" not in again.err
 
 
 @pytest.mark.parametrize("name", ["report/index.html", "report/figures/paths.png", "summary.csv"])
 @pytest.mark.parametrize("damage", [lambda held: held[:-7], lambda held: held[:-7] + b"#" * 7, lambda held: b""])
-def test_what_is_damaged_in_a_report_is_made_again(lowloss, whole, tmp_path, name, damage):
-    file = whole.copy(tmp_path) / name
+def test_what_is_damaged_in_a_report_is_made_again(lowloss, little, tmp_path, name, damage):
+    file = little.copy(tmp_path) / name
     file.write_bytes(damage(file.read_bytes()))
-    again = lowloss.tiny(tmp_path, "stages=[report]")
+    again = lowloss(tmp_path, *LITTLE, "stages=[report]")
     assert again.status == 0, again.err
     assert "up to date" not in again.err
-    assert file.read_bytes() == (whole.root / name).read_bytes()
-    assert file.stat().st_size == (whole.root / name).stat().st_size
-    assert "up to date" in lowloss.tiny(tmp_path, "stages=[report]").err
+    assert file.read_bytes() == (little.root / name).read_bytes()
+    assert file.stat().st_size == (little.root / name).stat().st_size
+    assert "up to date" in lowloss(tmp_path, *LITTLE, "stages=[report]").err
 
 
 @pytest.mark.parametrize("held", [b"\xff\xfe", b"", None])
