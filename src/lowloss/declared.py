@@ -28,6 +28,8 @@ KNOWN = {
 def declared(target: str) -> Arguments:
     """The arguments of a class or function of this package by its dotted name, without importing it.
 
+    Other keys are for whoever imports it: Hydra refuses what an option lacks, and that may be of another kind.
+
     Raises ImportError if the source has none of that name.
     """
     module, _, name = target.rpartition(".")
@@ -37,7 +39,7 @@ def declared(target: str) -> Arguments:
     node, tree = found
     arguments = _fields(node, tree) if isinstance(node, ast.ClassDef) else _of_function(node, tree)
     hints = {key: hint for key, hint in arguments.items() if hint is not None}
-    return Arguments(tuple(arguments), hints, more="**" in arguments, ours=True)
+    return Arguments(tuple(arguments), hints, more=True, ours=True)
 
 
 def _found(module: str, name: str) -> Source | None:
@@ -93,7 +95,7 @@ def _named(name: str, tree: ast.Module) -> Source | None:
 
 def _of_function(node: ast.FunctionDef, tree: ast.Module) -> dict[str, Any]:
     given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    return {one.arg: _evaluated(one.annotation, tree) for one in given} | ({"**": None} if node.args.kwarg else {})
+    return {one.arg: _evaluated(one.annotation, tree) for one in given}
 
 
 def _evaluated(annotation: ast.expr | None, tree: ast.Module) -> Any:
