@@ -26,7 +26,7 @@ from lowloss.declared import declared
 from lowloss.errors import LowlossError, nearest
 from lowloss.launch import SWEPT, VALUE, study_name
 from lowloss.overview import help_text
-from lowloss.settings import MADE, SEVERAL, check_data, check_optimizer, check_settings, check_study
+from lowloss.settings import MADE, SEVERAL, check_data, check_optimizer_settings, check_settings, check_study
 from lowloss.subcommands import run_other
 
 Config = dict[str, Any]
@@ -123,10 +123,8 @@ def job_bench(config: Any, overrides: Sequence[str]) -> Any:
     check_settings(plain, group_options("finder"))
     check_study(str(plain["study"]), [stage.kind for stage in stages().values() if stage.kind is not None])
     for key in ("model", *MADE):
-        nodes = {f"{key}.{name}": node for name, node in plain[key].items()} if key in SEVERAL else {key: plain[key]}
-        for name, node in nodes.items():
-            _check_node(name, node, declared)
-    check_optimizer(plain["optimizer"], str(HydraConfig.get().runtime.choices.get("optimizer")))
+        _check_node(key, plain[key], declared)
+    check_optimizer_settings(plain["optimizer"], str(HydraConfig.get().runtime.choices.get("optimizer")))
     kept = [o for o in overrides if not o.startswith(("stages=", "study="))]
     command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
     root = Path(plain["outputs"]) / str(plain["study"])

@@ -43,15 +43,20 @@ def declared(target: str) -> Arguments:
 
 
 def _found(module: str, name: str) -> Source | None:
-    """A class or function and its file's tree, through as many packages as hand it on."""
-    if (tree := _tree(module)) is None:
-        return None
+    """A class or function by its module and its name there."""
+    tree = _tree(module)
+    return _named(name, tree) if tree else None
+
+
+def _named(name: str, tree: ast.Module) -> Source | None:
+    """What a file calls by a name, through as many files as hand it on."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name and node in tree.body:
             return node, tree
-        if isinstance(node, ast.ImportFrom) and any((one.asname or one.name) == name for one in node.names):
-            original = next(one.name for one in node.names if (one.asname or one.name) == name)
-            return _found(str(node.module), original)
+        if isinstance(node, ast.ImportFrom):
+            for one in node.names:
+                if (one.asname or one.name) == name:
+                    return _found(str(node.module), one.name)
     return None
 
 
@@ -81,16 +86,6 @@ def _fields(node: ast.ClassDef, tree: ast.Module) -> dict[str, Any]:
             if isinstance(part, ast.AnnAssign) and "ClassVar" not in ast.unparse(part.annotation):
                 fields[ast.unparse(part.target)] = _evaluated(part.annotation, tree)
     return fields
-
-
-def _named(name: str, tree: ast.Module) -> Source | None:
-    """What a file calls by a name."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return node, tree
-        if isinstance(node, ast.ImportFrom) and any(one.name == name for one in node.names):
-            return _found(str(node.module), name)
-    return None
 
 
 def _of_function(node: ast.FunctionDef, tree: ast.Module) -> dict[str, Any]:

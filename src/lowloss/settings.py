@@ -211,7 +211,7 @@ MAY_BE_NONE = ("chart", "landscape", "logger")
 """Groups with an option that makes nothing."""
 
 
-def check_optimizer(node: Config, choice: str) -> None:
+def check_optimizer_settings(node: Config, choice: str) -> None:
     """Raise LowlossError for settings of an optimizer, which may be torch's, that are told without importing it: a text
     in the place of a number that the option's file holds, and what no optimizer takes.
 

@@ -235,9 +235,7 @@ def test_what_the_source_declares_is_what_is_imported():
     for target in {node["_target_"] for option in OPTIONS for node in targets(yaml_of(*option))}:
         with contextlib.suppress(ImportError):  # of others, and functions that are made by functions
             found, imported = declared(target), Arguments.of(get_object(target))
-            assert [name for name in found.names if name != "**"] == [
-                name for name in imported.names if name != "kwargs"
-            ]
+            assert [*found.names] == [name for name in imported.names if name != "kwargs"]
             for name, hint in found.hints.items():
                 assert hint == imported.hints[name] or (name, hint) == ("augment", Callable | None)
             read += 1

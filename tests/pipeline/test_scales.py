@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from lowloss import cli
 from lowloss.conf import config_folder, read_families
 from lowloss.files import load_tensors
+from lowloss.jobs.pipeline import stages
 
 CONF = config_folder()
 ROWS = [row["experiment"] for rows in read_families(CONF).values() for row in rows]
@@ -53,13 +54,6 @@ KINDS = {
     "frankle2020": {"minima", "paths"},
     "brea2019": {"minima", "permutations"},
     "li2018": {"minima", "spectra", "scans"},
-}
-STAGES = {
-    "paths": "path",
-    "ensembles": "ensemble",
-    "scans": "scan",
-    "permutations": "permutation",
-    "spectra": "curvature",
 }
 # Single networks have no mean along a path, a single member has no distance, and a regression no calibration.
 BOUGHT = {"curves.csv": None, "members.csv": {"distance"}, "budgets.csv": {"brier", "ece", "disagreement", "distance"}}
@@ -136,7 +130,7 @@ def test_every_experiment_runs_in_small(lowloss, tmp_path, name):
         pytest.importorskip(needed)
         command, kinds = ("-m", *command, *settings), {"minima"}
     if name in ROWS:
-        command = (*command, f"stages=[{','.join(STAGES.get(kind, kind) for kind in kinds)}]")
+        command = (*command, f"stages=[{','.join(one.name for one in stages().values() if one.kind in kinds)}]")
     made = lowloss.plain(tmp_path, *command)
     assert made.status == 0, made.err
     root = tmp_path / "outputs" / f"{name}-tiny"

@@ -90,10 +90,8 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
 def _check_idle(loop: Loop, theta_P: Tensor, gradient_P: Tensor, buffers: Buffers, samples: Batch) -> None:
     """Raise LowlossError if nothing depends on any parameter; tell of those without effect if some have one."""
     still = {name: torch.full_like(view, not view.any()) for name, view in loop.layout.views(gradient_P).items()}
-    idle, moved_P = (
-        [name for name in still if still[name].all()],
-        theta_P.lerp(_beside(theta_P), loop.layout.flatten(still)),
-    )
+    idle = [name for name in still if still[name].all()]
+    moved_P = theta_P.lerp(_beside(theta_P), loop.layout.flatten(still))
     if idle and all(map(torch.equal, *(_looked_at(loop, at_P, buffers, samples) for at_P in (theta_P, moved_P)))):
         every, name = len(idle) == len(still), type(loop.module).__name__
         told = f"the outputs of {name} do not depend on {'its parameters' if every else ', '.join(idle[:2])}"

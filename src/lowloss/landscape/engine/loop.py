@@ -114,8 +114,8 @@ def _bfloat16_pays(loop: Loop, x: Tensor) -> bool:
 def takes_state(module: nn.Module) -> bool | None:
     """Whether a module's forward has a second argument that may be a state, and not a flag or a mask as that of one
     that returns `(outputs, attention)`; None if it has no second one."""
-    _, *more = [*inspect.signature(module.forward).parameters.values(), None]
-    if more[0] is None:
+    more = [*inspect.signature(module.forward).parameters.values()][1:]
+    if not more:
         return None
     positional = more[0].kind not in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
     plain = isinstance(more[0].default, (int, float, str)) or any(word in more[0].name for word in NO_STATE)
