@@ -28,10 +28,10 @@ $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v[:2] <= (3, 13) else \
 	  f"lowloss needs Python 3.10 to 3.13, and {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	@# uv installs several times faster; without it pip does the same.
+	@# uv installs several times faster; without it pip does the same. Both compile what they install to bytecode.
 	@command -v uv >/dev/null || $(BIN)/pip install --quiet uv || true
 	@PATH="$(CURDIR)/$(BIN):$$PATH"; if command -v uv >/dev/null; \
-	  then uv pip install --python $(BIN)/python -e '.[dev]'; \
+	  then uv pip install --compile-bytecode --python $(BIN)/python -e '.[dev]'; \
 	  else $(BIN)/pip install -e '.[dev]'; fi
 	@touch $@
 

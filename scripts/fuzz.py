@@ -210,18 +210,19 @@ class Fuzz:
         ended = run([*STUDY, *changes], self.place, limit)
         wrong = "" if ended.good else "traceback"
         after = files(self.place)
+        # A folder that is asked for by its name may be made where that says.
+        asked = any("outputs" in change or "root" in change or "dir" in change for change in changes)
         if after != self.before:
             found = results(self.place / "outputs" / "t")
             lost = [name for name, content in self.expected.items() if found.get(name) != content]
-            # A folder that is asked for by its name may be made, within the one where the command runs.
-            asked = any("outputs" in change or "root" in change or "dir" in change for change in changes)
             strays = [name for name in after.keys() - self.before.keys() if not name.startswith("outputs/")]
             if lost or (strays and not asked):
                 wrong = f"changed {', '.join([*lost, *strays][:3])}"
             self.reset()
         outside = [path.name for path in self.place.parent.iterdir()]
         if strange := {*outside} - {"pristine", "place", "pristine.log", "place.log"}:
-            wrong = f"wrote {', '.join(sorted(strange))} outside of its folder"
+            if not asked:
+                wrong = f"wrote {', '.join(sorted(strange))} outside of its folder"
             for name in strange:
                 shutil.rmtree(self.place.parent / name, ignore_errors=True)
         return ended, wrong
