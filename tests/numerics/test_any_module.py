@@ -568,6 +568,17 @@ def test_a_copy_that_computes_with_a_layer_of_its_original_is_told(caplog: pytes
     assert "do not depend on b.weight, b.bias at 16 samples: they are not used, or its forward pass" in caplog.text
 
 
+def test_a_deep_network_whose_units_are_dead_beside_its_initial_point_is_not_called_unused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    layers = [layer for width in (8, *[256] * 4) for layer in (nn.Linear(width, 256), nn.ReLU())]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    NetworkLandscape(nn.Sequential(*layers, nn.Linear(256, 2)), data())
+    assert not caplog.records
+
+
 class Complex(nn.Module):
     """Has a complex weight and real outputs."""
 

@@ -73,7 +73,7 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
     if not _same(first, _looked_at(loop, theta_P, fresh, batch)):
         raise LowlossError(OUTSIDE.format(name))
     assert gradients_1P is not None
-    _check_idle(loop, other_P, gradients_1P[0], fresh, samples)
+    _check_idle(loop, theta_P, other_P, gradients_1P[0], fresh, samples)
     for some in (batch, samples):
         _check_buffers(loop, theta_P, fresh, some)
     if untouched is not None:
@@ -87,18 +87,33 @@ def probe(loop: Loop, theta_P: Tensor, samples: Batch, before: State, untouched:
     return _couples(loop, theta_P, fresh, samples, first, draws)
 
 
-def _check_idle(loop: Loop, theta_P: Tensor, gradient_P: Tensor, buffers: Buffers, samples: Batch) -> None:
-    """Raise LowlossError if nothing depends on any parameter; tell of those without effect if some have one."""
+def _check_idle(
+    loop: Loop, theta_P: Tensor, other_P: Tensor, gradient_P: Tensor, buffers: Buffers, samples: Batch
+) -> None:
+    """Raise LowlossError if nothing depends on any parameter; tell of those without effect if some have one.
+
+    gradient_P: at B, where the units of a deep network may be dead; what has none there is looked at in A as well.
+    """
     still = {name: torch.full_like(view, not view.any()) for name, view in loop.layout.views(gradient_P).items()}
-    idle = [name for name in still if still[name].all()]
-    moved_P = theta_P.lerp(_beside(theta_P), loop.layout.flatten(still))
-    if idle and all(map(torch.equal, *(_looked_at(loop, at_P, buffers, samples) for at_P in (theta_P, moved_P)))):
-        every, name = len(idle) == len(still), type(loop.module).__name__
-        told = f"the outputs of {name} do not depend on {'its parameters' if every else ', '.join(idle[:2])}"
-        held = "its forward pass reaches those of another module, as in a copy whose lambda or hook holds the original"
-        if every:
-            raise LowlossError(f"{told}: {held}: pass a function that builds the model")
-        log.warning("%s at %d samples: they are not used, or %s", told, len(samples.y), held)
+    if not any(view.all() for view in still.values()):
+        return
+    _, at_A_1P = loop.losses(theta_P[None], samples, gradients=True)
+    assert at_A_1P is not None
+    for name, view in loop.layout.views(at_A_1P[0]).items():
+        still[name] *= not view.any()
+    idle, moved_P = [name for name in still if still[name].all()], loop.layout.flatten(still)
+    for at_P in (theta_P, other_P) if idle else ():
+        pair = (_looked_at(loop, end_P, buffers, samples) for end_P in (at_P, at_P.lerp(_beside(at_P), moved_P)))
+        if not all(map(torch.equal, *pair)):
+            return
+    if not idle:
+        return
+    every, name = len(idle) == len(still), type(loop.module).__name__
+    told = f"the outputs of {name} do not depend on {'its parameters' if every else ', '.join(idle[:2])}"
+    held = "its forward pass reaches those of another module, as in a copy whose lambda or hook holds the original"
+    if every:
+        raise LowlossError(f"{told}: {held}: pass a function that builds the model")
+    log.warning("%s at %d samples: they are not used, or %s", told, len(samples.y), held)
 
 
 def _check_buffers(loop: Loop, theta_P: Tensor, fresh: Buffers, batch: Batch) -> None:
