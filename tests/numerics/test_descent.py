@@ -361,6 +361,36 @@ def descended(
     return module
 
 
+def test_checkpoints_take_a_small_part_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    surface, clock, written = Quadratic(EIGENVALUES), [0.0], list[float]()
+    start_RQ = torch.ones(2, surface.dim, dtype=torch.float64)
+    save = descent._AtomicCheckpoints.save_checkpoint
+
+    def slowly(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **options)
+        clock[0] += 1.0
+        written.append(clock[0])
+
+    def ran(folder: Path | None, advance: Callable[[int, str], None]) -> Tensor:
+        objective = Objective(surface, surface.batches(None, [], shared=False))
+        module = Descent(objective, start_RQ, Recipe(60, plain_sgd, lambda _: 1.0), "rows", "lower lr", folder=folder)
+        fit(module, 2, advance, folder=folder)
+        return module.x_RQ.detach()
+
+    def at_work(done: int, note: str) -> None:
+        clock[0] += 2.0
+        if done == 50 and len(written) == 5:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(descent.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(descent._AtomicCheckpoints, "save_checkpoint", slowly)
+    with pytest.raises(RuntimeError, match="killed"):
+        ran(tmp_path, at_work)
+    # A block takes four seconds, and twenty times the second of a checkpoint pass between two.
+    assert [later - earlier for earlier, later in zip(written, written[1:], strict=False)] == [21.0] * 4
+    assert torch.equal(ran(tmp_path, at_work), ran(None, at_work))
+
+
 def test_an_objective_of_one_s_own_prepares_and_nudges() -> None:
     surface, eigenvalues_P = Quadratic(EIGENVALUES), torch.tensor(EIGENVALUES, dtype=torch.float64)
     start_RQ = 3 * torch.randn(3, 4, dtype=torch.float64)

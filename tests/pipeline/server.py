@@ -39,7 +39,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import lowloss.report.page
 import lowloss.training.methods
-import lowloss.training.tabulate  # noqa: F401
+import lowloss.training.tabulate
 from lowloss.cli import main
 from lowloss.conf import config_folder
 from lowloss.jobs.pipeline import stages
@@ -104,6 +104,8 @@ def watch(job):
     return hook
 
 
+# Strikes count the checkpoints of blocks, so each has one.
+lowloss.training.descent.PAUSE = 0.0
 stages()
 with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
     hydra.compose("config", return_hydra_config=True)

@@ -2,7 +2,7 @@
 
 Minima, paths and ensembles are an objective, a start and a recipe. The minibatch of a step depends on the step alone,
 so the checkpointed step number is the whole state of the data. After each block of steps the losses are looked at and
-logged, and a checkpoint is written.
+logged, and a checkpoint is written if the last one was not just now.
 
 Shapes: R rows that descend, Q coordinates of a row, K points whose losses are told, S steps of a block.
 """
@@ -10,6 +10,7 @@ Shapes: R rows that descend, Q coordinates of a row, K points whose losses are t
 import contextlib
 import logging
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from lowloss.training.devices import TrainerFactory
 default_trainer: TrainerFactory = partial(L.Trainer, accelerator="auto", devices=1)
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+PAUSE = 20.0
+"""Between two checkpoints, in times of what the first took to write: large networks would write all the time."""
 
 BARE = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 """Settings of every trainer: these things are done here."""
@@ -123,7 +127,7 @@ class Descent(L.LightningModule):
 
     converged_R: Tensor
     gradient_norm_R: Tensor
-    # What `fit` sets: the steps of a block, what is written after each, and so is always finite, and who is told.
+    # What `fit` sets: the steps of a block, what is written at ends of some, and so is always finite, and who is told.
     block: int
     checkpoint: Path | None
     advance: Advance
@@ -148,6 +152,7 @@ class Descent(L.LightningModule):
         self.history: list[list[float]] = []
         """One row a block: step, learning rate, mean loss of each of the K points."""
         self._block: list[Tensor] = []
+        self._due = 0.0
         self.automatic_optimization = False
 
     @property
@@ -212,8 +217,13 @@ class Descent(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._end_block()
-        if self.checkpoint is not None:
+        # The processes of several devices write together, so they decide together.
+        due = self.checkpoint is not None and time.monotonic() >= self._due
+        if self.trainer.strategy.reduce_boolean_decision(due, all=False):
+            began = time.monotonic()
             self.trainer.save_checkpoint(self.checkpoint)
+            ended = time.monotonic()
+            self._due = ended + PAUSE * (ended - began)
         self._tell()
 
     def _tell(self) -> None:
@@ -273,7 +283,7 @@ class _AtomicCheckpoints(TorchCheckpointIO):
 def fit(
     module: Descent, block: int, advance: Advance, trainer: TrainerFactory = default_trainer, folder: Path | None = None
 ) -> None:
-    """Run a module's steps; with a folder, checkpoint there after each block, and continue from there.
+    """Run a module's steps; with a folder, checkpoint there at ends of blocks, and continue from there.
 
     Raises:
         NonFiniteLossError: a loss became NaN or infinite.
