@@ -264,6 +264,8 @@ def main() -> None:
     except (LowlossError, OSError) as error:
         _tell(error)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

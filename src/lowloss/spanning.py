@@ -22,18 +22,22 @@ ROUNDING = 1e-4
 """Relative difference of two losses that are taken as equal: an engine may round a point differently beside others."""
 
 
-def saddle_graph(count: int, saddles: Mapping[Pair, float]) -> nx.Graph[int]:
-    """The minima 0 … count - 1 and the known paths; a path on which the loss is not finite connects nothing."""
-    graph: nx.Graph[int] = nx.Graph()
-    graph.add_nodes_from(range(count))
-    graph.add_weighted_edges_from((i, j, loss) for (i, j), loss in sorted(saddles.items()) if loss < inf)
-    return graph
-
-
 def spanning_tree(count: int, saddles: Mapping[Pair, float]) -> list[Pair]:
-    """The edges of the minimum spanning tree, the highest saddle first; a forest where paths are missing."""
-    tree = nx.minimum_spanning_tree(saddle_graph(count, saddles))
-    return sorted((_pair(i, j) for i, j in tree.edges), key=lambda edge: (-saddles[edge], edge))
+    """The edges of the minimum spanning tree (Kruskal 1956), the highest saddle first; a forest where paths are
+    missing. A path on which the loss is not finite connects nothing."""
+    above, tree = list(range(count)), list[Pair]()
+
+    def top(k: int) -> int:
+        while above[k] != k:
+            above[k] = k = above[above[k]]
+        return k
+
+    for pair in sorted((pair for pair, loss in saddles.items() if loss < inf), key=lambda pair: (saddles[pair], pair)):
+        one, other = map(top, pair)
+        if one != other:
+            above[one] = other
+            tree.append(pair)
+    return sorted(tree, key=lambda edge: (-saddles[edge], edge))
 
 
 def next_pair(

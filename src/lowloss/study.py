@@ -206,9 +206,9 @@ class Artifact:
             raise files.unreadable(file, error) from error
         return held, inputs
 
-    def check_file(self, name: str) -> None:
-        """Raise LowlossError if a file is another than when it was written, as far as there is a record of it."""
-        if (self.folder / DIGESTS).is_file() and identity(self.folder / name) != self.record()[0].get(name):
+    def check_digest(self, name: str, digest: str) -> None:
+        """Raise LowlossError if the digest of a file is another than when it was written."""
+        if self.record()[0].get(name) != digest:
             raise files.unreadable(self.folder / name, ValueError("its digest is another than when it was written"))
 
     def damages(self) -> Iterator[str]:
@@ -286,8 +286,8 @@ def _folders(folder: str | Path) -> list[str]:
     """The names of the folders in a folder that are not hidden, in order; none where there is none."""
     if not os.path.isdir(folder):
         return []
-    found = (name for name in os.listdir(folder) if not name.startswith("."))
-    return sorted(name for name in found if os.path.isdir(os.path.join(folder, name)))
+    with os.scandir(folder) as found:
+        return sorted(one.name for one in found if not one.name.startswith(".") and os.path.isdir(one))
 
 
 def progressed(work: Path) -> bool:

@@ -111,16 +111,12 @@ def _watch(arguments: Sequence[str]) -> None:
         raise LowlossError(f"--every must be at least 0.1 seconds, got {given.every}")
     progress.shown = True
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        for count, page in enumerate(
-            status.watch(Path(given.folder), Path(given.to) if given.to else None, given.every)
-        ):
-            if count == 0:
-                progress.say(
-                    f"watch: {page.absolute()}, written every {given.every:g} s until all has ended; Ctrl-C ends it"
-                )
-    except KeyboardInterrupt:
-        sys.exit(130)
+    pages = status.watch(Path(given.folder), Path(given.to) if given.to else None, given.every)
+    for count, page in enumerate(pages):
+        if count == 0:
+            progress.say(
+                f"watch: {page.absolute()}, written every {given.every:g} s until all has ended; Ctrl-C ends it"
+            )
 
 
 def _logs(arguments: Sequence[str]) -> None:

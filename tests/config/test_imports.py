@@ -66,7 +66,9 @@ MAY = {
     "launch": {"errors", "files", "group", "processes", "progress"},
     "papers": {"conf", "errors", "files", "launch"},
     # A module of the report shows the kind of artifact of its name; the stages name the kinds.
-    "report": {"errors", "files", "launch", "papers", "progress", "status", "study", "spanning", "points.path"},
+    "report": {
+        *("errors", "files", "launch", "papers", "processes", "progress", "status", "study", "spanning", "points.path")
+    },
     "logger": {"claims", "errors", "files", "progress", "study"},
     "group": {"errors"},
     "jobs": {

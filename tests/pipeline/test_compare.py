@@ -1,13 +1,17 @@
 """`lowloss compare`: what it gathers, and its page in a real browser."""
 
 import base64
+import contextlib
 import csv
 import gzip
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -16,9 +20,10 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from lowloss import files
+from lowloss import files, processes
 from lowloss.conf import option, options
 from lowloss.report import gather
+from lowloss.report.compare import compare
 from lowloss.report.gather import called
 from lowloss.report.looks import look as looks_of
 from lowloss.report.sweeps import draw_sweeps
@@ -53,6 +58,10 @@ def compared(lowloss, sweep, tmp_path_factory):
 def rows_of(folder):
     with open(folder / "table.csv", newline="") as lines:
         return list(csv.DictReader(lines))
+
+
+def data_of(page):
+    return json.loads(gzip.decompress(base64.b64decode(page.partition('id="data">')[2].partition("</script>")[0])))
 
 
 def names_by_width(rows):
@@ -128,8 +137,7 @@ def test_a_stray_folder_an_old_result_and_odd_names_spoil_nothing(lowloss, whole
     assert len(left_out) == 2, done.err
     assert len(rows_of(tmp_path / "compare")) == 6 - 1
     page = (tmp_path / "compare" / "index.html").read_text(encoding="utf-8")
-    data = gzip.decompress(base64.b64decode(page.partition('id="data">')[2].partition("</script>")[0]))
-    assert "<!--<script>" in json.loads(data)["studies"][0]["name"]
+    assert "<!--<script>" in data_of(page)["studies"][0]["name"]
 
 
 def test_links_are_followed_and_every_study_is_compared_once(lowloss, whole, tmp_path):
@@ -170,6 +178,81 @@ def test_what_is_not_done_has_a_row(lowloss, whole, tmp_path):
     assert {row["model"] for row in rows if row["study"] != "t"} == {""}
     shutil.rmtree(root)
     assert "no study there has results yet" in lowloss.plain(tmp_path, "compare", "outputs").message
+
+
+@pytest.fixture
+def processors(monkeypatch):
+    """Three, whatever the machine has, and no threads of pytest's."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+
+
+@pytest.fixture
+def many(whole, tmp_path):
+    """Five studies, of which the second is damaged."""
+    for k in range(5):
+        shutil.copytree(whole.root, tmp_path / "many" / f"{k}", copy_function=os.link)
+    (damaged := tmp_path / "many" / "1" / "paths" / "0000-0001-line" / "along.csv").unlink()
+    damaged.write_text("none")
+    return tmp_path / "many"
+
+
+def test_several_processes_make_the_same_page(many, tmp_path, processors, monkeypatch):
+    read, told, pages = gather.read_study, [], []
+
+    def reading(*task):
+        with (tmp_path / "readers").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return read(*task)
+
+    monkeypatch.setattr(gather, "read_study", reading)
+    monkeypatch.setattr(gather.progress, "say", told.append)
+    for few, count in ((100, 1), (1, 3)):
+        monkeypatch.setattr(gather, "FEW", few)
+        folder = compare([many], {}, tmp_path / "to").parent
+        pages.append([(folder / name).read_bytes() for name in ("index.html", "table.csv")])
+        readers = (tmp_path / "readers").read_text().split()
+        assert (len(readers), len({*readers})) == (5, count)
+        (tmp_path / "readers").unlink()
+    assert pages[0] == pages[1]
+    assert len(told) == 2
+    assert told[0] == told[1]
+    assert "many/1/paths/0000-0001-line/along.csv is unreadable" in told[0]
+
+
+def test_what_a_killed_process_leaves_is_done_by_another(processors):
+    own = os.getpid()
+
+    def work(task):
+        if task == 7 and os.getpid() != own:
+            os.kill(os.getpid(), signal.SIGKILL)
+        unsent = (lambda: None) if task == 5 and os.getpid() != own else None
+        return task, os.getpid() == own, unsent
+
+    with processes.sharing(work, range(12), 4) as found:
+        assert [*found] == [(task, task % 3 == 0 or task in (5, 7, 10), None) for task in range(12)]
+    with contextlib.suppress(KeyboardInterrupt), processes.sharing(time.sleep, [0, 600, 600], 1) as found:
+        next(found)
+        raise KeyboardInterrupt
+    assert not multiprocessing.active_children()
+
+
+def test_planes_of_many_studies_have_fewer_points(many, tmp_path, monkeypatch):
+    whole, thin = [], []
+    for numbers, planes in ((10_000, whole), (39, thin)):
+        monkeypatch.setattr("lowloss.report.compare.NUMBERS", numbers)
+        monkeypatch.setattr("lowloss.report.compare.LEAST", 2)
+        data = data_of(compare([many], {}, tmp_path / "to").read_text(encoding="utf-8"))
+        planes += [plane for study in data["studies"] for plane in study["planes"].values()]
+    assert (len(whole), len(thin)) == (10, 9)  # of four numbers each
+    for plane, few in zip(whole, thin, strict=False):
+        x, y = (-(-len(plane[axis]) // 2) for axis in "xy")
+        assert few == {"x": plane["x"][::x], "y": plane["y"][::y], "z": [row[::x] for row in plane["z"][::y]]}
+
+
+def test_an_interrupt_is_no_traceback(lowloss, whole, tmp_path):
+    done = lowloss.plain(tmp_path, "compare", str(whole.root), "--to", "to", strike=("SIGINT", "*/table.csv", 1))
+    assert (done.status, "Traceback" in done.err) == (130, False)
 
 
 def test_what_is_no_folder_to_write_to_is_refused(lowloss, whole, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,8 +34,9 @@ GROUPS = ("model", "data")
 TOLD_APART = 3
 """Of the settings in which studies differ, so many are shown at first."""
 
-NUMBERS = 600_000
-"""Of curves and of planes, each, that a page holds; with more paths each has fewer points."""
+NUMBERS, LEAST = 130_000, 10
+"""Of curves and of planes, each, that a page holds; the more there are the fewer points has each, and an axis of a
+plane, but not fewer than so many."""
 
 LINKS = 20
 """Configurations of a study that the page links to."""
@@ -83,7 +86,7 @@ def _page(records: list[Record], table: pd.DataFrame, options: Options, common: 
     columns = [str(name) for name in table.columns]
     split = columns.index("minima")
     kept = [name for name in columns[:split] if name not in ("data", "parameters")]
-    points = min(201, max(15, NUMBERS // max(1, sum(len(record.paths) for record in records) * len(labels))))
+    points = min(201, max(LEAST, NUMBERS // max(1, sum(len(record.paths) for record in records) * len(labels))))
     keys = {name: {*map(_key, table[name])} for name in ("finder", *columns[:split]) if name in columns}
     settings = [flat(record.config) for record in records]
     shared = {key: value for key, value in settings[0].items() if all(own.get(key, own) == value for own in settings)}
@@ -120,21 +123,23 @@ def _key(value: Any) -> str:
 
 def _studies(records: list[Record], shared: Config, common: Path, to: Path) -> list[dict[str, Any]]:
     studies, left = list[dict[str, Any]](), NUMBERS
+    side = max(LEAST, math.isqrt(NUMBERS // max(1, sum(len(record.planes) for record in records))))
     for record in records:
-        configs = sorted(record.root.glob("*/[!.]*/config.yaml"))[:LINKS]
-        report = record.root / "report" / "index.html"
+        configs = sorted(glob("*/*/config.yaml", root_dir=record.root), key=lambda file: file.split("/"))[:LINKS]
+        here, report = os.path.relpath(record.root, to), "report/index.html"
         planes = {}
         for name, plane in record.planes.items():
-            left -= len(plane["x"]) * len(plane["y"])
+            rows, columns = (slice(None, None, -(-len(plane[axis]) // side)) for axis in ("y", "x"))
+            left -= plane["z"][rows, columns].size
             if left >= 0:
-                planes[name] = plane
+                planes[name] = {"x": plane["x"][columns], "y": plane["y"][rows], "z": plane["z"][rows, columns]}
         settings = flat(record.config)
         study = {
             "name": str(record.root.relative_to(common)),
             "config": {key: value for key, value in settings.items() if key not in shared},
-            "configs": [[f"{c.parent.parent.name}/{c.parent.name}", _link(c, to)] for c in configs],
-            "report": _link(report, to) if report.is_file() else None,
-            "pictures": [[file.stem, _link(file, to)] for file in record.figures],
+            "configs": [[os.path.dirname(file), _link(here, file)] for file in configs],
+            "report": _link(here, report) if os.path.isfile(record.root / report) else None,
+            "pictures": [[name.removesuffix(".png"), _link(here, f"report/figures/{name}")] for name in record.figures],
             "planes": planes,
         }
         studies.append(study)
@@ -152,8 +157,13 @@ def _overview(records: list[Record], options: Options) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row.pop("order"))
 
 
-def _link(file: Path, to: Path) -> str:
-    return quote(os.fsencode(os.path.relpath(file, to)))
+def _link(folder: str, file: str) -> str:
+    return f"{_quoted(folder)}/{_quoted(file)}"
+
+
+@cache
+def _quoted(text: str) -> str:
+    return quote(os.fsencode(text))
 
 
 def _cell(value: Any) -> Any:

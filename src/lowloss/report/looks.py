@@ -71,11 +71,12 @@ def look(name: Any) -> Look:
 
 def looks(names: Iterable[Any]) -> dict[Any, Look]:
     """Those of all names of a page: where two would share one, the later takes the next that is free."""
-    given: dict[Any, Look] = {}
+    given, taken = dict[Any, Look](), set[Look]()
     for name in sorted({*names}, key=lambda name: (name not in NAMED, str(name))):
-        own, taken = look(name), {*given.values()}
+        own = look(name)
         if own in taken and own in LOOKS:
             first = LOOKS.index(own)
             own = next((one for one in LOOKS[first:] + LOOKS[:first] if one not in taken), own)
         given[name] = own
+        taken.add(own)
     return given

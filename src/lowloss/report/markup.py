@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import math
@@ -13,6 +14,9 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+_PLAIN = {str, int, float, bool, type(None)}
+_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 def render(template: str, **values: Any) -> str:
@@ -44,6 +48,9 @@ def to_json(value: Any, exact: bool = False) -> str:
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim == 1 and np.isfinite(value).all():
         form = repr if exact and value.dtype != np.float32 else "{:.5g}".format  # most of a page, so all at once
         return "[" + ",".join(map(form, value.tolist())) + "]"
+    if exact and isinstance(value, list) and {*map(type, value)} <= _PLAIN:
+        with contextlib.suppress(ValueError):  # or one is not finite
+            return _encoder.encode(value)
     if isinstance(value, (list, tuple, np.ndarray)):
         return "[" + ",".join([to_json(one, exact) for one in value]) + "]"
     if isinstance(value, (float, np.floating)):
