@@ -115,6 +115,7 @@ def test_what_is_collected_lies_in_a_file_a_row_and_is_written_once(
 
     save = descent.save_tensors
     monkeypatch.setattr(descent, "save_tensors", counting)
+    monkeypatch.setattr(descent, "PAUSE", 0.0)
     found = train(landscape, collect="every", folder=tmp_path)
     held = train(landscape, collect="every")
     files = [file for trajectory in found.trajectories for file in trajectory.files]
