@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from math import inf
 
-import networkx as nx
 import numpy as np
 
 Pair = tuple[int, int]
@@ -64,11 +63,8 @@ def next_pair(
     untested_CC[i_T, j_T] = untested_CC[j_T, i_T] = False
     loss_C = np.full(count, -inf) if losses is None else np.array(losses)
     promise_C = _promise(count, saddles)
-    edges = spanning_tree(count, saddles)
-    tree: nx.Graph[int] = nx.Graph(edges)
-    tree.add_nodes_from(range(count))
     # Minima that no finite path reaches come before any edge: there the bound is infinite.
-    for saddle, part, rest in _gaps(edges, saddles, tree):
+    for saddle, part, rest in _gaps(count, spanning_tree(count, saddles), saddles):
         one, other = np.array(sorted(part)), np.array(sorted(rest))
         one, other = one[_is_lower(loss_C[one], saddle)], other[_is_lower(loss_C[other], saddle)]
         open_XY = untested_CC[np.ix_(one, other)]
@@ -84,17 +80,34 @@ def _is_lower(loss_C: np.ndarray, saddle: float) -> np.ndarray:
 
 
 def _gaps(
-    edges: Sequence[Pair], saddles: Mapping[Pair, float], tree: nx.Graph[int]
+    count: int, edges: Sequence[Pair], saddles: Mapping[Pair, float]
 ) -> Iterator[tuple[float, set[int], set[int]]]:
     """Two parts of the minima that are not connected, or only by the highest edges of the tree, in their order; and
     the saddle between them, infinite where there is none."""
-    for part in list(nx.connected_components(tree)):
-        if len(part) < len(tree):
-            yield inf, part, set(tree) - part
+    near: list[set[int]] = [set() for _ in range(count)]
     for i, j in edges:
-        tree.remove_edge(i, j)
-        yield saddles[i, j], set(nx.node_connected_component(tree, i)), set(nx.node_connected_component(tree, j))
-        tree.add_edge(i, j)
+        near[i].add(j)
+        near[j].add(i)
+    left = {*range(count)}
+    while left and len(part := _reached(near, min(left))) < count:
+        left -= part
+        yield inf, part, {*range(count)} - part
+    for i, j in edges:
+        near[i].remove(j)
+        near[j].remove(i)
+        yield saddles[i, j], _reached(near, i), _reached(near, j)
+        near[i].add(j)
+        near[j].add(i)
+
+
+def _reached(near: Sequence[set[int]], start: int) -> set[int]:
+    """The nodes of a graph that its edges connect with one; near: of each node its neighbours."""
+    found, left = {start}, [start]
+    while left:
+        new = near[left.pop()] - found
+        found |= new
+        left += new
+    return found
 
 
 def _promise(count: int, saddles: Mapping[Pair, float]) -> np.ndarray:

@@ -52,7 +52,6 @@ def run_other(arguments: Sequence[str]) -> bool:
 
 def _compare(arguments: Sequence[str]) -> None:
     from lowloss.report.compare import compare
-    from lowloss.report.sweeps import draw_sweeps
 
     parser = argparse.ArgumentParser(
         "lowloss compare", description="Gather studies into one table (CSV) and one HTML page that needs no network."
@@ -64,8 +63,7 @@ def _compare(arguments: Sequence[str]) -> None:
     if "" in (*given.folders, given.to):  # most often a variable of the shell that is not set
         raise LowlossError("a folder's name is empty: name the folder of a study or of a sweep")
     folders, to = [Path(folder) for folder in given.folders], Path(given.to) if given.to else None
-    page = compare(folders, {group: options(group) for group in ("model", "data", "landscape")}, to)
-    for file in (page, *draw_sweeps(folders, page.parent)):
+    for file in compare(folders, {group: options(group) for group in ("model", "data", "landscape")}, to):
         progress.say(f"compare: {file}")
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -388,7 +389,7 @@ def test_checkpoints_take_a_small_part_of_the_time(tmp_path: Path, monkeypatch: 
     with pytest.raises(RuntimeError, match="killed"):
         ran(tmp_path, at_work)
     # A block takes four seconds, and twenty times the second of a checkpoint pass between two.
-    assert [later - earlier for earlier, later in zip(written, written[1:], strict=False)] == [21.0] * 4
+    assert [later - earlier for earlier, later in pairwise(written)] == [21.0] * 4
     assert torch.equal(ran(tmp_path, at_work), ran(None, at_work))
 
 

@@ -209,7 +209,7 @@ def test_several_processes_make_the_same_page(many, tmp_path, processors, monkey
     monkeypatch.setattr(gather.progress, "say", told.append)
     for few, count in ((100, 1), (1, 3)):
         monkeypatch.setattr(gather, "FEW", few)
-        folder = compare([many], {}, tmp_path / "to").parent
+        folder = compare([many], {}, tmp_path / "to")[0].parent
         pages.append([(folder / name).read_bytes() for name in ("index.html", "table.csv")])
         readers = (tmp_path / "readers").read_text().split()
         assert (len(readers), len({*readers})) == (5, count)
@@ -242,7 +242,7 @@ def test_planes_of_many_studies_have_fewer_points(many, tmp_path, monkeypatch):
     for numbers, planes in ((10_000, whole), (39, thin)):
         monkeypatch.setattr("lowloss.report.compare.NUMBERS", numbers)
         monkeypatch.setattr("lowloss.report.compare.LEAST", 2)
-        data = data_of(compare([many], {}, tmp_path / "to").read_text(encoding="utf-8"))
+        data = data_of(compare([many], {}, tmp_path / "to")[0].read_text(encoding="utf-8"))
         planes += [plane for study in data["studies"] for plane in study["planes"].values()]
     assert (len(whole), len(thin)) == (10, 9)  # of four numbers each
     for plane, few in zip(whole, thin, strict=False):
@@ -492,7 +492,7 @@ def test_a_sweep_has_means_and_deviations_by_what_differs(tmp_path):
     other.mkdir(parents=True)
     files.save_tensors(other / "result.safetensors", {}, {"minimum": 0, "angle": 5.0})
     other.joinpath("config.yaml").write_text("seed: 0\nmodel: another\noptimizer:\n  lr: 0.2\n  momentum: 0.9\n")
-    written = draw_sweeps([tmp_path], tmp_path)
+    written = draw_sweeps(sorted(tmp_path.iterdir()), tmp_path)
     assert [file.name for file in written] == ["sweeps.csv", "sweep-optimizer.lr.png"]
     with (tmp_path / "sweeps.csv").open(newline="") as lines:
         low, high = csv.DictReader(lines)

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Sequence
 from functools import cache
-from glob import glob
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +20,7 @@ from lowloss.report import tables
 from lowloss.report.gather import Options, Record, called, common_folder, gather, metrics
 from lowloss.report.looks import looks
 from lowloss.report.markup import packed, render, to_json
+from lowloss.report.sweeps import draw_sweeps
 from lowloss.study import Config, flat
 
 MAIN = (
@@ -38,22 +38,19 @@ NUMBERS, LEAST = 130_000, 10
 """Of curves and of planes, each, that a page holds; the more there are the fewer points has each, and an axis of a
 plane, but not fewer than so many."""
 
-LINKS = 20
-"""Configurations of a study that the page links to."""
-
 LONGEST = 300
 """Characters of a cell."""
 
 
-def compare(folders: Sequence[Path], options: Options, to: Path | None = None) -> Path:
-    """Write table.csv and index.html for all studies at or under the folders, and tell what is left out.
+def compare(folders: Sequence[Path], options: Options, to: Path | None = None) -> list[Path]:
+    """Write table.csv, index.html and what sweeps show for all studies at or under the folders; tell what is left out.
 
     Args:
         options: those of the groups, to name what studies were made with.
         to: where; by default `compare` in the studies' common folder.
 
     Returns:
-        The page.
+        The page, and the table and figures of sweeps.
 
     Raises LowlossError: a folder holds no study, or `to` is no folder.
     """
@@ -66,7 +63,7 @@ def compare(folders: Sequence[Path], options: Options, to: Path | None = None) -
     for name, text in (("table.csv", cells), ("index.html", _page(records, table, options, common, to))):
         # A folder's name may be no text.
         files.write_text(to / name, text.encode(errors="replace").decode())
-    return to / "index.html"
+    return [to / "index.html", *draw_sweeps([record.root for record in records], to)]
 
 
 def _harmless(cell: Any) -> Any:
@@ -125,7 +122,6 @@ def _studies(records: list[Record], shared: Config, common: Path, to: Path) -> l
     studies, left = list[dict[str, Any]](), NUMBERS
     side = max(LEAST, math.isqrt(NUMBERS // max(1, sum(len(record.planes) for record in records))))
     for record in records:
-        configs = sorted(glob("*/*/config.yaml", root_dir=record.root), key=lambda file: file.split("/"))[:LINKS]
         here, report = os.path.relpath(record.root, to), "report/index.html"
         planes = {}
         for name, plane in record.planes.items():
@@ -137,7 +133,7 @@ def _studies(records: list[Record], shared: Config, common: Path, to: Path) -> l
         study = {
             "name": str(record.root.relative_to(common)),
             "config": {key: value for key, value in settings.items() if key not in shared},
-            "configs": [[os.path.dirname(file), _link(here, file)] for file in configs],
+            "configs": [[os.path.dirname(file), _link(here, file)] for file in record.configs],
             "report": _link(here, report) if os.path.isfile(record.root / report) else None,
             "pictures": [[name.removesuffix(".png"), _link(here, f"report/figures/{name}")] for name in record.figures],
             "planes": planes,

@@ -48,6 +48,9 @@ PLANE = 31
 RUNS = 300
 """Seconds after which a claim that nobody touched counts as given up."""
 
+LINKS = 20
+"""Configurations of a study that a page links to."""
+
 FEW = 100
 """Studies that a process reads at least, where several do."""
 
@@ -80,6 +83,7 @@ class Record:
     undone: list[dict[str, Any]]
     parameters: int | None
     figures: list[str]
+    configs: list[str]
     damaged: list[str]
 
     @property
@@ -187,7 +191,9 @@ def read_study(root: Path, swept: Sequence[status.SweptJob] = ()) -> Record:
             damaged.append(str(error))
     overview, config = tables.low_and_high(paths, points), merged_config(study, damaged)
     parameters, undone = next(iter(sizes), None), list(islice(_undone(root, swept), MOST_UNDONE))
-    return Record(root, config, units, points, paths, overview, ensembles, planes, undone, parameters, figures, damaged)
+    configs = sorted(glob("*/*/config.yaml", root_dir=root), key=lambda file: file.split("/"))[:LINKS]
+    results = (units, points, paths, overview, ensembles, planes)
+    return Record(root, config, *results, undone, parameters, figures, configs, damaged)
 
 
 def metrics(units: tables.Units) -> dict[str, tuple[str, float]]:

@@ -12,7 +12,6 @@ import pandas as pd
 from lowloss import files, progress
 from lowloss.errors import LowlossError
 from lowloss.report.gather import merged_config
-from lowloss.status import studies_under
 from lowloss.study import RESULT, Study, flat
 
 QUANTITIES = {
@@ -26,13 +25,13 @@ MOST = 20
 """Settings that differ, of which there are figures."""
 
 
-def draw_sweeps(folders: Sequence[Path], to: Path) -> list[Path]:
-    """Write sweeps.csv and a figure a setting for the studies at or under the folders; returns what was written.
+def draw_sweeps(roots: Sequence[Path], to: Path) -> list[Path]:
+    """Write sweeps.csv and a figure a setting for studies; returns what was written.
 
     A row, and a point of a figure, is the mean of a quantity over all minima and seeds at a value of the setting and at
     one choice of the other settings that differ, with its standard deviation. Nothing is written where none differs.
     """
-    table = sweeps(folders)
+    table = sweeps(roots)
     if table.empty:
         return []
     from lowloss.report.pictures import panels, save
@@ -54,14 +53,13 @@ def draw_sweeps(folders: Sequence[Path], to: Path) -> list[Path]:
     return written
 
 
-def sweeps(folders: Sequence[Path]) -> pd.DataFrame:
+def sweeps(roots: Sequence[Path]) -> pd.DataFrame:
     """A row a quantity, setting, value of it and choice of the others: mean, sd and count.
 
     Studies are of one sweep, which its number tells, where they differ in numbers alone.
     """
-    # What is left out there, compare has told.
-    told, alike = list[str](), dict[tuple[Any, ...], list[tuple[dict[str, float], list[tuple[str, float]]]]]()
-    for root in dict.fromkeys(root for folder in folders for root in studies_under(folder, told.append)):
+    alike = dict[tuple[Any, ...], list[tuple[dict[str, float], list[tuple[str, float]]]]]()
+    for root in roots:
         if own := list(_measured(Study(root))):
             config = flat(merged_config(Study(root), []))
             numbers = {key: number for key, value in config.items() if (number := _number(value)) is not None}

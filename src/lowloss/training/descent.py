@@ -218,8 +218,8 @@ class Descent(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._end_block()
         # The processes of several devices write together, so they decide together.
-        due = self.checkpoint is not None and time.monotonic() >= self._due
-        if self.trainer.strategy.reduce_boolean_decision(due, all=False):
+        due = time.monotonic() >= self._due
+        if self.checkpoint is not None and self.trainer.strategy.reduce_boolean_decision(due, all=False):
             began = time.monotonic()
             self.trainer.save_checkpoint(self.checkpoint)
             ended = time.monotonic()
