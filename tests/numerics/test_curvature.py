@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from lowloss import Data, LowlossError, MullerBrown, NetworkLandscape, tabulate
 from lowloss.landscape.analytic import AnalyticSurface, Quadratic, Rosenbrock
+from lowloss.landscape.engine import products
 from lowloss.measure import Density, Extremes, Hessian, Large, Layers, Trace, curvature
 from lowloss.report.spectra import smoothed
 
@@ -55,6 +56,44 @@ def dense(land: NetworkLandscape, theta_P: Tensor, x: Tensor, y: Tensor, buffers
 
     found: Tensor = torch.autograd.functional.hessian(loss, theta_P)
     return found
+
+
+class Counting(nn.Module):
+    """Counts its forward passes where a gradient is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.calls = network(), [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls[0] += torch.is_grad_enabled()
+        outputs: Tensor = self.inner(x)
+        return outputs
+
+
+@pytest.mark.parametrize("statistics", ["held", "batch"])
+@pytest.mark.parametrize("samples", [None, 30])
+def test_each_gradient_is_taken_once_where_there_is_memory_for_it(
+    statistics: str, samples: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land = landscape(Counting)
+    calls, theta_KP = land.loop.module.calls, torch.stack([land.initial(k) for k in range(3)])
+    measures = [kind(Hessian("train", samples, statistics=statistics)) for kind in (Extremes, Trace, Density)]
+    found, taken = [], []
+    # Of all points and parts, of some, and of none.
+    for kept in (products.KEPT, 30_000, 0):
+        monkeypatch.setattr(products, "KEPT", kept)
+        calls[0] = 0
+        found.append([measure(land, theta_KP) for measure in measures])
+        taken.append(calls[0])
+        assert land.loop.products._kept is None
+    parts = 1 if samples and statistics == "batch" else -(-(samples or 40) // land.evaluation_batch)
+    assert taken[0] == len(measures) * len(theta_KP) * parts
+    assert taken[0] < taken[1] < taken[2]
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -5,6 +5,7 @@ Shapes: K points, P parameters (D in the papers), W wedges, N long directions of
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -70,6 +71,9 @@ class AnalyticSurface(ABC):
         """The K energies, differentiable once. Raises LowlossError where a second derivative is taken."""
         check_points(theta_KP, self.dim)
         return self.energy(_Once.apply(theta_KP))
+
+    def keeping(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def product(
         self, theta_KP: Tensor, v_KP: Tensor, data: Batch | str | None = None, statistics: Held = "held"

@@ -4,6 +4,7 @@ Shapes: K points, P parameters, C outputs, B samples of a chunk.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -83,6 +84,9 @@ class Landscape(Protocol):
                 evaluation, or "batch", those of the minibatch, through which it differentiates too, as in training; or
                 held at those that are given, one dictionary of buffers a point.
         """
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """While what `product` makes of a point may be kept for products with other vectors, of the same samples."""
 
     def subset(self, split: str, samples: int, seed: int) -> Batch | None:
         """So many samples of a split, drawn without replacement, as evaluation has them; None where there are none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from math import inf
 from typing import Any
 
@@ -151,20 +152,27 @@ class NetworkLandscape:
                 products = [self._product(theta_KP[k], v_KP[k], data, k, held[k]) for k in range(len(theta_KP))]
         return torch.stack(products).to(theta_KP) if products else torch.empty_like(theta_KP)
 
+    def keeping(self) -> AbstractContextManager[None]:
+        """While `product` keeps gradients, as far as there is memory; see `engine.products`."""
+        return self.loop.products.keeping()
+
     def _product(self, theta_P: Tensor, v_P: Tensor, data: Batch | str, k: int, buffers: Buffers | None) -> Tensor:
         x_N, y_N, seed = (*self.data.split(data), 0) if isinstance(data, str) else data.row(k)
         whole = isinstance(data, str) or buffers is not None
+        samples = data if isinstance(data, str) else (id(data), 0 if data.shared else k)
 
-        def of(some: slice | Tensor) -> Tensor:
+        def of(span: slice, order_N: Tensor | None = None) -> Tensor:
+            some = span if order_N is None else order_N[span]
             x, y = (t[some if isinstance(some, slice) else some.to(t.device)] for t in (x_N, y_N))
-            return self.loop.product(theta_P, v_P, x, y, seed, buffers, whole).double()
+            given = theta_P, v_P, x, y, seed, buffers, whole, (samples, span.start, span.stop)
+            return self.loop.products(*given).double()
 
         if not whole:
             return of(slice(None))
         parts: Iterator[Tensor] = self._product_parts(of, len(y_N))
         if buffers is None:
             order_N = self._statistics_order_N if data == "train" else torch.arange(len(y_N))
-            parts = (of(order_N[span]) for span in near_equal(len(y_N), self.evaluation_batch))
+            parts = (of(span, order_N) for span in near_equal(len(y_N), self.evaluation_batch))
         return sum(parts, torch.zeros_like(theta_P, dtype=torch.float64)) / self.task.scored(y_N)
 
     @torch.no_grad()

@@ -375,7 +375,7 @@ def _check_modes(module: nn.Module, loop: Loop, theta_P: Tensor, batch: Batch) -
         for training, drawn in ((False, loop.evaluation_seed), (True, seed)):
             module.train(training)
             with own.random_seed(drawn):
-                outputs, _ = own._call(x, None)
+                outputs, _ = own.call(x, None)
             wanted = loop.task.mean_loss(outputs, y)[None] if training else outputs
             if not _same([found[training]], [wanted], 100):
                 raise LowlossError(

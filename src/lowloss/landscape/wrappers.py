@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import inf
 from typing import Annotated, TypeVar
@@ -35,6 +36,9 @@ class Wrapper:
 
     def outputs(self, theta_P: Tensor, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         return self.base.outputs(theta_P, split)
+
+    def keeping(self) -> AbstractContextManager[None]:
+        return self.base.keeping()
 
     def subset(self, split: str, samples: int, seed: int) -> Batch | None:
         return self.base.subset(split, samples, seed)

@@ -40,11 +40,11 @@ def check_written(loop: Loop, theta_P: Tensor, batch: Batch) -> None:
 def _touched(loop: Loop, theta_P: Tensor, training: bool, batch: Batch) -> dict[str, bool]:
     """The parameters that a module sets or writes to in a call at a point, and whether that changes them."""
     loop.module.train(training)
-    given = {**dict(loop.module.named_parameters()), **loop._parameters(theta_P, True)}
+    given = {**dict(loop.module.named_parameters()), **loop.parameters(theta_P, True)}
     known = {name: (id(one), one.data_ptr(), one._version, one.detach().clone()) for name, one in given.items()}
     try:
-        with torch.no_grad(), loop._at(given, loop.fresh_buffers()), loop.random_seed(0):
-            loop._call(batch.x, None)
+        with torch.no_grad(), loop.at(given, loop.fresh_buffers()), loop.random_seed(0):
+            loop.call(batch.x, None)
             now = [(first, table[name]) for table, name, first in loop._tables if first in known]
     except FAILURES:  # so far away
         return {}

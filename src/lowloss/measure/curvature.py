@@ -7,7 +7,7 @@ Shapes: K points, P parameters, J vectors of a Krylov space, C eigenvalues of an
 N nodes of a density, L layers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Annotated
@@ -177,7 +177,7 @@ class Extremes:
     vectors: bool = False
 
     def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
-        return _in_parts(self._part, theta_KP, BASIS + BASIS // 2, self.hessian.product(landscape))
+        return _in_parts(self._part, theta_KP, BASIS + BASIS // 2, self.hessian, landscape)
 
     def _part(self, theta_KP: Tensor, product: Product) -> Columns:
         count, left_K = min(self.count, self.hessian.rows(theta_KP.shape[1])), torch.arange(len(theta_KP))
@@ -247,7 +247,7 @@ class Trace:
             raise LowlossError(f"products must be at least 6 for a trace and its error, got {self.products}")
 
     def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
-        return _in_parts(self._part, theta_KP, self.products, self.hessian.product(landscape))
+        return _in_parts(self._part, theta_KP, self.products, self.hessian, landscape)
 
     def _part(self, theta_KP: Tensor, product: Product) -> Columns:
         third = self.products // 3
@@ -284,7 +284,7 @@ class Density:
     steps: Count = 40
 
     def __call__(self, landscape: Landscape, theta_KP: Tensor) -> Columns:
-        return _in_parts(self._part, theta_KP, self.steps, self.hessian.product(landscape))
+        return _in_parts(self._part, theta_KP, self.steps, self.hessian, landscape)
 
     def _part(self, theta_KP: Tensor, product: Product) -> Columns:
         nodes, weights = [], []
@@ -376,9 +376,14 @@ def _random(theta_KP: Tensor, hessian: Hessian, name: str, count: int) -> Iterat
         yield torch.randn(rows, generator=generator, dtype=torch.float64).to(theta_KP).expand(len(theta_KP), -1)
 
 
-def _in_parts(part: Callable[[Tensor, Product], Columns], theta_KP: Tensor, vectors: int, product: Product) -> Columns:
+def _in_parts(
+    part: Callable[[Tensor, Product], Columns], theta_KP: Tensor, vectors: int, hessian: Hessian, landscape: Landscape
+) -> Columns:
     """The columns of all points, of which so many are taken at once as their vectors have room."""
-    at_once = max(1, NUMBERS // (vectors * theta_KP.shape[1]))
+    at_once, product = max(1, NUMBERS // (vectors * theta_KP.shape[1])), hessian.product(landscape)
+    parts = list[Columns]()
     with torch.no_grad():
-        parts: Sequence[Columns] = [part(some_KP, product) for some_KP in theta_KP.split(at_once)]
+        for some_KP in theta_KP.split(at_once):
+            with landscape.keeping():
+                parts.append(part(some_KP, product))
     return {name: torch.cat([columns[name] for columns in parts]) for name in parts[0]}

@@ -12,17 +12,14 @@ import contextlib
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils.checkpoint import CheckpointError
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowloss.data.base import Batch, Inputs
@@ -31,7 +28,7 @@ from lowloss.errors import LowlossError
 from lowloss.landscape.engine.copies import Place
 from lowloss.landscape.engine.parts import Parts, near_equal
 from lowloss.landscape.engine.pooled import pooled, undivided
-from lowloss.landscape.engine.twice import Plainly, Twice
+from lowloss.landscape.engine.products import Products
 from lowloss.landscape.layout import Layout, places
 from lowloss.landscape.state import State
 
@@ -146,7 +143,7 @@ class Loop:
         self.frozen = len(norms) > len(self.batch_norms)
         self._trained = [part for part in module.modules() if part.training]
         self._held: tuple[Buffers, bool] | None = None
-        self._place, self._faster = Place(), True
+        self._place, self.products = Place(), Products(self)
         self._takes_state = takes_state(module)
         self.foreign: tuple[str, ...] = ()
         """Those of FOREIGN from which the module draws."""
@@ -204,71 +201,15 @@ class Loop:
             x = x.contiguous(memory_format=torch.channels_last)
         narrow = torch.autocast(x.device.type, self.step_dtype, enabled=self.step_dtype is not None)
         # The gradient too is taken at the point: checkpointed parts of a module run again in backward.
-        with self._at(parameters, scratch), torch.set_grad_enabled(gradients):
+        with self.at(parameters, scratch), torch.set_grad_enabled(gradients):
             with narrow:
-                outputs, state = self._call(x, state)
+                outputs, state = self.call(x, state)
             found = self.task.mean_loss(outputs.to(self.layout.dtype), y)
             loss.copy_(found.detach())
             if gradient_P is not None:
                 gradients_of = _gradients(found, list(parameters.values()))
                 torch.cat([gradient.detach().reshape(-1) for gradient in gradients_of], out=gradient_P)
         return state
-
-    def product(
-        self, theta_P: Tensor, v_P: Tensor, x: Tensor, y: Tensor, seed: int, buffers: Buffers | None, whole: bool
-    ) -> Tensor:
-        """The Hessian of a loss at a point times v (P,), in the parameters' precision, by differentiating twice.
-
-        Args:
-            buffers: BatchNorm's statistics, in evaluation mode; None takes the minibatch's, in training mode.
-            whole: the minibatch is a part of a split: the loss is the sum over its scored items, without dropout.
-        """
-        given = theta_P, v_P, x, y, seed, buffers, whole
-        try:
-            return self._twice_differentiated(*given, Twice() if self._faster else nullcontext())
-        except (CheckpointError, Plainly):
-            # Where checkpointed parts of a module run again, no mode reaches them; others use gradients as they run.
-            self._faster = False
-            return self._twice_differentiated(*given, nullcontext())
-
-    def _twice_differentiated(
-        self,
-        theta_P: Tensor,
-        v_P: Tensor,
-        x: Tensor,
-        y: Tensor,
-        seed: int,
-        buffers: Buffers | None,
-        whole: bool,
-        mode: AbstractContextManager[object],
-    ) -> Tensor:
-        parameters = self._parameters(theta_P, True)
-        self.module.train(buffers is None and not whole)
-        for part in self.batch_norms:
-            part.train(buffers is None)
-        v = self.layout.views(v_P)
-        # The fused kernels of recurrent layers and of attention have no second derivative.
-        fused, cudnn = any(isinstance(m, nn.RNNBase) for m in self.module.modules()), torch.backends.cudnn
-        with (
-            self._at(parameters, buffers or self.fresh_buffers()),
-            torch.enable_grad(),
-            cudnn.flags(enabled=not fused, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32),
-            sdpa_kernel(SDPBackend.MATH),
-        ):
-            if x.dim() == 4 and x.is_cuda:
-                x = x.contiguous(memory_format=torch.channels_last)
-            with self.random_seed(seed), mode:
-                outputs, _ = self._call(x, None)
-            loss = self.task.columns(outputs, y)["loss"].sum() if whole else self.task.mean_loss(outputs, y)
-            given = list(parameters.values())
-            gradients = torch.autograd.grad(loss, given, create_graph=True, materialize_grads=True)
-            # Of a loss that is linear in some parameters their gradients are constants.
-            curved = [(g, v[name]) for g, name in zip(gradients, parameters, strict=True) if g.requires_grad]
-            if not curved:
-                return torch.zeros_like(theta_P)
-            along, outputs_along = zip(*curved, strict=True)
-            found = torch.autograd.grad(along, given, outputs_along, materialize_grads=True)
-        return torch.cat([part.detach().reshape(-1) for part in found])
 
     @torch.no_grad()
     def statistics(self, theta_P: Tensor, x_N: Inputs, parts: Sequence[Tensor] | None) -> tuple[Buffers, Tensor | None]:
@@ -288,16 +229,16 @@ class Loop:
                 module.momentum = None  # cumulative average: each chunk weighs the same
                 module.reset_running_stats()
             buffers = self.fresh_buffers()
-            with undivided(self.batch_norms), self._at(self._parameters(theta_P), buffers), self.random_seed(0):
+            with undivided(self.batch_norms), self.at(self.parameters(theta_P), buffers), self.random_seed(0):
                 own = all(type(norm).forward is _BatchNorm.forward for norm in self.batch_norms)
                 # Passes of parts wait for each other, so that none may find what another left.
                 if parts is None and len(x_N) > self.part and own and not self.state:
                     spans = near_equal(len(x_N), self.part)
-                    pooled(lambda span: self._call(x_N[span], None), spans, self.batch_norms, theta_P.device)
+                    pooled(lambda span: self.call(x_N[span], None), spans, self.batch_norms, theta_P.device)
                     return buffers, None
                 for x in (x_N[:],) if parts is None else (x_N[index.to(x_N.device)] for index in parts):
                     with self.random_seed(0):
-                        self._call(x, None)
+                        self.call(x, None)
         finally:
             for module, momentum in zip(self.batch_norms, momenta, strict=True):
                 module.momentum = momentum
@@ -311,15 +252,15 @@ class Loop:
         Args:
             streams: samples of a chunk, whose states a recurrent module hands on to the next; see `Data`.
         """
-        parameters, state = self._parameters(theta_P), None
+        parameters, state = self.parameters(theta_P), None
 
         def of(span: slice) -> Tensor:
             nonlocal state
             self.module.eval()
             # The module is put back between chunks: whoever asks for them may run it elsewhere meanwhile.
             # A module that draws random numbers in evaluation too draws the same for every point.
-            with torch.no_grad(), self._at(parameters, buffers), self.random_seed(self.evaluation_seed):
-                outputs, state = self._call(x_N[span], state if streams else None)
+            with torch.no_grad(), self.at(parameters, buffers), self.random_seed(self.evaluation_seed):
+                outputs, state = self.call(x_N[span], state if streams else None)
             return outputs
 
         if streams:
@@ -327,7 +268,8 @@ class Loop:
         else:
             yield from Parts(min(at_once, CACHED if theta_P.device.type == "cpu" else PART))(of, len(x_N))
 
-    def _parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
+    def parameters(self, theta_P: Tensor, gradients: bool = False) -> dict[str, Tensor]:
+        """Those of the module at a point, by name."""
         # Copies, since a GPU's convolutions want aligned weights and a view may start at any coordinate.
         return {name: view.clone().requires_grad_(gradients) for name, view in self.layout.views(theta_P).items()}
 
@@ -340,7 +282,7 @@ class Loop:
         return parameters, dict(zip(buffers, place.buffers(list(buffers.values())), strict=True))
 
     @contextlib.contextmanager
-    def _at(self, parameters: dict[str, Tensor], buffers: Buffers) -> Iterator[None]:
+    def at(self, parameters: dict[str, Tensor], buffers: Buffers) -> Iterator[None]:
         """While the module has these parameters and buffers in place of its own."""
         given = {**parameters, **buffers}
         held = [(table, name, first, table[name]) for table, name, first in self._tables if first in given]
@@ -358,7 +300,7 @@ class Loop:
                     buffers[first] = table[name]
                 table[name] = own
 
-    def _call(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def call(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The module's outputs, and the state that a recurrent one hands on."""
         x = x.clone()  # some compute on it in place, and others want it as it is
         outputs = self.module(x) if state is None else self.module(x, state)
