@@ -1,5 +1,6 @@
 """Results as tables and objects: of a loaded study, of what the Python API finds, and as other programs' files."""
 
+import contextlib
 import csv
 import io
 import json
@@ -35,6 +36,7 @@ from lowloss import (
 from lowloss.data import digits
 from lowloss.model import MLP
 from lowloss.points import InitialLine, MinimaLine, PathPlane, RandomLine, RandomPlane, TrajectoryPlane
+from lowloss.report import pictures
 from lowloss.report.pictures import FORMATS, STYLE
 
 ROOT = Path(__file__).parents[2]
@@ -383,3 +385,16 @@ def test_the_notebook_runs(whole, tmp_path, monkeypatch, capsys):
     assert "autoneb" in names["study"].paths.plot()[0].get_legend_handles_labels()[1]
     assert (tmp_path / "outputs" / "quickstart" / "export" / "plane-0000-0001.vtp").is_file()
     assert capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is full")
+def test_a_disk_that_is_full_while_a_figure_is_written_is_an_error_of_the_disk(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def replacing(file):
+        yield Path("/dev/full") if file.suffix == ".pdf" else file
+
+    monkeypatch.setattr(pictures.files, "replacing", replacing)
+    figure, ((axes,),) = pictures.panels(3, 2)
+    axes.plot(np.random.default_rng(0).random(900))
+    with pytest.raises(OSError, match="No space left"):
+        pictures.save(figure, tmp_path, "line", "Line", "A line.")

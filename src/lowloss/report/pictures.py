@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,9 @@ def save(figure: Figure, folder: Path, name: str, title: str, caption: str, **op
     """Write the figure into the folder as `<name>.png`, .svg and .pdf; options: of the Picture."""
     picture = Picture(folder / f"{name}.png", title, caption, **options)
     for file in picture.files:
+        drawn = io.BytesIO()  # where a disk is full not all that matplotlib raises is an OSError
+        figure.savefig(drawn, format=file.suffix[1:], **FORMATS[file.suffix[1:]])
         with files.replacing(file) as temporary:  # the one that is there may be another user's
-            figure.savefig(temporary, format=file.suffix[1:], **FORMATS[file.suffix[1:]])
+            temporary.write_bytes(drawn.getbuffer())
         figure.set_layout_engine("none")  # it is laid out once
     return picture
