@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from math import isnan
+from math import isnan, nan
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -43,13 +43,13 @@ class Products:
     """
 
     def __init__(self, loop: Loop) -> None:
-        self._loop, self._faster, self._left = loop, True, float("nan")
+        self._loop, self._faster, self._left = loop, True, nan
         self._kept: dict[Hashable, list[_Gradient]] | None = None
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
         """While gradients are kept for products with other vectors."""
-        self._kept, self._left = {}, float("nan")
+        self._kept, self._left = {}, nan
         try:
             yield
         finally:
@@ -114,7 +114,8 @@ class Products:
         loop.module.train(buffers is None and not whole)
         for part in loop.batch_norms:
             part.train(buffers is None)
-        key = None if self._kept is None else (which, buffers is None, float(theta_P.double().sum()))
+        total = nan if self._kept is None else float(theta_P.double().sum())
+        key = None if isnan(total) else (which, buffers is None, total)
         same = [] if key is None or self._kept is None else self._kept.setdefault(key, [])
         gradient = next((one for one in same if torch.equal(one.theta_P, theta_P)), None)
         new = gradient is None
