@@ -8,11 +8,12 @@ import torchvision
 import yaml
 from torch import nn
 
+from lowloss import Data, NetworkLandscape
 from lowloss.conf import config_folder
 from lowloss.errors import LowlossError
 from lowloss.landscape import Layout
 from lowloss.model import MLP, DenseNet, ResNet
-from lowloss.symmetry import derive_symmetries
+from lowloss.symmetry import align, derive_symmetries
 
 NAMES = sorted(file.stem for file in (config_folder() / "model").glob("*.yaml"))
 
@@ -154,6 +155,21 @@ def test_what_cannot_be_permuted_stays_and_is_told():
     assert recurrent.notes == ("1: what goes through lstm keeps its order",)
 
 
+def test_units_in_frozen_parameters_stay():
+    layers = [nn.Linear(4, 6).requires_grad_(False), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)]
+    module, x = nn.Sequential(*layers), torch.randn(8, 4)
+    found = derive_symmetries(module, x)
+    assert [group.name for group in found.groups] == ["2"]
+    assert found.notes == ("0: its units lie in frozen parameters",)
+    y = torch.arange(8) % 3
+    landscape = NetworkLandscape(module, Data(x, y, x, y))
+    theta_P = landscape.point(module)
+    copy_P = found.permuted(theta_P, found.random(1))
+    assert not torch.equal(copy_P, theta_P)
+    for by in ("weights", "activations"):
+        torch.testing.assert_close(align(landscape, theta_P, copy_P, by)[0], theta_P)
+
+
 def test_signs_change_where_all_that_follows_is_odd():
     torch.manual_seed(0)
     first = (nn.Flatten(0, 1), nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 9), nn.ReLU())
@@ -181,5 +197,7 @@ def test_bad_input_is_told_in_a_line():
     found = derive_symmetries(MLP((3,), 2, [4]), torch.randn(2, 3))
     with pytest.raises(LowlossError, match=r"^no layer 'layers\.2' .* take one of layers\.1$"):
         found.group("layers.2")
+    with pytest.raises(LowlossError, match=r"^a point of this network has 26 numbers, got \(25,\)$"):
+        found.permuted(torch.zeros(25), {"layers.1": torch.arange(4)})
     with pytest.raises(LowlossError, match="units 0 … 3: give each of them once"):
         found.permuted(torch.zeros(26), {"layers.1": torch.tensor([0, 1, 1, 2])})

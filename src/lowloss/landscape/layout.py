@@ -52,8 +52,11 @@ class Layout:
         return sum(self.sizes)
 
     def views(self, theta_P: Tensor) -> dict[str, Tensor]:
-        """Named views of one point (P,); writing to them writes to the point."""
-        parts = theta_P.split(self.sizes)
+        """Named views of one point (P,); writing to them writes to the point. Raises LowlossError for another shape."""
+        sizes = self.sizes
+        if theta_P.shape != (sum(sizes),):
+            raise LowlossError(f"a point of this network has {sum(sizes)} numbers, got {tuple(theta_P.shape)}")
+        parts = theta_P.split(sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def flatten(self, named: dict[str, Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from fractions import Fraction
 from math import comb, factorial
 
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, check_number
 
 
 def stirling(n: int, k: int) -> int:
@@ -50,5 +50,7 @@ def growth(order: int) -> Fraction:
 
 
 def _check(order: int, n: int) -> None:
-    if not 0 <= order < n:
+    for name, value in (("order", order), ("n", n)):
+        check_number(name, value, int, 0)
+    if not order < n:
         raise LowlossError(f"a layer of {n} neurons has permutation points of the orders 0 … {n - 1}, not {order}")

@@ -31,11 +31,13 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
     """The permutation symmetries of a module.
 
     Args:
-        module: which is left as it is. Its BatchNorm statistics are taken as recomputed at every point.
+        module: which is left as it is. Its BatchNorm statistics are taken as recomputed at every point. Units that lie
+            in frozen parameters stay where they are, unless all are frozen.
         x: at least two samples of its inputs.
 
     Raises LowlossError: the module does not run on x in float64.
     """
+    free = {name for name, p in module.named_parameters() if p.requires_grad}
     try:
         module = copy.deepcopy(module).cpu().double().eval().requires_grad_(True)
         for part in module.modules():
@@ -59,6 +61,12 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
     layout = Layout.of(module)
     kept, wrong = _checked(Symmetries(layout, _groups(run)), module, x)
     told = [f"{name}: its units cannot be permuted by themselves" for name in wrong]
+    if free:
+        named = {name: p for name, p in module.named_parameters() if name in free}
+        layout = Layout(tuple(named), tuple(p.shape for p in named.values()), layout.dtype)
+        held = {group.name for group in kept if any(place.parameter not in free for place in group.places)}
+        told += [f"{group.name}: its units lie in frozen parameters" for group in kept if group.name in held]
+        kept = tuple(group for group in kept if group.name not in held)
     return Symmetries(layout, kept, tuple(dict.fromkeys([*run.lost, *told])))
 
 
