@@ -202,3 +202,6 @@ def test_bad_input_is_told_in_a_line():
         Neurons.of(derive_symmetries(MLP((3,), 2, [4]), x), "x")
     with pytest.raises(LowlossError, match=r"those of layers\.2\.weight too"):
         Neurons.of(derive_symmetries(MLP((3,), 2, [4], batch_norm=True), x), "layers.1")
+    recurrent = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 5))
+    with pytest.raises(LowlossError, match=r"by one other layer alone \(1: what goes through lstm keeps its order\)"):
+        Neurons.of(derive_symmetries(recurrent, x), None)

@@ -13,7 +13,7 @@ from lowloss.conf import config_folder
 from lowloss.errors import LowlossError
 from lowloss.landscape import Layout
 from lowloss.model import MLP, DenseNet, ResNet
-from lowloss.symmetry import align, derive_symmetries
+from lowloss.symmetry import align, derive_symmetries, match_activations
 
 NAMES = sorted(file.stem for file in (config_folder() / "model").glob("*.yaml"))
 
@@ -197,6 +197,10 @@ def test_bad_input_is_told_in_a_line():
     found = derive_symmetries(MLP((3,), 2, [4]), torch.randn(2, 3))
     with pytest.raises(LowlossError, match=r"^no layer 'layers\.2' .* take one of layers\.1$"):
         found.group("layers.2")
+    x, net = torch.randn(4, 3), MLP((3,), 2, [4])
+    for other, given in ((MLP((3,), 2, [5]), r"\(5, 3\)"), (nn.Linear(3, 2), "none")):
+        with pytest.raises(LowlossError, match=rf"networks with layers.1.weight of shape \(4, 3\), got {given}$"):
+            match_activations(found, net, other, x)
     with pytest.raises(LowlossError, match=r"^a point of this network has 26 numbers, got \(25,\)$"):
         found.permuted(torch.zeros(25), {"layers.1": torch.arange(4)})
     with pytest.raises(LowlossError, match="units 0 … 3: give each of them once"):

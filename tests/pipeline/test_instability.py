@@ -30,6 +30,8 @@ def test_the_report_has_the_barrier_by_the_epoch(lowloss, tmp_path):
     wrong = {
         "minima.branch=every": "minima.branch must be null or a list of epochs, got 'every'",
         "minima.branch=[3]": "minima.branch has 3, but training ends after 3 epochs: lower it",
+        "minima.branch=[0]": "minima.branch has an epoch for 1 of the 2 minima that part from the first: name one for "
+        "each, or set minima.count=2",
     }
     for setting, message in wrong.items():
         assert lowloss(tmp_path, *SETTINGS.split(), "study=wrong", setting).message == f"lowloss: {message}"

@@ -122,6 +122,11 @@ class MinimaStage(Stage):
                 raise LowlossError(f"minima.branch must be null or a list of epochs, got {branch!r}")
             if (last := max(branch[: bench.count - 1], default=0)) >= (epochs := bench.config["minima"]["epochs"]):
                 raise LowlossError(f"minima.branch has {last:g}, but training ends after {epochs:g} epochs: lower it")
+            if bench.count > len(branch) + 1:
+                raise LowlossError(
+                    f"minima.branch has an epoch for {len(branch)} of the {bench.count - 1} minima that part from the "
+                    f"first: name one for each, or set minima.count={len(branch) + 1}"
+                )
             if bench.config["minima"]["batch_size"] is None:
                 raise LowlossError("minima.branch needs minibatches, whose order differs: set minima.batch_size")
         decay = bench.config["optimizer"].get("weight_decay")

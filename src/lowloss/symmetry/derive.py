@@ -67,7 +67,10 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
         held = {group.name for group in kept if any(place.parameter not in free for place in group.places)}
         told += [f"{group.name}: its units lie in frozen parameters" for group in kept if group.name in held]
         kept = tuple(group for group in kept if group.name not in held)
-    return Symmetries(layout, kept, tuple(dict.fromkeys([*run.lost, *told])))
+    notes = dict.fromkeys([*run.lost, *told])
+    if not kept and not notes and len(layout.names) > 2:
+        notes = dict.fromkeys(["no parameters whose units can be permuted were recognised"])
+    return Symmetries(layout, kept, tuple(notes))
 
 
 def symmetries_of(landscape: NetworkLandscape) -> Symmetries:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowloss.errors import LowlossError
 from lowloss.landscape.layout import Layout
 from lowloss.symmetry.groups import Group, Place, Symmetries, after
 
@@ -71,7 +72,15 @@ def match_activations(symmetries: Symmetries, a: nn.Module, b: nn.Module, x: Ten
     Activations are what the linear and convolutional layers read that the units go into, after the nonlinearity, over
     all samples and positions. Units that are constant there are told apart by what the layers give that make them. A
     group that no such layer reads or makes, as the heads of attention, or whose layers are not called, is left out.
+
+    Raises LowlossError: a network is of another architecture than the symmetries.
     """
+    for network in (a, b):
+        shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+        for name, shape in zip(symmetries.layout.names, symmetries.layout.shapes, strict=True):
+            if shapes.get(name) != shape:
+                given = tuple(shapes[name]) if name in shapes else "none"
+                raise LowlossError(f"the symmetries are of networks with {name} of shape {tuple(shape)}, got {given}")
     sides = [(group, reads, _layers(group, a, reads)) for group in symmetries.groups for reads in (True, False)]
     names = [{name for _, side, layers in sides if side == reads for name, _ in layers} for reads in (False, True)]
     sums: dict[tuple[str, bool, str], tuple[Tensor, ...]] = {}

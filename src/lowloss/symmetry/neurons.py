@@ -38,7 +38,8 @@ class Neurons:
         """
         plain = [group.name for group in symmetries.groups if not _others(symmetries, group.name)]
         if layer is None and not plain:
-            raise LowlossError("no layer's neurons are read by one other layer alone: take a network without BatchNorm")
+            why = "; ".join(symmetries.notes) or "their groups have a normalisation's parameters, or several readers'"
+            raise LowlossError(f"no layer's neurons are read by one other layer alone ({why}): take another network")
         name = plain[-1] if layer is None else symmetries.group(layer).name
         if others := _others(symmetries, name):
             raise LowlossError(
