@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from math import inf
 from typing import Any
 
@@ -25,6 +24,7 @@ from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
 from lowloss.landscape.engine.loop import PART, Buffers, Engine, Loop
 from lowloss.landscape.engine.parts import Parts, near_equal, room
+from lowloss.landscape.engine.products import Samples
 from lowloss.landscape.initial import built, clone, copied, drawn, rebuilt
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.probe import ROWS, bound, check_fixed, probe, watch
@@ -152,20 +152,19 @@ class NetworkLandscape:
                 products = [self._product(theta_KP[k], v_KP[k], data, k, held[k]) for k in range(len(theta_KP))]
         return torch.stack(products).to(theta_KP) if products else torch.empty_like(theta_KP)
 
-    def keeping(self) -> AbstractContextManager[None]:
+    def keeping(self) -> contextlib.AbstractContextManager[None]:
         """While `product` keeps gradients, as far as there is memory; see `engine.products`."""
         return self.loop.products.keeping()
 
     def _product(self, theta_P: Tensor, v_P: Tensor, data: Batch | str, k: int, buffers: Buffers | None) -> Tensor:
         x_N, y_N, seed = (*self.data.split(data), 0) if isinstance(data, str) else data.row(k)
         whole = isinstance(data, str) or buffers is not None
-        samples = data if isinstance(data, str) else (id(data), 0 if data.shared else k)
+        drawn = data if isinstance(data, str) else (id(data), 0 if data.shared else k)
 
         def of(span: slice, order_N: Tensor | None = None) -> Tensor:
-            some = span if order_N is None else order_N[span]
-            x, y = (t[some if isinstance(some, slice) else some.to(t.device)] for t in (x_N, y_N))
-            given = theta_P, v_P, x, y, seed, buffers, whole, (samples, span.start, span.stop)
-            return self.loop.products(*given).double()
+            x, y = (t[span if order_N is None else order_N[span].to(t.device)] for t in (x_N, y_N))
+            samples = Samples(x, y, seed, buffers, whole, (drawn, span.start, span.stop))
+            return self.loop.products(theta_P, v_P, samples).double()
 
         if not whole:
             return of(slice(None))

@@ -102,12 +102,12 @@ def _check_idle(
     for name, view in loop.layout.views(at_A_1P[0]).items():
         still[name] *= not view.any()
     idle, moved_P = [name for name in still if still[name].all()], loop.layout.flatten(still)
-    for at_P in (theta_P, other_P) if idle else ():
+    if not idle:
+        return
+    for at_P in (theta_P, other_P):
         pair = (_looked_at(loop, end_P, buffers, samples) for end_P in (at_P, at_P.lerp(_beside(at_P), moved_P)))
         if not all(map(torch.equal, *pair)):
             return
-    if not idle:
-        return
     every, name = len(idle) == len(still), type(loop.module).__name__
     told = f"the outputs of {name} do not depend on {'its parameters' if every else ', '.join(idle[:2])}"
     held = "its forward pass reaches those of another module, as in a copy whose lambda or hook holds the original"

@@ -37,7 +37,9 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
 
     Raises LowlossError: the module does not run on x in float64.
     """
-    free = {name for name, p in module.named_parameters() if p.requires_grad}
+    named = dict(module.named_parameters())
+    frozen = {name for name, p in named.items() if not p.requires_grad}
+    frozen = frozen if len(frozen) < len(named) else set()
     try:
         module = copy.deepcopy(module).cpu().double().eval().requires_grad_(True)
         for part in module.modules():
@@ -58,19 +60,17 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
         units = run.units(one) if isinstance(one, Tensor) else None
         if units is not None:
             run.unite(units, torch.tensor(FIXED))
-    layout = Layout.of(module)
-    kept, wrong = _checked(Symmetries(layout, _groups(run)), module, x)
+    kept, wrong = _checked(Symmetries(Layout.of(module), _groups(run)), module, x)
+    held = [group.name for group in kept if any(place.parameter in frozen for place in group.places)]
     told = [f"{name}: its units cannot be permuted by themselves" for name in wrong]
-    if free:
-        named = {name: p for name, p in module.named_parameters() if name in free}
-        layout = Layout(tuple(named), tuple(p.shape for p in named.values()), layout.dtype)
-        held = {group.name for group in kept if any(place.parameter not in free for place in group.places)}
-        told += [f"{group.name}: its units lie in frozen parameters" for group in kept if group.name in held]
-        kept = tuple(group for group in kept if group.name not in held)
-    notes = dict.fromkeys([*run.lost, *told])
-    if not kept and not notes and len(layout.names) > 2:
-        notes = dict.fromkeys(["no parameters whose units can be permuted were recognised"])
-    return Symmetries(layout, kept, tuple(notes))
+    told += [f"{name}: its units lie in frozen parameters" for name in held]
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    layout, free = Layout.of(module), tuple(group for group in kept if group.name not in held)
+    notes = [*dict.fromkeys([*run.lost, *told])]
+    if not free and not notes and len(layout.names) > 2:
+        notes = ["no parameters whose units can be permuted were recognised"]
+    return Symmetries(layout, free, tuple(notes))
 
 
 def symmetries_of(landscape: NetworkLandscape) -> Symmetries:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from math import isnan, nan
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +24,22 @@ if TYPE_CHECKING:
 
 KEPT = 1 << 30
 """Bytes that kept gradients may need on a processor; on a GPU it is half of what is free there."""
+
+
+class Samples(NamedTuple):
+    """A part of the data, and how the loss there is taken.
+
+    buffers: BatchNorm's statistics, in evaluation mode; None takes the samples' own, in training mode.
+    whole: they are a part of a split: the loss is the sum over its scored items, without dropout.
+    which: what tells them from others while gradients are kept.
+    """
+
+    x: Tensor
+    y: Tensor
+    seed: int
+    buffers: Buffers | None
+    whole: bool
+    which: Hashable
 
 
 class _Gradient(NamedTuple):
@@ -55,32 +71,15 @@ class Products:
         finally:
             self._kept = None
 
-    def __call__(
-        self,
-        theta_P: Tensor,
-        v_P: Tensor,
-        x: Tensor,
-        y: Tensor,
-        seed: int,
-        buffers: Buffers | None,
-        whole: bool,
-        which: Hashable,
-    ) -> Tensor:
-        """The Hessian of a loss at a point times v (P,).
-
-        Args:
-            buffers: BatchNorm's statistics, in evaluation mode; None takes the minibatch's, in training mode.
-            whole: the minibatch is a part of a split: the loss is the sum over its scored items, without dropout.
-            which: what tells these samples from others while gradients are kept.
-        """
-        given = theta_P, v_P, x, y, seed, buffers, whole, which
+    def __call__(self, theta_P: Tensor, v_P: Tensor, samples: Samples) -> Tensor:
+        """The Hessian of a loss at a point times v (P,)."""
         try:
-            return self._product(*given, Twice() if self._faster else nullcontext())
+            return self._product(theta_P, v_P, samples)
         except (CheckpointError, Plainly):
             # Where checkpointed parts of a module run again, no mode reaches them; others use gradients as they run.
             self._faster = False
             self._drop()
-            return self._product(*given, nullcontext())
+            return self._product(theta_P, v_P, samples)
         except torch.OutOfMemoryError:
             self._drop()
             raise
@@ -98,62 +97,61 @@ class Products:
         if self._kept is not None:
             self._kept, self._left = {}, 0.0
 
-    def _product(
-        self,
-        theta_P: Tensor,
-        v_P: Tensor,
-        x: Tensor,
-        y: Tensor,
-        seed: int,
-        buffers: Buffers | None,
-        whole: bool,
-        which: Hashable,
-        mode: AbstractContextManager[object],
-    ) -> Tensor:
-        loop, cudnn = self._loop, torch.backends.cudnn
-        loop.module.train(buffers is None and not whole)
+    def _alike(self, theta_P: Tensor, samples: Samples) -> list[_Gradient] | None:
+        """Kept gradients on these samples that may be this point's; None if its is not to be kept."""
+        if self._kept is None or isnan(total := float(theta_P.double().sum())):
+            return None
+        return self._kept.setdefault((samples.which, samples.buffers is None, total), [])
+
+    def _product(self, theta_P: Tensor, v_P: Tensor, samples: Samples) -> Tensor:
+        loop, cudnn, v = self._loop, torch.backends.cudnn, self._loop.layout.views(v_P)
+        loop.module.train(samples.buffers is None and not samples.whole)
         for part in loop.batch_norms:
-            part.train(buffers is None)
-        total = nan if self._kept is None else float(theta_P.double().sum())
-        key = None if isnan(total) else (which, buffers is None, total)
-        same = [] if key is None or self._kept is None else self._kept.setdefault(key, [])
-        gradient = next((one for one in same if torch.equal(one.theta_P, theta_P)), None)
-        new = gradient is None
-        if gradient is None:
-            gradient = _Gradient(theta_P, loop.parameters(theta_P, True), buffers or loop.fresh_buffers(), ())
-        v, given, needed = loop.layout.views(v_P), list(gradient.parameters.values()), 0
+            part.train(samples.buffers is None)
+        alike = self._alike(theta_P, samples)
+        known = next((one for one in alike or () if torch.equal(one.theta_P, theta_P)), None)
+        parameters = known.parameters if known else loop.parameters(theta_P, True)
+        buffers = known.buffers if known else samples.buffers or loop.fresh_buffers()
+        # The fused kernels of recurrent layers and of attention have no second derivative.
+        fused = any(isinstance(m, nn.RNNBase) for m in loop.module.modules())
+        with (
+            loop.at(parameters, buffers),
+            torch.enable_grad(),
+            cudnn.flags(enabled=not fused, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            parts, needed = (known.parts, 0) if known else self._first(parameters, samples, alike is not None)
+            keep = alike is not None and needed <= self._room(theta_P.device)
+            # Of a loss that is linear in some parameters their gradients are constants.
+            pairs = zip(parts, parameters, strict=True)
+            curved = [(part, v[name]) for part, name in pairs if part.requires_grad]
+            if not curved:
+                return torch.zeros_like(theta_P)
+            along, outputs_along = zip(*curved, strict=True)
+            given = list(parameters.values())
+            found = torch.autograd.grad(along, given, outputs_along, retain_graph=keep, materialize_grads=True)
+        if alike is not None and keep and not known:
+            self._left -= needed
+            alike.append(_Gradient(theta_P.clone(), parameters, buffers, parts))
+        return torch.cat([part.detach().reshape(-1) for part in found])
+
+    def _first(self, parameters: dict[str, Tensor], samples: Samples, counted: bool) -> tuple[tuple[Tensor, ...], int]:
+        """The gradient, and if it is counted, how many bytes are held for differentiating it again."""
+        loop, x, needed = self._loop, samples.x, 0
 
         def saved(tensor: Tensor) -> Tensor:
             nonlocal needed
             needed += tensor.nbytes
             return tensor
 
-        # The fused kernels of recurrent layers and of attention have no second derivative.
-        fused = any(isinstance(m, nn.RNNBase) for m in loop.module.modules())
-        with (
-            loop.at(gradient.parameters, gradient.buffers),
-            torch.enable_grad(),
-            cudnn.flags(enabled=not fused, deterministic=cudnn.deterministic, allow_tf32=cudnn.allow_tf32),
-            sdpa_kernel(SDPBackend.MATH),
-        ):
-            if new:
-                if x.dim() == 4 and x.is_cuda and cudnn.allow_tf32:  # in float32 the kernels for it are far slower
-                    x = x.contiguous(memory_format=torch.channels_last)
-                with nullcontext() if key is None else saved_tensors_hooks(saved, lambda tensor: tensor):
-                    with loop.random_seed(seed), mode:
-                        outputs, _ = loop.call(x, None)
-                    loss = loop.task.columns(outputs, y)["loss"].sum() if whole else loop.task.mean_loss(outputs, y)
-                    parts = torch.autograd.grad(loss, given, create_graph=True, materialize_grads=True)
-                gradient = gradient._replace(parts=parts)
-            keep = not new or (key is not None and needed <= self._room(theta_P.device))
-            # Of a loss that is linear in some parameters their gradients are constants.
-            pairs = zip(gradient.parts, gradient.parameters, strict=True)
-            curved = [(part, v[name]) for part, name in pairs if part.requires_grad]
-            if not curved:
-                return torch.zeros_like(theta_P)
-            along, outputs_along = zip(*curved, strict=True)
-            found = torch.autograd.grad(along, given, outputs_along, retain_graph=keep, materialize_grads=True)
-        if new and keep:
-            self._left -= needed
-            same.append(gradient._replace(theta_P=theta_P.clone()))
-        return torch.cat([part.detach().reshape(-1) for part in found])
+        # In float32 a GPU's kernels for channels last are far slower.
+        if x.dim() == 4 and x.is_cuda and torch.backends.cudnn.allow_tf32:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with saved_tensors_hooks(saved, lambda tensor: tensor) if counted else nullcontext():
+            with loop.random_seed(samples.seed), Twice() if self._faster else nullcontext():
+                outputs, _ = loop.call(x, None)
+            task, y = loop.task, samples.y
+            loss = task.columns(outputs, y)["loss"].sum() if samples.whole else task.mean_loss(outputs, y)
+            given = list(parameters.values())
+            parts = torch.autograd.grad(loss, given, create_graph=True, materialize_grads=True)
+        return parts, needed
