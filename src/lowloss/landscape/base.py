@@ -3,7 +3,7 @@
 Shapes: K points, P parameters, C outputs, B samples of a chunk.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -85,8 +85,12 @@ class Landscape(Protocol):
                 held at those that are given, one dictionary of buffers a point.
         """
 
-    def keeping(self) -> AbstractContextManager[None]:
-        """While what `product` makes of a point may be kept for products with other vectors, of the same samples."""
+    def keeping(self) -> AbstractContextManager[Callable[[], int]]:
+        """While what `product` makes of a point may be kept for products with other vectors, of the same samples.
+
+        It gives a function that tells, after a product, of how many points it fits the memory; 0 where it does not
+        matter.
+        """
 
     def subset(self, split: str, samples: int, seed: int) -> Batch | None:
         """So many samples of a split, drawn without replacement, as evaluation has them; None where there are none."""

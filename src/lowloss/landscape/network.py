@@ -152,7 +152,7 @@ class NetworkLandscape:
                 products = [self._product(theta_KP[k], v_KP[k], data, k, held[k]) for k in range(len(theta_KP))]
         return torch.stack(products).to(theta_KP) if products else torch.empty_like(theta_KP)
 
-    def keeping(self) -> contextlib.AbstractContextManager[None]:
+    def keeping(self) -> contextlib.AbstractContextManager[Callable[[], int]]:
         """While `product` keeps gradients, as far as there is memory; see `engine.products`."""
         return self.loop.products.keeping()
 

@@ -8,7 +8,7 @@ Shapes: K points, P parameters, Q coordinates.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import inf
@@ -37,7 +37,7 @@ class Wrapper:
     def outputs(self, theta_P: Tensor, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         return self.base.outputs(theta_P, split)
 
-    def keeping(self) -> AbstractContextManager[None]:
+    def keeping(self) -> AbstractContextManager[Callable[[], int]]:
         return self.base.keeping()
 
     def subset(self, split: str, samples: int, seed: int) -> Batch | None:

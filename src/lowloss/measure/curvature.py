@@ -113,7 +113,8 @@ class Krylov:
         w_KP = self.times(q_KP)
         height_KJ = w_KP.new_zeros(len(w_KP), j + 1, dtype=torch.float64)
         for _ in range(2):  # twice is enough: what the first pass leaves is of rounding's size
-            part_KJ = (basis_KJP @ w_KP[:, :, None])[:, :, 0]
+            # Of a batched product of few rows and one column a GPU does each row's sum on one processor.
+            part_KJ = torch.stack([basis_JP @ w_P for basis_JP, w_P in zip(basis_KJP, w_KP, strict=True)])
             w_KP = w_KP - (part_KJ[:, None] @ basis_KJP)[:, 0]
             height_KJ += part_KJ
         self.T_KJJ[:, : j + 1, j] = self.T_KJJ[:, j, : j + 1] = height_KJ
@@ -379,11 +380,12 @@ def _random(theta_KP: Tensor, hessian: Hessian, name: str, count: int) -> Iterat
 def _in_parts(
     part: Callable[[Tensor, Product], Columns], theta_KP: Tensor, vectors: int, hessian: Hessian, landscape: Landscape
 ) -> Columns:
-    """The columns of all points, of which so many are taken at once as their vectors have room."""
-    at_once, product = max(1, NUMBERS // (vectors * theta_KP.shape[1])), hessian.product(landscape)
-    parts = list[Columns]()
+    """The columns of all points, of which so many are taken at once as their vectors have room and their gradients."""
+    most, product = max(1, NUMBERS // (vectors * theta_KP.shape[1])), hessian.product(landscape)
+    parts, at_once, done = list[Columns](), 1, 0
     with torch.no_grad():
-        for some_KP in theta_KP.split(at_once):
-            with landscape.keeping():
-                parts.append(part(some_KP, product))
+        while done < len(theta_KP):
+            with landscape.keeping() as fitting:
+                parts.append(part(theta_KP[done : done + at_once], product))
+            done, at_once = done + at_once, min(most, fitting() or most)
     return {name: torch.cat([columns[name] for columns in parts]) for name in parts[0]}

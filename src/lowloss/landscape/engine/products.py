@@ -6,7 +6,7 @@ Shapes: P parameters.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import nullcontext
 from math import isnan, nan
 from typing import TYPE_CHECKING, NamedTuple
@@ -59,15 +59,16 @@ class Products:
     """
 
     def __init__(self, loop: Loop) -> None:
-        self._loop, self._faster, self._left = loop, True, nan
+        self._loop, self._faster, self._room, self._left = loop, True, nan, nan
         self._kept: dict[Hashable, list[_Gradient]] | None = None
+        self._needed: dict[Hashable, int] = {}
 
     @contextlib.contextmanager
-    def keeping(self) -> Iterator[None]:
-        """While gradients are kept for products with other vectors."""
-        self._kept, self._left = {}, nan
+    def keeping(self) -> Iterator[Callable[[], int]]:
+        """While gradients are kept for products with other vectors; gives what tells of how many points they fit."""
+        self._kept, self._room, self._needed = {}, nan, {}
         try:
-            yield
+            yield lambda: int(self._room // sum(self._needed.values())) if self._needed else 0
         finally:
             self._kept = None
 
@@ -84,18 +85,19 @@ class Products:
             self._drop()
             raise
 
-    def _room(self, device: torch.device) -> float:
-        """How many bytes more may be kept."""
-        if isnan(self._left):
-            self._left = KEPT
+    def _fits(self, needed: int, device: torch.device) -> bool:
+        """Whether so many bytes more may be kept."""
+        if isnan(self._room):
+            self._room = KEPT
             if device.type == "cuda":
                 unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-                self._left = (torch.cuda.mem_get_info(device)[0] + unused) / 2
-        return self._left
+                self._room = (torch.cuda.mem_get_info(device)[0] + unused) / 2
+            self._left = self._room
+        return needed <= self._left
 
     def _drop(self) -> None:
         if self._kept is not None:
-            self._kept, self._left = {}, 0.0
+            self._kept, self._room, self._left = {}, 0.0, 0.0
 
     def _alike(self, theta_P: Tensor, samples: Samples) -> list[_Gradient] | None:
         """Kept gradients on these samples that may be this point's; None if its is not to be kept."""
@@ -121,7 +123,7 @@ class Products:
             sdpa_kernel(SDPBackend.MATH),
         ):
             parts, needed = (known.parts, 0) if known else self._first(parameters, samples, alike is not None)
-            keep = alike is not None and needed <= self._room(theta_P.device)
+            keep = alike is not None and self._fits(needed, theta_P.device)
             # Of a loss that is linear in some parameters their gradients are constants.
             pairs = zip(parts, parameters, strict=True)
             curved = [(part, v[name]) for part, name in pairs if part.requires_grad]
@@ -130,9 +132,11 @@ class Products:
             along, outputs_along = zip(*curved, strict=True)
             given = list(parameters.values())
             found = torch.autograd.grad(along, given, outputs_along, retain_graph=keep, materialize_grads=True)
-        if alike is not None and keep and not known:
-            self._left -= needed
-            alike.append(_Gradient(theta_P.clone(), parameters, buffers, parts))
+        if alike is not None and not known:
+            self._needed[samples.which] = needed
+            if keep:
+                self._left -= needed
+                alike.append(_Gradient(theta_P.clone(), parameters, buffers, parts))
         return torch.cat([part.detach().reshape(-1) for part in found])
 
     def _first(self, parameters: dict[str, Tensor], samples: Samples, counted: bool) -> tuple[tuple[Tensor, ...], int]:
