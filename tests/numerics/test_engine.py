@@ -571,7 +571,8 @@ def test_a_step_is_as_near_as_autocast(noise, taken, monkeypatch, caplog):
 
     alter_steps(graph, monkeypatch, change)
     graph.losses(theta_KP, batch, True)
-    assert graph.usable == taken
+    assert graph.usable
+    assert graph.takes_steps == taken
     assert ("its first gradient" in caplog.text) != taken
 
 
@@ -580,7 +581,7 @@ def test_a_gradient_of_another_direction_is_refused_however_far_autocast_is(monk
     monkeypatch.setattr("lowloss.landscape.engine.checked.AUTOCAST_ROOM", 1e6)
     alter_steps(graph, monkeypatch, lambda losses, gradients: (losses, -0.2 * gradients))
     graph.losses(points(loop, 2), Batch(torch.randn(6, *IMAGE), torch.randint(10, (6,)), (0,)), True)
-    assert not graph.usable
+    assert not graph.takes_steps
 
 
 @pytest.mark.parametrize("points_first", [1, 4])
@@ -592,7 +593,7 @@ def test_steps_of_one_point_and_of_several_are_checked_apart_and_at_the_last(poi
     last_only[-1] = 1.2
     alter_steps(graph, monkeypatch, lambda losses, gradients: (losses * last_only, gradients))
     graph.losses(theta_KP[: 5 - points_first], batch, True)
-    assert not graph.usable
+    assert not graph.takes_steps
 
 
 def test_dropout_of_a_row_depends_on_its_seed_alone():
@@ -928,6 +929,28 @@ def test_numbers_of_an_engine_that_gave_up_are_told(monkeypatch):
     land.losses(theta_KP, batch)
     ways = "graph, steps in bfloat16, evaluation in float16", "loop, steps in float32, evaluation in float32"
     assert land.arithmetic == "; then ".join(ways)
+
+
+def test_what_only_takes_its_steps_otherwise_is_evaluated_folded(monkeypatch, caplog):
+    land = small_landscape()
+    graph = land._engine = Graph(land.loop, labelled(land.data.x_train[:4]), torch.bfloat16, torch.float16)
+    alter_steps(graph, monkeypatch, lambda losses, gradients: (losses, -gradients))
+    theta_KP, batch = torch.randn(2, land.dim), land.batches(8, [0], shared=True)[0]
+    given = theta_KP.clone().requires_grad_()
+    land.losses(given, batch).sum().backward()
+    assert torch.equal(given.grad, land.loop.losses(theta_KP, batch, True)[1])
+    evaluated, outputs = [], graph.outputs
+    monkeypatch.setattr(graph, "outputs", lambda *rest: evaluated.append(1) or outputs(*rest))
+    assert torch.allclose(land.evaluate(theta_KP)["loss"], small_evaluation(land, theta_KP), atol=1e-3)
+    assert evaluated
+    assert caplog.text.count("takes its steps on the plain loop: its first gradient") == 1
+    assert land.arithmetic == "graph, evaluation in float16; loop, steps in float32"
+
+
+def small_evaluation(land, theta_KP):
+    x, y = land.data.split("train")
+    logits = (torch.cat(list(land.loop.outputs(theta_P, {}, x, len(x)))) for theta_P in theta_KP)
+    return torch.stack([nn.functional.cross_entropy(some, y) for some in logits]).double()
 
 
 def test_a_step_whose_check_does_not_fit_the_memory_counts(monkeypatch, caplog):

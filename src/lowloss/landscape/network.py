@@ -414,16 +414,18 @@ class NetworkLandscape:
     def arithmetic(self) -> str:
         """The engine in use and its precisions, for a result's provenance."""
         engine, exact = self.engine, self.layout.dtype
-        told = []
-        if isinstance(engine, Graph) and (engine.usable or engine.used):
-            text = f"graph, steps in {engine.step_dtype}, evaluation in {engine.evaluation_dtype}"
+        graph, told = engine if isinstance(engine, Graph) else None, []
+        evaluates = graph is not None and graph.usable
+        if graph and (graph.usable or graph.used):
+            steps = f"steps in {graph.step_dtype}, " if graph.takes_steps or graph.took_steps else ""
             limits = {split: trust.limit for split, trust in self._trust.items() if trust.limit < inf}
-            text += "".join(f", of {split} losses from {limit:.3g} on in {exact}" for split, limit in limits.items())
-            told.append(text)
-        if not isinstance(engine, Graph) or not engine.usable:
-            how = "captured " if isinstance(engine, Graph) and engine.captured.used else ""
-            told.append(f"loop, steps {how}in {self.loop.step_dtype or exact}, evaluation in {exact}")
-        return "; then ".join(told).replace("torch.", "")
+            text = "".join(f", of {split} losses from {limit:.3g} on in {exact}" for split, limit in limits.items())
+            told.append(f"graph, {steps}evaluation in {graph.evaluation_dtype}{text}")
+        if not graph or not graph.takes_steps:
+            how = "captured " if graph and graph.captured.used else ""
+            text = "" if evaluates else f", evaluation in {exact}"
+            told.append(f"loop, steps {how}in {self.loop.step_dtype or exact}{text}")
+        return ("; " if evaluates else "; then ").join(told).replace("torch.", "")
 
     def _points(self, theta_KP: Tensor) -> Tensor:
         check_points(theta_KP, self.dim, self.layout.dtype)

@@ -98,6 +98,10 @@ class Trust:
         self._lowest, self._highest = -inf, inf
 
 
+class StepError(LowlossError):
+    """A folded module's steps are not what the loop's are; of its evaluation that tells nothing."""
+
+
 Taken = tuple[Tensor, Tensor | None]
 """Losses (1,) and gradients (1, P) of a step."""
 
@@ -110,7 +114,7 @@ def reference_step(
     At the last point: what a kernel mistakes lies rather far from where it begins. The loop draws other dropout;
     there the folded module, uncompiled and in float32, is what to compare with. None where the loss is not finite.
 
-    Raises LowlossError where 16 bits leave nothing of the gradient, before anything is compiled for them.
+    Raises StepError where 16 bits leave nothing of the gradient, before anything is compiled for them.
     """
     theta_1P, x_1B, y_1B, seeds_1 = (part[-1:] for part in (theta_KP, *rows))
     batch = Batch(x_1B, y_1B, (int(seeds_1),), shared=False)
@@ -126,24 +130,24 @@ def reference_step(
     if narrow[1] is not None and exact[1] is not None and exact[1].any() and not graph._drops:
         cosine = float(torch.cosine_similarity(narrow[1][0], exact[1][0], dim=0))
         if not cosine >= GRADIENT_ROUNDING:
-            raise LowlossError(f"its first gradient in {graph.step_dtype} has a cosine of {cosine:.2g} with float32's")
+            raise StepError(f"its first gradient in {graph.step_dtype} has a cosine of {cosine:.2g} with float32's")
     return exact, narrow, compared
 
 
 def compare_step(known: tuple[Taken, Taken, Taken], losses_K: Tensor, gradients_KP: Tensor | None) -> None:
-    """Raise LowlossError where a step is much further from float32 than autocast is: wrong is far worse."""
+    """Raise StepError where a step is much further from float32 than autocast is: wrong is far worse."""
     exact, narrow, (loss_1, gradient_1P) = known
     told = "its first {} is {:.2g} (relative) from float32, autocast {:.2g}"
     scale = loss_1.norm().clamp_min(1)
     far, rounded = _apart(losses_K[-1:], loss_1, scale), _apart(narrow[0], exact[0], scale)
     if not far <= min(LOSS_ROUNDING, LOSS_ROOM + AUTOCAST_ROOM * rounded):
-        raise LowlossError(told.format("loss", far, rounded))
+        raise StepError(told.format("loss", far, rounded))
     if gradients_KP is not None and gradient_1P is not None and gradient_1P.any():
         scale = gradient_1P.norm()
         far, rounded = _apart(gradients_KP[-1:], gradient_1P, scale), _apart(narrow[1], exact[1], scale)
         cosine = torch.cosine_similarity(gradients_KP[-1], gradient_1P[0], dim=0)
         if not (far <= GRADIENT_ROOM + AUTOCAST_ROOM * rounded and cosine >= GRADIENT_ROUNDING):
-            raise LowlossError(told.format("gradient", far, rounded))
+            raise StepError(told.format("gradient", far, rounded))
 
 
 def verify(graph: Graph, sample: Tensor, targets: Tensor) -> int:

@@ -26,7 +26,7 @@ from lowloss.data.base import Batch, Inputs
 from lowloss.errors import LowlossError
 from lowloss.landscape.engine.capture import Steps, compiled, differentiated, laid_out
 from lowloss.landscape.engine.captured import Captured
-from lowloss.landscape.engine.checked import Taken, compare_step, reference_step, verify
+from lowloss.landscape.engine.checked import StepError, Taken, compare_step, reference_step, verify
 from lowloss.landscape.engine.folded import FoldedBatchNorm, FoldedDropout, fold, record, separate, widen
 from lowloss.landscape.engine.loop import Buffers, Loop
 from lowloss.landscape.engine.parts import Parts
@@ -64,6 +64,7 @@ class Graph:
         self.loop, self.module, self.layout, self.batch_norms = loop, loop.module, loop.layout, loop.batch_norms
         self.step_dtype, self.evaluation_dtype = step_dtype, evaluation_dtype
         self.usable, self.used, self._strict, self._points_at_once = True, False, strict, 1 << 30
+        self.takes_steps, self.took_steps = True, False
         self._samples_at_once, self._copies_at_once = 0, 1 << 30
         self.captured = Captured(loop)
         self._whole: tuple[Inputs, Tensor] | None = None
@@ -123,7 +124,7 @@ class Graph:
                 part_KP = theta_KP[first : first + at_once]
                 rows = _rows(batch, first, first + len(part_KP))
                 parts.append(self._checked(part_KP, rows, gradients))
-            self.used = True
+            self.used = self.took_steps = True
             if len(parts) == 1:
                 return parts[0]
             losses_K = torch.cat([losses for losses, _ in parts])
@@ -132,7 +133,7 @@ class Graph:
         def loop() -> tuple[Tensor, Tensor | None]:
             return self.captured.losses(theta_KP, batch, gradients)
 
-        if not points:
+        if not points or not self.takes_steps:
             return loop()
         try:
             return self._or_loop(run, loop)
@@ -261,7 +262,7 @@ class Graph:
     def _checked(self, theta_KP: Tensor, rows: tuple[Tensor, Tensor, Tensor], gradients: bool) -> Taken:
         """A step, the first of each kind compared with the plain loop's, if that fits the memory.
 
-        Raises LowlossError where it is much further from float32 than autocast is.
+        Raises StepError where it is much further from float32 than autocast is.
         """
         kind, known = (len(theta_KP) > 1, tuple(rows[0].shape[1:]), gradients), None
         if kind not in self._compared:
@@ -323,7 +324,9 @@ class Graph:
         return x_KB
 
     def _give_up(self, reason: Exception) -> None:
-        self.usable = False
+        """Let the loop do everything, or where only steps were found to differ, those."""
+        alone = isinstance(reason, StepError)
+        self.usable, self.takes_steps = self.usable and alone, False
         self._steps.clear()
         name = type(self.module).__name__
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()] or [type(reason).__name__]
@@ -335,7 +338,8 @@ class Graph:
             raise LowlossError(
                 f"{name} cannot run with engine=graph: {line} (engine=auto would take the plain loop)"
             ) from reason
-        log.warning("engine: %s runs on the plain loop: %s", name, line)
+        what = "takes its steps" if alone else "runs"
+        log.warning("engine: %s %s on the plain loop: %s", name, what, line)
 
 
 def _rows(batch: Batch, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
