@@ -153,18 +153,23 @@ class Normal(_Held):
 
 
 class NeuronDistance(_Held):
-    """Two neurons l and m of a layer at a fixed Euclidean distance of their parameter vectors (Brea et al. 2019).
+    """Two neurons l and m of a layer at a fixed Euclidean distance delta of their parameter vectors (Brea et al. 2019).
 
     A neuron's vector is its incoming weights (a filter of a convolution) and its bias, where the layer has one. The
-    coordinates are Q = P redundant ones: z itself, but for the two vectors, which are moved along their difference to
-    mean ± delta / 2. So their mean, the direction of their difference and all other parameters are free. Decreasing
-    delta, take `coordinates` anew: it puts the two at the distance delta, where a step of z is a step of theta.
+    coordinates are Q = P redundant ones: z itself, but for the two vectors, of which the mean and the direction of the
+    difference are taken, and where outgoing weights are named, for half their difference, which is divided by delta
+    over the length of the difference of the two vectors in `coordinates`, `scale`. Where delta becomes small the two
+    neurons' outputs differ by delta times a derivative, and a network of low loss may weigh that by 1 / delta: in z
+    these weights and the direction have numbers and gradients of any other's size, and the same z at a smaller delta
+    is nearly the same function.
 
     Args:
         layout: of the network.
         layer: the name of a module with a weight, say "layers.0".
         l, m: the neurons, or a sequence of them, one a row.
         delta: the distance, positive, or a sequence of them, one a row.
+        outgoing_NO: where in a point the outgoing weights of every neuron lie; None: they are coordinates as they are.
+        scale: the distance at which z is the point, likewise; None: delta.
 
     Raises LowlossError: the network has no such layer or neuron, or the settings do not fit together.
     """
@@ -178,8 +183,10 @@ class NeuronDistance(_Held):
         l: int | Sequence[int],  # noqa: E741
         m: int | Sequence[int],
         delta: float | Sequence[float],
+        outgoing_NO: Tensor | None = None,
+        scale: float | Sequence[float] | None = None,
     ) -> None:
-        self.dim = layout.dim
+        self.dim, scale = layout.dim, delta if scale is None else scale
         layers = layout.filters(torch.arange(layout.dim))
         names = [name.removesuffix(".weight") for name in layers if name.endswith(".weight")]
         if layer not in names:
@@ -187,34 +194,52 @@ class NeuronDistance(_Held):
         index_FS = layers[f"{layer}.weight"]
         if f"{layer}.bias" in layout.names:
             index_FS = torch.cat([index_FS, layout.views(torch.arange(layout.dim))[f"{layer}.bias"][:, None]], dim=1)
-        lengths = {len(value) for value in (l, m, delta) if isinstance(value, Sequence)}
+        given = l, m, delta, scale
+        lengths = {len(value) for value in given if isinstance(value, Sequence)}
         if len(lengths) > 1:
-            raise LowlossError("l, m and delta must be single numbers or sequences of one length")
+            raise LowlossError("l, m, delta and scale must be single numbers or sequences of one length")
         self.rows = lengths.pop() if lengths else None
-        l_K, m_K, delta_K = (v if isinstance(v, Sequence) else [v] * (self.rows or 1) for v in (l, m, delta))
+        l_K, m_K, delta_K, scale_K = (v if isinstance(v, Sequence) else [v] * (self.rows or 1) for v in given)
         for a, b in zip(l_K, m_K, strict=True):
             if a == b or not {a, b} <= set(range(len(index_FS))):
                 raise LowlossError(f"{layer} has neurons 0 … {len(index_FS) - 1}: take two of them, not {a} and {b}")
-        if not all(is_number(d, float) and 0 < d < inf for d in delta_K):
-            raise LowlossError(f"delta must be positive and finite, got {delta}")
-        self._pair_2KS = index_FS[torch.tensor([l_K, m_K])]
+        if not all(is_number(d, float) and 0 < d < inf for d in (*delta_K, *scale_K)):
+            raise LowlossError(f"delta and scale must be positive and finite, got {delta} and {scale}")
+        pair_2K = torch.tensor([l_K, m_K])
+        self._pair_2KS, self._out_2KO = index_FS[pair_2K], None if outgoing_NO is None else outgoing_NO[pair_2K]
         self._delta_K1 = torch.tensor(delta_K, dtype=torch.float64)[:, None]
+        self._scale_K1 = torch.tensor(scale_K, dtype=torch.float64)[:, None]
 
     def points(self, z_KP: Tensor) -> Tensor:
         """The points (K, P). Raises LowlossError where the two neurons are equal, so that no direction is known."""
-        _check_rows(self.rows, len(z_KP))
-        l_KS, m_KS = (index_KS.expand(len(z_KP), -1) for index_KS in self._pair_2KS.to(z_KP.device))
-        l_vector_KS, m_vector_KS = z_KP.gather(1, l_KS), z_KP.gather(1, m_KS)
-        mean_KS, difference_KS = (l_vector_KS + m_vector_KS) / 2, l_vector_KS - m_vector_KS
+        return self._moved(z_KP, self._delta_K1, self._scale_K1 / self._delta_K1)
+
+    def coordinates(self, theta_KP: Tensor) -> Tensor:
+        """Those of the point itself where it is on the chart, to rounding; else of the nearest point on it."""
+        return self._moved(theta_KP, self._scale_K1, self._delta_K1 / self._scale_K1)
+
+    def _moved(self, from_KP: Tensor, length_K1: Tensor, factor_K1: Tensor) -> Tensor:
+        """With the two vectors so far apart, and so many times the difference of their outgoing weights."""
+        _check_rows(self.rows, len(from_KP))
+        result_KP, difference_KS = from_KP, _halves(from_KP, self._pair_2KS)[1]
         norm_K1 = difference_KS.norm(dim=1, keepdim=True)
         if (norm_K1 == 0).any():
             raise LowlossError("the two neurons are equal, so no direction leads from one to the other: move one")
-        half_KS = self._delta_K1.to(z_KP) / 2 * difference_KS / norm_K1
-        return z_KP.scatter(1, l_KS, mean_KS + half_KS).scatter(1, m_KS, mean_KS - half_KS)
+        changes = [(self._pair_2KS, length_K1.to(from_KP) / 2 / norm_K1)]
+        if self._out_2KO is not None:
+            changes.append((self._out_2KO, factor_K1.to(from_KP)))
+        for index_2KS, times_K1 in changes:
+            mean_KS, half_KS = _halves(from_KP, index_2KS)
+            for index_KS, side in zip(index_2KS.to(from_KP.device), (1, -1), strict=True):
+                moved_KS = mean_KS + side * times_K1 * half_KS
+                result_KP = result_KP.scatter(1, index_KS.expand(len(from_KP), -1), moved_KS)
+        return result_KP
 
-    def coordinates(self, theta_KP: Tensor) -> Tensor:
-        """The point itself where it is on the chart, to rounding; else the nearest point on it."""
-        return self.points(theta_KP)
+
+def _halves(theta_KP: Tensor, index_2KS: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of two parts of each point, and half their difference (K, S)."""
+    one_KS, other_KS = (theta_KP.gather(1, i_KS.expand(len(theta_KP), -1)) for i_KS in index_2KS.to(theta_KP.device))
+    return (one_KS + other_KS) / 2, (one_KS - other_KS) / 2
 
 
 class Tied(_Held):

@@ -51,7 +51,8 @@ class Students(Wrapper):
     def losses(self, theta_RP: Tensor, batch: Batch | None) -> Tensor:
         """The losses (R,) on samples of `whole`."""
         assert batch is not None
-        scale_R = torch.tensor([row.task.scale if isinstance(row.task, Regression) else 1.0 for row in self.rows])
+        scales = [row.task.scale if isinstance(row.task, Regression) else 1.0 for row in self.rows]
+        scale_R = torch.tensor(scales, dtype=torch.float64)
         losses_R: Tensor = Losses.apply(theta_RP.to(batch.y.device), self._gradients, batch)
         return losses_R * (scale_R[0] / scale_R).to(losses_R)
 

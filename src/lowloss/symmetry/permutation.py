@@ -119,11 +119,20 @@ class _Memory:
 
 
 def at_distance(
-    landscape: Landscape, layout: Layout, neurons: Neurons, pairs: Sequence[Sequence[int]], delta_R: Tensor
+    landscape: Landscape,
+    layout: Layout,
+    neurons: Neurons,
+    pairs: Sequence[Sequence[int]],
+    delta_R: Tensor,
+    start_R: Tensor,
 ) -> Charted:
-    """The landscape of points whose pairs of neurons are at these distances, a pair a row."""
+    """The landscape of points whose pairs of neurons are at these distances, a pair a row, which they began at others.
+
+    The coordinates at one distance are nearly the same function at another; see `NeuronDistance`.
+    """
     ls, ms = ([pair[side] for pair in pairs] for side in range(2))
-    return Charted(landscape, NeuronDistance(layout, neurons.layer, ls, ms, delta_R.tolist()))
+    distances = delta_R.tolist(), neurons.outgoing_NO, start_R.tolist()
+    return Charted(landscape, NeuronDistance(layout, neurons.layer, ls, ms, *distances))
 
 
 def merged(landscape: Landscape, neurons: Neurons, label_RN: Tensor) -> Charted:

@@ -19,6 +19,7 @@ from lowloss.landscape.engine import Engine
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
 from lowloss.landscape.students import Students
+from lowloss.landscape.wrappers import Charted
 from lowloss.progress import bar
 from lowloss.symmetry.neurons import Neurons
 from lowloss.symmetry.permutation import at_distance, descend, gradients, hessian, merged, plateau, shifts, signs
@@ -190,31 +191,37 @@ class _Contracted:
             label_N[label_N == m] = l
         after = merged(students, self.neurons, label_RN)
         delta_RS = start_R[:, None] * settings.to ** (torch.arange(steps + 1.0, dtype=torch.float64) / steps)
+        z_RP = before.chart.coordinates(theta_RP)
         with bar(self.title, steps + 1) as advance:
             for step in range(steps + 1):
+                charts = [after]
+                if step < steps:
+                    apart = pairs, delta_RS[:, step + 1], start_R
+                    charts = [before, at_distance(before, self.layout, self.neurons, *apart)]
+                for charted in charts:
+                    charted.chart.to(batch.y.device)
                 file = self.folder / f"{name}-{step:04d}.safetensors" if self.folder else None
                 if file and file.exists():
                     kept, _ = load_tensors(file)
-                    z_RP, norm_R = kept["theta"], kept["gradient_norm"]
+                    theta_RP, norm_R = kept["theta"], kept["gradient_norm"]
+                    z_RP = _into(charts, theta_RP.to(batch.y.device))
                 else:
-                    last = step == steps
-                    charts = [after] if last else [
-                        before, at_distance(before, self.layout, self.neurons, pairs, delta_RS[:, step + 1])
-                    ]  # fmt: skip
-                    z_RP = bends[-1].to(batch.y.device)
-                    for charted in charts:
-                        z_RP = charted.chart.to(batch.y.device).coordinates(z_RP)
-                    z_RP, _, norm_R = descend(charts[-1], z_RP, batch, settings.iterations, settings.gradient_norm)
+                    if step == steps:
+                        z_RP = _into(charts, bends[-1].to(batch.y.device))
+                    z_RP, _, norm_R = descend(
+                        charts[-1], z_RP.to(batch.y.device), batch, settings.iterations, settings.gradient_norm
+                    )
+                    theta_RP = z_RP
                     for charted in reversed(charts):
-                        z_RP = charted.chart.points(z_RP)
-                    z_RP, norm_R = z_RP.cpu(), norm_R.cpu()
+                        theta_RP = charted.chart.points(theta_RP)
+                    theta_RP, norm_R = theta_RP.cpu(), norm_R.cpu()
                     if file:
-                        save_tensors(file, {"theta": z_RP, "gradient_norm": norm_R}, {})
+                        save_tensors(file, {"theta": theta_RP, "gradient_norm": norm_R}, {})
                 if step == steps:
                     # Incoming and outgoing weights become equal on a straight line.
                     before_RP = bends[-1]
-                    bends += [before_RP.lerp(z_RP, i / LAST) for i in range(1, LAST)]
-                bends.append(z_RP)
+                    bends += [before_RP.lerp(theta_RP, i / LAST) for i in range(1, LAST)]
+                bends.append(theta_RP)
                 norms.append(norm_R)
                 advance(step + 1, f"gradient {float(norm_R.max()):.1e}")
         return bends, norms
@@ -243,6 +250,13 @@ class _Contracted:
             point["eigenvalues"] = torch.linalg.eigvalsh(hessian(landscape, theta_P).cpu())
             point["negative"], point["vanishing"] = signs(point["eigenvalues"])
         return point
+
+
+def _into(charts: Sequence[Charted], theta_RP: Tensor) -> Tensor:
+    """The coordinates in the last of charts, each of the coordinates of the one before."""
+    for charted in charts:
+        theta_RP = charted.chart.coordinates(theta_RP)
+    return theta_RP
 
 
 def _along(way_KP: Tensor, between: int = 4) -> Tensor:
