@@ -7,6 +7,7 @@ import torch
 import torchvision
 import yaml
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from lowloss import Data, NetworkLandscape
 from lowloss.conf import config_folder
@@ -131,6 +132,106 @@ def test_groups_are_those_of_the_architecture():
     assert sorted(widths) == sorted([16, 16, 32, 16, 16, 32, 32, 64, 64])
     # DenseNet-40: the stem, twelve layers in each of three blocks, and two transitions.
     assert len(derive_symmetries(DenseNet((1, 8, 8), 10, depth=40), x).groups) == 1 + 3 * 12 + 2
+
+
+HEAD = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+
+LAYERS = {
+    # Channels permute within each group; a depthwise one's go with its inputs, whatever many they are.
+    "grouped": (
+        [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=2), *HEAD, nn.Linear(12, 5)],
+        [("0", 4), ("0:2", 4), ("2", 6), ("2:2", 6)],
+    ),
+    "grouped, transposed": (
+        [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 12, 3, groups=2), *HEAD, nn.Linear(12, 5)],
+        [("0", 4), ("0:2", 4), ("2", 6), ("2:2", 6)],
+    ),
+    "depthwise": ([nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=8), *HEAD, nn.Linear(16, 5)], [("0", 8)]),
+    "depthwise, transposed": (
+        [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 16, 3, groups=8), *HEAD, nn.Linear(16, 5)],
+        [("0", 8)],
+    ),
+    "InstanceNorm": (
+        [nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 6, 3), *HEAD, nn.Linear(6, 5)],
+        [("0", 8), ("3", 6)],
+    ),
+    "weight_norm": (
+        [
+            *(weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), weight_norm(nn.Conv2d(8, 6, 3)), nn.Tanh()),
+            *(*HEAD[1:], nn.Linear(6, 5)),
+        ],
+        [("0", 8), ("2", 6)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_pass_units_on(name):
+    torch.manual_seed(0)
+    layers, groups = LAYERS[name]
+    found = check(nn.Sequential(*layers), torch.randn(3, 3, 8, 8).double(), len(groups))
+    assert [(group.name, group.size) for group in found.groups] == groups
+    assert not found.notes
+    assert [group.name for group in found.groups if group.odd] == (["2"] if name == "weight_norm" else [])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_older_weight_norm_is_known_too():
+    first, second = (nn.utils.weight_norm(nn.Linear(*size)) for size in ((4, 6), (6, 5)))
+    module = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(5, 2))
+    module(torch.randn(3, 4))  # which keeps weights that are no leaves
+    found = derive_symmetries(module, torch.randn(3, 4))
+    assert [(group.name, group.size) for group in found.groups] == [("0", 6), ("2", 5)]
+    assert {place.parameter for place in found.groups[0].places} == {"0.weight_g", "0.weight_v", "0.bias", "2.weight_v"}
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder has the encoder's weights transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return nn.functional.linear(self.b(self.a(x).relu()).relu() @ self.b.weight, self.a.weight.T)
+
+
+def test_tied_weights_have_the_units_of_all_their_uses():
+    torch.manual_seed(0)
+    found = check(Tied(), torch.randn(3, 4).double(), 2)
+    assert [(group.name, len(group.places)) for group in found.groups] == [("a", 3), ("b", 2)]
+    layers = [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)]
+    layers[4].weight = layers[2].weight
+    found = check(nn.Sequential(*layers), torch.randn(3, 4).double(), 1)
+    assert [(group.name, len(group.places)) for group in found.groups] == [("0", 7)]
+
+
+class Halved(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, 0.5 * self.weight, self.bias)
+
+
+class Interleaved(nn.Module):
+    def forward(self, x):
+        return x.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)
+
+
+def test_layers_that_keep_an_order_are_told():
+    square = nn.Linear(4, 4)
+    told = {
+        "0: one weight is read 2 times, and its units keep their order": [square, nn.ReLU(), square],
+        "2: a weight that is computed from parameters keeps its order": [nn.Linear(4, 6), nn.ReLU(), Halved(6, 4)],
+        "1: each channel is alone in its group, and keeps its place": [
+            *(nn.Linear(4, 4), nn.GroupNorm(2, 4), Interleaved(), nn.GroupNorm(2, 4), nn.Linear(4, 3))
+        ],
+    }
+    for note, layers in told.items():
+        found = derive_symmetries(nn.Sequential(*layers), torch.randn(3, 4))
+        assert not found.groups
+        assert found.notes[0] == note
+    images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(3), *HEAD, nn.Linear(8, 5))
+    found = derive_symmetries(images, torch.randn(2, 3, 8, 8))
+    assert found.notes == ("1: what goes through local_response_norm keeps its order",)
 
 
 class Ordered(nn.Module):

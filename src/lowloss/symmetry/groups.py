@@ -8,6 +8,7 @@ unit's sign can change too: then a permutation may have the signs of the moved u
 Shapes: P parameters, N units of a group, R indices of a unit along an axis, L = R × (what lies at an index).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,19 +19,26 @@ from lowloss.errors import LowlossError, nearest
 from lowloss.landscape.layout import Layout
 from lowloss.seeding import derive
 
+WEIGHT = re.compile(r"(^|\.)(parametrizations\.)?weight(\.original[01]|_[gv])?$")
+"""How the name of a layer's weight ends."""
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where the units of a group lie: unit i at the indices index_NR[i] of an axis, or of the flattened parameter."""
+    """Where the units of a group lie: unit i at the indices index_NR[i] of an axis, or of the flattened parameter.
+
+    signed: whether what lies there changes its sign with the unit, as all but the scales of normalisations does.
+    """
 
     parameter: str
     axis: int | None
     index_NR: Tensor
+    signed: bool = True
 
     @property
-    def signed(self) -> bool:
-        """Whether what lies there changes its sign with the unit, as all but the scales of normalisations does."""
-        return self.axis is not None or not self.parameter.endswith("weight")
+    def layer(self) -> str:
+        """The layer whose weight this is, also where weight_norm has it in two; of others the parameter's own name."""
+        return WEIGHT.sub("", self.parameter)
 
     def along(self, parameter: Tensor) -> Tensor:
         """A view of the parameter with this axis first."""

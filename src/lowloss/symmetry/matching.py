@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from lowloss.errors import LowlossError
 from lowloss.landscape.layout import Layout
-from lowloss.symmetry.groups import Group, Place, Symmetries, after
+from lowloss.symmetry.groups import WEIGHT, Group, Place, Symmetries, after
 
 CHUNK = 100
 """Samples whose activations are held at once."""
@@ -147,12 +148,23 @@ def _layers(group: Group, module: nn.Module, reads: bool) -> list[tuple[str, Ten
     """The layers whose outputs, or inputs, are units of a group, and their indices (N, R) among these."""
     layers, found = dict(module.named_modules()), []
     for place in group.places:
-        name, _, kind = place.parameter.rpartition(".")
+        part, index_NR = layers.get(place.layer), place.index_NR
         # A transposed convolution's weight has its inputs first.
-        axis = int(getattr(layers.get(name), "transposed", False) != reads)
-        if kind == "weight" and place.axis == axis:
-            found.append((name, place.index_NR))
+        axis = int(getattr(part, "transposed", False) != reads)
+        if axis == 1 and place.axis is None and isinstance(part, _ConvNd) and part.weight.dim() > 1 < part.groups:
+            found.append((place.layer, _channels(part, index_NR)))
+        elif place.axis == axis and WEIGHT.search(place.parameter):
+            found.append((place.layer, index_NR))
     return found
+
+
+def _channels(part: _ConvNd, index_NR: Tensor) -> Tensor:
+    """The channels (N, C) whose numbers in the weight of a convolution in groups are at these indices."""
+    rows, inner = part.weight.shape[0] // part.groups, part.weight.shape[1]
+    each = part.weight[0, 0].numel()
+    row_NR, rest_NR = index_NR // (inner * each), index_NR % (inner * each)
+    first_NR = (row_NR % rows == 0) & (rest_NR % each == 0)  # each channel is there once
+    return (row_NR // rows * inner + rest_NR // each)[first_NR].view(len(index_NR), -1)
 
 
 @torch.no_grad()
@@ -181,7 +193,7 @@ def looked_at(module: nn.Module, names: Collection[str], look: Look, reads: bool
         return seen
 
     hooks = [
-        part.register_forward_hook(hook(name, 1 if isinstance(part, nn.modules.conv._ConvNd) else -1))
+        part.register_forward_hook(hook(name, 1 if isinstance(part, _ConvNd) else -1))
         for name, part in module.named_modules()
         if name in names
     ]
