@@ -55,9 +55,9 @@ def repaired(
         return maps[name]
 
     _run(landscape, theta_P, x, of_a, correct)
-    named = symmetries.layout.views(theta_P)
+    named, scaled = symmetries.layout.views(theta_P), _hidden(symmetries)
     for name, (scale_U, shift_U) in maps.items():
-        named[f"{name}.weight"].transpose(0, -1).mul_(scale_U.to(theta_P))
+        named[scaled[name]].transpose(0, -1).mul_(scale_U.to(theta_P))
         named[f"{name}.bias"].mul_(scale_U.to(theta_P)).add_(shift_U.to(theta_P))
     return theta_P.to(a_P)
 
@@ -80,10 +80,11 @@ def statistics(landscape: NetworkLandscape, symmetries: Symmetries, theta_P: Ten
     return {name: found[0] for name, found in calls.items() if len(found) == 1}
 
 
-def _hidden(symmetries: Symmetries) -> set[str]:
-    """The layers with weights and biases whose outputs are units."""
-    made = {p.parameter.removesuffix(".weight") for group in symmetries.groups for p in group.places if p.axis == 0}
-    return {name for name in made if {f"{name}.weight", f"{name}.bias"} <= {*symmetries.layout.names}}
+def _hidden(symmetries: Symmetries) -> dict[str, str]:
+    """The layers with weights and biases whose outputs are units, and what scales these, in weight_norm its lengths."""
+    places = [place for group in symmetries.groups for place in group.places if place.axis == 0]
+    made = {p.layer: p.parameter for p in places if not p.parameter.endswith(("weight_v", "original1"))}
+    return {name: parameter for name, parameter in made.items() if f"{name}.bias" in symmetries.layout.names}
 
 
 def _run(landscape: NetworkLandscape, theta_P: Tensor, x: Tensor, names: Collection[str], look: Look) -> None:
