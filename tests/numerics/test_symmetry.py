@@ -1,5 +1,7 @@
 """Permutation symmetries: the function is kept by the ones that are derived, for every network that is shipped."""
 
+import re
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -14,7 +16,7 @@ from lowloss.conf import config_folder
 from lowloss.errors import LowlossError
 from lowloss.landscape import Layout
 from lowloss.model import MLP, DenseNet, ResNet
-from lowloss.symmetry import align, derive_symmetries, match_activations
+from lowloss.symmetry import Group, Place, align, derive_symmetries, match_activations
 
 NAMES = sorted(file.stem for file in (config_folder() / "model").glob("*.yaml"))
 
@@ -290,6 +292,52 @@ class Failing(nn.Module):
 
     def forward(self, x):
         raise RuntimeError("no way\nthrough")
+
+
+UNITS = torch.arange(6)[:, None]
+
+WRONG = {
+    "lies in 0.wieght, but there is no such parameter (did you mean 0.weight or 2.weight?)": Place(
+        "0.wieght", 0, UNITS
+    ),
+    "lies in x, but there is no such parameter: the parameters are 0.weight, 0.bias, 2.weight, 2.bias": Place(
+        "x", 0, UNITS
+    ),
+    "lies along axis 2 of 0.weight, which has the shape (6, 4): take one of 0, 1, or None for all its numbers": Place(
+        "0.weight", 2, UNITS
+    ),
+    "lies along axis 1 of 0.bias, which has the shape (6,): take one of 0, or None for all its numbers": Place(
+        "0.bias", 1, UNITS
+    ),
+    "has the index 6 in 0.weight, but there are 0 … 5": Place("0.weight", 0, UNITS + 1),
+    "has the index -1 in 0.weight, but there are 0 … 5": Place("0.weight", 0, UNITS - 1),
+    "has an index in 0.weight twice: give each once": Place("0.weight", 0, UNITS // 2),
+    "has 6 units, so their indices in 2.weight are integers of the shape (6, R), got torch.int64 of (4, 1)": Place(
+        "2.weight", 1, UNITS[:4]
+    ),
+    "has 6 units, so their indices in 2.weight are integers of the shape (6, R), got torch.int64 of (6,)": Place(
+        "2.weight", 1, UNITS[:, 0]
+    ),
+    "has 6 units, so their indices in 2.weight are integers of the shape (6, R), got torch.float32 of (6, 1)": Place(
+        "2.weight", 1, UNITS.float()
+    ),
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_wrong_groups_given_by_hand_are_told(told):
+    found = derive_symmetries(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4))
+    by_hand = Group("own", (Place("0.bias", None, UNITS), WRONG[told]))
+    with pytest.raises(LowlossError, match=f"^the group own {re.escape(told)}$"):
+        replace(found, groups=(by_hand,))
+
+
+def test_groups_given_by_hand_have_names_and_places():
+    found = derive_symmetries(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4))
+    with pytest.raises(LowlossError, match=r"^two groups are called 0: name each otherwise$"):
+        replace(found, groups=(*found.groups, *found.groups))
+    with pytest.raises(LowlossError, match=r"^the group own has no places: give at least one$"):
+        replace(found, groups=(Group("own", ()),))
 
 
 def test_bad_input_is_told_in_a_line():

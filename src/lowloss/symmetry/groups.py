@@ -68,11 +68,25 @@ class Group:
 
 @dataclass(frozen=True)
 class Symmetries:
-    """The groups of a network, and what could not be derived, a line each, by the layer's name."""
+    """The groups of a network, and what could not be derived, a line each, by the layer's name.
+
+    Raises LowlossError: two groups have one name, or a place of one is not there in the layout's parameters.
+    """
 
     layout: Layout
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        shapes, names = dict(zip(self.layout.names, self.layout.shapes, strict=True)), set[str]()
+        for group in self.groups:
+            if group.name in names:
+                raise LowlossError(f"two groups are called {group.name}: name each otherwise")
+            names.add(group.name)
+            if not group.places:
+                raise LowlossError(f"the group {group.name} has no places: give at least one")
+            for place in group.places:
+                _check(group, place, shapes)
 
     def group(self, name: str) -> Group:
         """A group by its name. Raises LowlossError if there is none."""
@@ -116,6 +130,34 @@ class Symmetries:
                 sign_N = 2 * torch.randint(2, (group.size,), generator=generator) - 1
                 found[group.name] = torch.stack([found[group.name], sign_N])
         return found
+
+
+def _check(group: Group, place: Place, shapes: Mapping[str, torch.Size]) -> None:
+    """Raise LowlossError unless all units of a group lie at indices of their own in a parameter."""
+    name, axis, index_NR, here = place.parameter, place.axis, place.index_NR, f"the group {group.name}"
+    if name not in shapes:
+        known = nearest(name, shapes) or f": the parameters are {', '.join(shapes)}"
+        raise LowlossError(f"{here} lies in {name}, but there is no such parameter{known}")
+    shape = tuple(shapes[name])
+    if axis is not None and axis not in range(len(shape)):
+        axes = ", ".join(map(str, range(len(shape))))
+        raise LowlossError(
+            f"{here} lies along axis {axis} of {name}, which has the shape {shape}: take one of {axes}, or None for "
+            "all its numbers"
+        )
+    if index_NR.dim() != 2 or index_NR.is_floating_point() or len(index_NR) != group.size:
+        raise LowlossError(
+            f"{here} has {group.size} units, so their indices in {name} are integers of the shape ({group.size}, R), "
+            f"got {index_NR.dtype} of {tuple(index_NR.shape)}"
+        )
+    size = shapes[name].numel() if axis is None else shape[axis]
+    if index_NR.numel() and not 0 <= int(index_NR.min()) <= int(index_NR.max()) < size:
+        raise LowlossError(
+            f"{here} has the index {int(index_NR.min() if index_NR.min() < 0 else index_NR.max())} in {name}, but "
+            f"there are 0 … {size - 1}"
+        )
+    if len(index_NR.unique()) < index_NR.numel():
+        raise LowlossError(f"{here} has an index in {name} twice: give each once")
 
 
 def split(permutation: Tensor) -> tuple[Tensor, Tensor]:
