@@ -1,5 +1,6 @@
 """Alignment: a permuted copy is found exactly, and one group is matched as an enumeration does."""
 
+from copy import deepcopy
 from itertools import permutations
 
 import pytest
@@ -80,6 +81,16 @@ def test_a_permuted_copy_is_found_exactly(name, by):
     assert torch.equal(aligned_P, a_P)
     # Nothing changes what is aligned already.
     assert torch.equal(align(landscape, a_P, aligned_P, by)[0], a_P)
+
+
+def test_a_copy_of_a_network_with_an_embedding_is_found():
+    torch.manual_seed(0)
+    a = nn.Sequential(nn.Embedding(30, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 5, 7))
+    x, layout = torch.randint(30, (60, 5)), Layout.of(a)
+    symmetries, a_P = derive_symmetries(a, x[:2]), layout.flatten(dict(a.named_parameters()))
+    b_P, b = symmetries.permuted(a_P, symmetries.random(1)), deepcopy(a)
+    b.load_state_dict(layout.views(b_P))
+    assert torch.equal(symmetries.permuted(b_P, match_activations(symmetries, a, b, x)), a_P)
 
 
 def test_one_group_is_matched_as_by_enumeration():

@@ -208,6 +208,21 @@ def test_tied_weights_have_the_units_of_all_their_uses():
     assert [(group.name, len(group.places)) for group in found.groups] == [("0", 7)]
 
 
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(11, 6), nn.Linear(6, 11)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.out(self.embedding(x))
+
+
+def test_an_embedding_read_as_the_last_layers_weight_permutes_its_width():
+    found = check(Tokens(), torch.randint(11, (4, 7)), 1)
+    assert [(group.size, group.odd, len(group.places)) for group in found.groups] == [(6, True, 1)]
+
+
 class Halved(nn.Linear):
     def forward(self, x):
         return nn.functional.linear(x, 0.5 * self.weight, self.bias)

@@ -107,8 +107,9 @@ def _groups(run: Run) -> tuple[tuple[Group, ...], list[str]]:
             alike.setdefault((counts, frozenset(tags.get(label, ()))), []).append(label)
     groups, used, permuting = [], dict[str, int](), set[int]()
     for (counts, _), members in alike.items():
-        # What lies at one number alone is not read.
-        if len(members) < 2 or sum(count for _, count in counts) == 1:
+        (place, count), *others = counts
+        unread = count == 1 and not others and keys[place][1] is None  # it lies at one number alone
+        if len(members) < 2 or unread:
             continue
         permuting |= {*members}
         where = []

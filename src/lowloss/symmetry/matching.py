@@ -149,8 +149,8 @@ def _layers(group: Group, module: nn.Module, reads: bool) -> list[tuple[str, Ten
     layers, found = dict(module.named_modules()), []
     for place in group.places:
         part, index_NR = layers.get(place.layer), place.index_NR
-        # A transposed convolution's weight has its inputs first.
-        axis = int(getattr(part, "transposed", False) != reads)
+        # The weight of a transposed convolution or an embedding has its inputs first.
+        axis = int((isinstance(part, nn.Embedding) or getattr(part, "transposed", False)) != reads)
         if axis == 1 and place.axis is None and isinstance(part, _ConvNd) and part.weight.dim() > 1 < part.groups:
             found.append((place.layer, _channels(part, index_NR)))
         elif place.axis == axis and WEIGHT.search(place.parameter):
