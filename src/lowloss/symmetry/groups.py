@@ -65,6 +65,15 @@ class Group:
         """The number of units N."""
         return len(self.places[0].index_NR)
 
+    def permute(self, named: Mapping[str, Tensor], permutation: Tensor) -> None:
+        """Put the units into another order, in place in these parameters; see `Symmetries.permuted`."""
+        for place in self.places:
+            along = place.along(named[place.parameter])
+            sigma_N, sign_N = split(permutation.to(along.device))
+            index_NR = place.index_NR.to(along.device)
+            moved = along[index_NR[sigma_N]]
+            along[index_NR] = moved * sign_N.view(-1, *[1] * (moved.dim() - 1)) if place.signed else moved
+
 
 @dataclass(frozen=True)
 class Symmetries:
@@ -110,15 +119,12 @@ class Symmetries:
         result_P = theta_P.clone()
         named = self.layout.views(result_P)
         for name, permutation in permutations.items():
-            group, (sigma_N, sign_N) = self.group(name), split(permutation.to(theta_P.device))
-            if not torch.equal(sigma_N.cpu().sort().values, torch.arange(group.size)):
+            group, (sigma_N, sign_N) = self.group(name), split(permutation.cpu())
+            if not torch.equal(sigma_N.sort().values, torch.arange(group.size)):
                 raise LowlossError(f"{name} has the units 0 … {group.size - 1}: give each of them once")
             if not group.odd and (sign_N != 1).any():
                 raise LowlossError(f"what follows {name} is not odd: its units cannot change their signs")
-            for place in group.places:
-                along, index_NR = place.along(named[place.parameter]), place.index_NR.to(theta_P.device)
-                moved = along[index_NR[sigma_N]]
-                along[index_NR] = moved * sign_N.view(-1, *[1] * (moved.dim() - 1)) if place.signed else moved
+            group.permute(named, permutation)
         return result_P
 
     def random(self, seed: int) -> dict[str, Tensor]:
