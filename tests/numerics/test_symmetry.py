@@ -136,6 +136,22 @@ def test_groups_are_those_of_the_architecture():
     assert len(derive_symmetries(DenseNet((1, 8, 8), 10, depth=40), x).groups) == 1 + 3 * 12 + 2
 
 
+class Attended(nn.Module):
+    """A gate at each position for all channels, and a scale of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.scale = nn.Conv2d(6, 1, 1), nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return x * self.gate(x).sigmoid() * self.scale
+
+
+class Beside(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x.new_zeros(len(x), 2, 6, 6)], 1)
+
+
 HEAD = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
 
 LAYERS = {
@@ -157,6 +173,17 @@ LAYERS = {
         [nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 6, 3), *HEAD, nn.Linear(6, 5)],
         [("0", 8), ("3", 6)],
     ),
+    "PReLU": (
+        [nn.Conv2d(3, 6, 3), nn.PReLU(6), nn.Conv2d(6, 4, 3), nn.PReLU(), *HEAD[1:], nn.Linear(4, 5)],
+        [("0", 6), ("2", 4)],
+    ),
+    "GLU": ([nn.Conv2d(3, 12, 3), nn.GLU(1), *HEAD[1:], nn.Linear(6, 5)], [("0", 6)]),
+    "unshuffled": (
+        [nn.Conv2d(3, 6, 3), nn.PixelUnshuffle(2), nn.Conv2d(24, 4, 1), *HEAD, nn.Linear(4, 5)],
+        [("0", 6), ("2", 4)],
+    ),
+    "beside constants": ([nn.Conv2d(3, 6, 3), nn.ReLU(), Beside(), *HEAD[1:], nn.Linear(8, 5)], [("0", 6)]),
+    "gated": ([nn.Conv2d(3, 6, 3), nn.ReLU(), Attended(), *HEAD[1:], nn.Linear(6, 5)], [("0", 6)]),
     "weight_norm": (
         [
             *(weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), weight_norm(nn.Conv2d(8, 6, 3)), nn.Tanh()),
@@ -174,7 +201,9 @@ def test_layers_pass_units_on(name):
     found = check(nn.Sequential(*layers), torch.randn(3, 3, 8, 8).double(), len(groups))
     assert [(group.name, group.size) for group in found.groups] == groups
     assert not found.notes
-    assert [group.name for group in found.groups if group.odd] == (["2"] if name == "weight_norm" else [])
+    assert [group.name for group in found.groups if group.odd] == (
+        {"weight_norm": ["2"], "unshuffled": ["0"]}.get(name, [])
+    )
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -267,7 +296,10 @@ class Ordered(nn.Module):
 def test_what_cannot_be_permuted_stays_and_is_told():
     found = derive_symmetries(Ordered(), torch.randn(3, 4))
     assert [group.name for group in found.groups] == ["a"]
-    assert found.notes == ("b: its units cannot be permuted by themselves",)
+    assert found.notes == (
+        "the network: numbers that are no parameters tell units apart in mul",
+        "b: its units cannot be permuted by themselves",
+    )
     recurrent = derive_symmetries(nn.Sequential(nn.Linear(4, 6), nn.LSTM(6, 5)), torch.randn(2, 3, 4))
     assert recurrent.groups == ()
     assert recurrent.notes == ("1: what goes through lstm keeps its order",)

@@ -21,7 +21,7 @@ FIXED, NEUTRAL = 0, -1
 
 SHAPES = re.compile(
     "__get__|__getitem__|cat|chunk|clone|concat(enate)?|contiguous|detach|expand(_as)?|flatten|flip|index_select|"
-    "move(axis|dim)|narrow|permute|(channel|pixel)_shuffle|repeat(_interleave)?|reshape|roll|select|split|squeeze|stack|swapaxes|t|"
+    "move(axis|dim)|narrow|permute|(channel|pixel)_(un)?shuffle|repeat(_interleave)?|reshape|roll|select|split|squeeze|stack|swapaxes|t|"
     "tensor_split|tile|to|transpose|unbind|unflatten|unsqueeze|view(_as)?"
 )
 """Functions that move numbers and change none: they move the units alike."""
@@ -32,6 +32,10 @@ NOT_ODD = re.compile("relu|elu|silu|mish|sig(moid)?|soft|exp|abs|square|sqrt|pow
 """Functions behind which a unit's sign cannot change; of others it is tried."""
 
 POOLS = ("pool1d", "pool2d", "pool3d", "interpolate", "upsample")
+
+
+CONSTANTS = ("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
+"""Functions that take a tensor's type, or its shape, and none of its numbers."""
 
 
 class Run(TorchFunctionMode):
@@ -193,12 +197,14 @@ class Run(TorchFunctionMode):
             self._lose(name, inputs, outputs)
             return
         found = torch.tensor(NEUTRAL).expand(shape)
-        for one in inputs:
-            if (units := self.units(one)) is not None:
-                found = self.unite(found, units)
+        for units in _tied([units for one in inputs if (units := self.units(one)) is not None], shape):
+            found = self.unite(found, units)
         for one in inputs:
             if self.units(one) is None:
-                found = self.unite(found, _constant(one, found))
+                constant = _constant(one, found)
+                if constant == FIXED:
+                    self.lost.append(f"{self.layer}: numbers that are no parameters tell units apart in {name}")
+                found = self.unite(found, constant)
         for one in outputs:
             self.set(one, found)
 
@@ -209,6 +215,25 @@ class Run(TorchFunctionMode):
                 self.unite(units, torch.tensor(FIXED))
         for one in outputs:
             self.set(one, torch.full(one.shape, FIXED))
+
+
+def _tied(operands: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
+    """The operands (of units) whose units are those of the result: all but what each of several units meets alike, as a
+    scale of all channels."""
+    wide = [units.view(*[1] * (len(shape) - units.dim()), *units.shape) for units in operands]
+    if all(units.shape == shape for units in wide):
+        return wide
+    varying = [
+        {axis for axis, n in enumerate(units.shape) if n > 1 and bool((units != units.narrow(axis, 0, 1)).any())}
+        for units in wide
+    ]
+    found = []
+    for units, own in zip(wide, varying, strict=True):
+        others = set().union(*(axes for axes in varying if axes is not own))
+        alike = {axis for axis, n in enumerate(units.shape) if n == 1 < shape[axis]}
+        if not alike & others or own & others:
+            found.append(units)
+    return found or wide
 
 
 def _constant(tensor: Tensor, units: Tensor) -> Tensor:
@@ -290,8 +315,8 @@ def _layer(run: Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
     given = _named("input weight bias stride padding dilation groups", args, kwargs)
     weight, axis, transposed = given["weight"], 1 if "conv" in func.__name__ else -1, "transpose" in func.__name__
     run.read(weight)
-    # A transposed convolution has the groups in the same place.
-    groups, inputs_N = given.get("groups", 1), run.collapse(run.resolved(given["input"]), axis)
+    # What belongs to no unit is read where it is. A transposed convolution has the groups in the same place.
+    groups, inputs_N = given.get("groups", 1), run.collapse(run.resolved(given["input"]), axis).clamp_min(FIXED)
     whole_N, part = run.along(weight, 0), weight.shape[1] if groups > 1 else 0
     if groups == 1:
         inner_N = run.along(weight, 1)
@@ -349,6 +374,20 @@ def _weight_norm(run: Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> bo
     return None
 
 
+def _prelu(run: Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> bool | None:
+    """A slope for each channel, or one for all."""
+    x, weight = args[:2]
+    if weight.numel() == 1:
+        return False
+    _batch_norm(run, func, (), {"input": x, "weight": weight}, out)
+    return None
+
+
+def _glu(run: Run, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+    given = _named("input dim", args, kwargs)
+    run.set(out, run.unite(*run.resolved(given["input"]).chunk(2, given.get("dim", -1))))
+
+
 def _ordered(run: Run, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     raise ValueError("channels next to each other are read together")
 
@@ -396,7 +435,10 @@ RULES: dict[str, Callable[..., Any]] = {
     "linear": _layer,
     "batch_norm": _batch_norm,
     "instance_norm": _batch_norm,
+    "glu": _glu,
+    "prelu": _prelu,
     "local_response_norm": _ordered,
+    **dict.fromkeys(CONSTANTS, lambda *_: None),
     "_weight_norm": _weight_norm,
     "group_norm": _group_norm,
     "embedding": _embedding,
