@@ -257,6 +257,18 @@ class Halved(nn.Linear):
         return nn.functional.linear(x, 0.5 * self.weight, self.bias)
 
 
+class Mixed(nn.Module):
+    """Positions mixed for each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.out = nn.Linear(4, 6), nn.Linear(5, 5), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.embed(x[:, None].expand(-1, 5, -1))
+        return self.out((x + self.mix(x.mT).mT).mean(1))
+
+
 class Interleaved(nn.Module):
     def forward(self, x):
         return x.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)
@@ -271,6 +283,7 @@ def test_layers_that_keep_an_order_are_told():
             *(nn.Linear(4, 4), nn.GroupNorm(2, 4), Interleaved(), nn.GroupNorm(2, 4), nn.Linear(4, 3))
         ],
     }
+    told["0.mix: units beside the axis that it reads keep their order"] = [Mixed()]
     for note, layers in told.items():
         found = derive_symmetries(nn.Sequential(*layers), torch.randn(3, 4))
         assert not found.groups

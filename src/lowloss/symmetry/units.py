@@ -154,6 +154,10 @@ class Run(TorchFunctionMode):
             first = units.narrow(axis, 0, 1)
             return self.unite(first, units).narrow(axis, 0, 1)
         flat = units.movedim(axis, 0).flatten(1)
+        if (
+            bool((flat == flat[:1]).all()) and len(flat[0].unique()) > 1
+        ):  # as where positions are mixed for each channel
+            self.lost.append(f"{self.layer}: units beside the axis that it reads keep their order")
         return self.unite(flat[:, :1], flat)[:, 0]
 
     def watch(self, name: str, part: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
