@@ -173,6 +173,10 @@ LAYERS = {
         [nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 6, 3), *HEAD, nn.Linear(6, 5)],
         [("0", 8), ("3", 6)],
     ),
+    "padded": (
+        [nn.ZeroPad2d(1), nn.Conv2d(3, 6, 3), nn.ZeroPad2d(1), nn.ReLU(), nn.Conv2d(6, 4, 3), *HEAD, nn.Linear(4, 5)],
+        [("1", 6), ("4", 4)],
+    ),
     "PReLU": (
         [nn.Conv2d(3, 6, 3), nn.PReLU(6), nn.Conv2d(6, 4, 3), nn.PReLU(), *HEAD[1:], nn.Linear(4, 5)],
         [("0", 6), ("2", 4)],

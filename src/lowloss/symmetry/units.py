@@ -151,14 +151,16 @@ class Run(TorchFunctionMode):
     def collapse(self, units: Tensor, axis: int, keep: bool = False) -> Tensor:
         """The units (N,) along an axis, where those that lie across it are one; with `keep`, across it alone."""
         if keep:  # along the axis itself they become one
-            first = units.narrow(axis, 0, 1)
-            return self.unite(first, units).narrow(axis, 0, 1)
+            some = units.amax(axis, keepdim=True)
+            self.unite(some, units)
+            return some
         flat = units.movedim(axis, 0).flatten(1)
-        if (
-            bool((flat == flat[:1]).all()) and len(flat[0].unique()) > 1
-        ):  # as where positions are mixed for each channel
+        # As where positions are mixed for each channel.
+        if bool((flat == flat[:1]).all()) and len(flat[0].clamp_min(FIXED).unique()) > 1:
             self.lost.append(f"{self.layer}: units beside the axis that it reads keep their order")
-        return self.unite(flat[:, :1], flat)[:, 0]
+        some_N = flat.amax(1)  # where there is one: borders that are padded belong to none
+        self.unite(some_N[:, None], flat)
+        return some_N
 
     def watch(self, name: str, part: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
         """Hooks that tell when a layer runs."""
