@@ -207,6 +207,17 @@ def test_the_most_similar_neurons_are_two_that_are_not_equal():
         neurons.similar(theta_P, [0, 2])
 
 
+class Mirrored(nn.Module):
+    """Its neurons are read by the weights that make them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.a(x).relu() @ self.a.weight
+
+
 def test_bad_input_is_told_in_a_line():
     landscape, theta_P, neurons = student(1)
     with pytest.raises(LowlossError, match=r"^0 has the neurons 0 … 2: name two of them, not \[0, 3\]$"):
@@ -219,6 +230,14 @@ def test_bad_input_is_told_in_a_line():
         Neurons.of(derive_symmetries(MLP((3,), 2, [4]), x), "x")
     with pytest.raises(LowlossError, match=r"those of layers\.2\.weight too"):
         Neurons.of(derive_symmetries(MLP((3,), 2, [4], batch_norm=True), x), "layers.1")
+    tied = derive_symmetries(Mirrored(), x)
+    for layer, told in ((None, "^no layer's neurons are read by one other"), ("a", r"of a are those of a\.weight too")):
+        with pytest.raises(LowlossError, match=told):
+            Neurons.of(tied, layer)
+    square = nn.Linear(4, 4)
+    twice = derive_symmetries(nn.Sequential(nn.Linear(3, 4), square, nn.ReLU(), square, nn.Linear(4, 2)), x)
+    with pytest.raises(LowlossError, match=r"^no layer's neurons are read by one other"):
+        Neurons.of(twice, None)
     recurrent = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 5))
     with pytest.raises(LowlossError, match=r"by one other layer alone \(1: what goes through lstm keeps its order\)"):
         Neurons.of(derive_symmetries(recurrent, x), None)

@@ -132,7 +132,10 @@ def _others(symmetries: Symmetries, name: str) -> list[str]:
     places, own = symmetries.group(name).places, (f"{name}.weight", f"{name}.bias")
     rest = [place for place in places if place.parameter not in own]
     after = [place.parameter for place in rest if place.axis == 1]
-    return [place.parameter for place in rest if place.axis != 1] + after[1:]
+    # Weights that are tied read what they make.
+    names = [place.parameter for place in places]
+    tied = [names[0]] if not rest else [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    return tied + [place.parameter for place in rest if place.axis != 1] + after[1:]
 
 
 def halfway(distance_RB: Tensor, last: int) -> Tensor:
