@@ -81,6 +81,21 @@ def test_weight_norm_is_repaired_by_its_lengths():
             assert torch.allclose(mended[k], (one[k] + other[k]) / 2, rtol=1e-9, atol=1e-9)
 
 
+def test_layers_that_share_a_weight_stay_the_mean():
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(72, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU()]
+    layers[5].weight = layers[3].weight
+    landscape = landscape_of(nn.Sequential(*layers, nn.Linear(6, 4)))
+    a_P, b_P = points(landscape)
+    found_P = repaired(landscape, derive_symmetries(landscape.loop.module, X[:2]), a_P, b_P, X)
+    one, other, mended = (moments(landscape.module(point_P)[:2](X)) for point_P in (a_P, b_P, found_P))
+    for k in range(2):
+        assert torch.allclose(mended[k], (one[k] + other[k]) / 2, rtol=1e-9, atol=1e-9)
+    w, mean = landscape.layout.views(found_P), landscape.layout.views((a_P + b_P) / 2)
+    for name in ("3.weight", "3.bias", "5.bias"):
+        assert torch.allclose(w[name], mean[name])
+
+
 def test_a_network_between_itself_is_itself():
     landscape = landscape_of(network())
     a_P, _ = points(landscape)

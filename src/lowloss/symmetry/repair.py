@@ -8,6 +8,7 @@ point, which does the same.
 Shapes: P parameters, U units of a layer, S samples and positions.
 """
 
+from collections import Counter
 from collections.abc import Collection
 
 import torch
@@ -35,8 +36,8 @@ def repaired(
     A unit that is constant there is only shifted.
 
     Args:
-        symmetries: of the network. Its linear and convolutional layers that make units, have a bias and are called
-            once in a run are corrected.
+        symmetries: of the network. Its linear and convolutional layers that make units, have a bias, share no
+            parameter with another layer and are called once in a run are corrected.
         a_P, b_P: the ends, aligned.
         x: training inputs.
 
@@ -91,7 +92,14 @@ def _run(landscape: NetworkLandscape, theta_P: Tensor, x: Tensor, names: Collect
     """Run the network at theta on x, in float64 and evaluation mode; `look` is called with these layers' outputs."""
     module = landscape.copy().cpu().double().eval()
     module.load_state_dict(landscape.layout.views(theta_P.double().cpu()), strict=False)
-    corrected = {name for name, part in module.named_modules() if name in names and isinstance(part, LAYERS)}
+    uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+    corrected = {
+        name
+        for name, part in module.named_modules()
+        if name in names
+        and isinstance(part, LAYERS)
+        and all(uses[id(parameter)] == 1 for parameter in part.parameters())
+    }
     with torch.no_grad(), looked_at(module, corrected, look):
         module(x.double() if x.is_floating_point() else x)
 
