@@ -43,10 +43,13 @@ def normalised(arguments: Sequence[str], parses: Callable[[str], bool]) -> list[
         if word in WITH_VALUE and words:
             flags += [word, words.pop(0)]
         elif re.match(r"--?[a-z]", word):
-            name = word.partition("=")[0]
+            name, _, value = word.partition("=")
             if name not in FLAGS and not re.fullmatch(r"-[a-z]\w", name):  # short ones may stand together
                 shown = [flag for flag in FLAGS if flag.startswith("--")]
-                raise LowlossError(f"there is no {name}{nearest(name, shown)}; the flags are {', '.join(shown)}")
+                # What has a value may be a setting as other programs have it.
+                value = value or next((other for other in words[:1] if not re.match(r"-|.*=", other)), "")
+                known = f": settings are KEY=VALUE, here {name.lstrip('-')}={value}" if value else nearest(name, shown)
+                raise LowlossError(f"there is no {name}{known}; the flags are {', '.join(shown)}")
             flags.append(word)
         elif not word.strip():  # most often a variable of the shell that is not set
             raise LowlossError("an argument is empty or blank: settings are KEY=VALUE")

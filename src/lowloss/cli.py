@@ -126,11 +126,14 @@ def job_bench(config: Any, overrides: Sequence[str]) -> Any:
         _check_node(key, plain[key], declared)
     check_optimizer_settings(plain["optimizer"], str(HydraConfig.get().runtime.choices.get("optimizer")))
     kept = [o for o in overrides if not o.startswith(("stages=", "study="))]
+    chosen = [o for o in overrides if o.startswith("stages=")]
     command = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}"])
+    # A merge has stages of its own, whichever the command line chose then.
+    whole = shlex.join(["lowloss", *kept, f"study={quoted(plain['study'])}", *chosen[:-1]])
     root = Path(plain["outputs"]) / str(plain["study"])
     if not root.exists():
         check_data(plain)
-    return Bench(Study(root), plain, partial(_build, plain), command, stages())
+    return Bench(Study(root), plain, partial(_build, plain), command, stages(), whole)
 
 
 def _run_job(config: Any, overrides: Any) -> float | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lowloss import progress
-from lowloss.arguments import quoted
+from lowloss.arguments import normalised, quoted
 from lowloss.conf import options
 from lowloss.errors import LowlossError, did_you_mean
 from lowloss.overview import MORE, OVERVIEW
@@ -189,6 +189,7 @@ def _merge(arguments: Sequence[str]) -> list[str]:
     for name in ("A", "B"):
         parser.add_argument(name, help="a checkpoint: a state_dict, a Lightning checkpoint, or safetensors")
     parser.add_argument("settings", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    normalised(arguments, lambda _: True)  # tells flags that there are not
     given = parser.parse_args(arguments)
     for file in (given.A, given.B):
         if not Path(file).exists():

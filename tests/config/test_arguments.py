@@ -64,3 +64,16 @@ def test_short_flags_may_stand_together_and_long_ones_have_values():
     assert normalised(["-mh", "--config-dir=x", "--cfg", "job"], lambda _: True) == [
         "-mh", "--config-dir=x", "--cfg", "job",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model", "mlp"], "there is no --model: settings are KEY=VALUE, here model=mlp"),
+        (["--data.root=x"], "there is no --data.root: settings are KEY=VALUE, here data.root=x"),
+        (["--seeds", "data=digits"], "there is no --seeds"),
+    ],
+)
+def test_settings_written_as_flags_are_told_as_they_are_written_here(words, told):
+    with pytest.raises(LowlossError, match=f"^{told}; the flags are --help, "):
+        normalised(words, lambda _: True)

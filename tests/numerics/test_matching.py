@@ -1,11 +1,13 @@
 """Alignment: a permuted copy is found exactly, and one group is matched as an enumeration does."""
 
+from copy import deepcopy
 from itertools import permutations
 
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from lowloss.data import Data
 from lowloss.landscape import Layout, NetworkLandscape
@@ -32,6 +34,15 @@ NETWORKS = {
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(5 * 8 * 8, 10),
+    ),
+    "resnext": lambda: nn.Sequential(
+        *(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=2), nn.InstanceNorm2d(12, affine=True), nn.ReLU()),
+        *(nn.Conv2d(12, 12, 3, groups=12), nn.ReLU(), nn.ConvTranspose2d(12, 6, 2, groups=3), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(6 * 9, 10)),
+    ),
+    "weight_norm": lambda: nn.Sequential(
+        *(nn.Flatten(), weight_norm(nn.Linear(64, 9)), nn.ReLU(), weight_norm(nn.Linear(9, 7)), nn.Tanh()),
+        nn.Linear(7, 10),
     ),
     "transformer": lambda: nn.Sequential(
         nn.Flatten(2),
@@ -64,12 +75,22 @@ def test_a_permuted_copy_is_found_exactly(name, by):
         landscape.layout.views(a_P)["layers.1.bias"][[3, 8]] = -100
     b_P = symmetries.permuted(a_P, symmetries.random(5))
     odd = [group.name for group in symmetries.groups if group.odd]
-    assert len(odd) == {"tanh": 2, "transformer": 2, "decoder": 1}.get(name, 0)
+    assert len(odd) == {"tanh": 2, "transformer": 2, "decoder": 1, "weight_norm": 1}.get(name, 0)
     assert (a_P != b_P).float().mean() > 0.5
     aligned_P, _ = align(landscape, a_P, b_P, by)
     assert torch.equal(aligned_P, a_P)
     # Nothing changes what is aligned already.
     assert torch.equal(align(landscape, a_P, aligned_P, by)[0], a_P)
+
+
+def test_a_copy_of_a_network_with_an_embedding_is_found():
+    torch.manual_seed(0)
+    a = nn.Sequential(nn.Embedding(30, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 5, 7))
+    x, layout = torch.randint(30, (60, 5)), Layout.of(a)
+    symmetries, a_P = derive_symmetries(a, x[:2]), layout.flatten(dict(a.named_parameters()))
+    b_P, b = symmetries.permuted(a_P, symmetries.random(1)), deepcopy(a)
+    b.load_state_dict(layout.views(b_P))
+    assert torch.equal(symmetries.permuted(b_P, match_activations(symmetries, a, b, x)), a_P)
 
 
 def test_one_group_is_matched_as_by_enumeration():

@@ -1,6 +1,6 @@
 """Permutation points and the ways to them, against closed forms and against what symmetry and algebra say."""
 
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -180,14 +180,42 @@ def test_the_six_moves_exchange_two_neurons_at_equal_loss():
 
 
 def test_classes_and_times_of_ways():
-    assert shape([0, 1, 2, 3]) == CLASSES[0]
-    assert shape([0, 3, 1, 2]) == CLASSES[1]
-    assert shape([0, 1, 3, 2]) == CLASSES[2]
+    for least in (1.0, 1e-5):
+        rising, saddle, falling = (
+            [least * loss for loss in losses] for losses in ((0, 1, 2, 3), (0, 3, 1, 2), (0, 1, 3, 2))
+        )
+        assert [shape(losses, 1e-6) for losses in (rising, saddle, falling)] == [*CLASSES[:3]]
+    # Losses that differ by less than the descents tell, or than the float64 of the loss does.
+    for losses in ([0, 1e-10, 3e-10, 2e-10], [0, 3e-10, 1e-10, 2e-10], [0, 0, 0], [0.5, 0.5 + 1e-7]):
+        assert shape(losses, 1e-6) == CLASSES[3]
+        assert (shape(losses, 1e-12) == CLASSES[3]) == (max(losses) == 0)
+    assert shape([1.0, 1 + 1e-13], 0.0) == CLASSES[3]
     distance = torch.tensor([[4.0, 2.0, 1.0, *[0.5] * (LAST - 1), 0.0]], dtype=torch.float64)
     t = halfway(distance, LAST)[0]
     assert t[:3].tolist() == [0, 1 / 8, 3 / 16]
     assert t[-1] == 0.5
     assert (t.diff() > 0).all()
+
+
+def test_the_most_similar_neurons_are_two_that_are_not_equal():
+    _, theta_P, neurons = student(1, hidden=4)
+    theta_P[neurons.incoming_NS] = torch.tensor([[1.0, 0, 0], [0, 1, 0.3], [1, 0, 0], [0, 1, 0.1]])
+    assert [*islice(neurons.by_similarity(theta_P), 2)] == [[0, 2], [1, 3]]
+    assert neurons.similar(theta_P) == [1, 3]
+    assert neurons.similar(theta_P, [0, 2, 3]) == [0, 3]
+    with pytest.raises(LowlossError, match=r"^all neurons of 0 are equal already: take another network or layer$"):
+        neurons.similar(theta_P, [0, 2])
+
+
+class Mirrored(nn.Module):
+    """Its neurons are read by the weights that make them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.a(x).relu() @ self.a.weight
 
 
 def test_bad_input_is_told_in_a_line():
@@ -202,6 +230,14 @@ def test_bad_input_is_told_in_a_line():
         Neurons.of(derive_symmetries(MLP((3,), 2, [4]), x), "x")
     with pytest.raises(LowlossError, match=r"those of layers\.2\.weight too"):
         Neurons.of(derive_symmetries(MLP((3,), 2, [4], batch_norm=True), x), "layers.1")
+    tied = derive_symmetries(Mirrored(), x)
+    for layer, told in ((None, "^no layer's neurons are read by one other"), ("a", r"of a are those of a\.weight too")):
+        with pytest.raises(LowlossError, match=told):
+            Neurons.of(tied, layer)
+    square = nn.Linear(4, 4)
+    twice = derive_symmetries(nn.Sequential(nn.Linear(3, 4), square, nn.ReLU(), square, nn.Linear(4, 2)), x)
+    with pytest.raises(LowlossError, match=r"^no layer's neurons are read by one other"):
+        Neurons.of(twice, None)
     recurrent = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 5))
     with pytest.raises(LowlossError, match=r"by one other layer alone \(1: what goes through lstm keeps its order\)"):
         Neurons.of(derive_symmetries(recurrent, x), None)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 from lowloss.data import Data
 from lowloss.errors import LowlossError
@@ -64,6 +65,35 @@ def test_statistics_of_the_repaired_network_are_those_between_the_ends(t):
     # The outputs' own layer is the mean of both.
     w, (u, v) = (landscape.layout.views(found_P), (landscape.layout.views(end_P) for end_P in (a_P, b_P)))
     assert torch.allclose(w["7.weight"], (1 - t) * u["7.weight"] + t * v["7.weight"])
+
+
+def test_weight_norm_is_repaired_by_its_lengths():
+    torch.manual_seed(0)
+    layers = [weight_norm(nn.Linear(72, 9)), nn.ReLU(), weight_norm(nn.Linear(9, 8)), nn.ReLU(), nn.Linear(8, 4)]
+    landscape = landscape_of(nn.Sequential(nn.Flatten(), *layers))
+    a_P, b_P = points(landscape)
+    symmetries = derive_symmetries(landscape.loop.module, X[:2])
+    found_P = repaired(landscape, symmetries, a_P, b_P, X)
+    for depth in (2, 4):
+        modules = (landscape.module(point_P)[:depth] for point_P in (a_P, b_P, found_P))
+        one, other, mended = (moments(module(X)) for module in modules)
+        for k in range(2):
+            assert torch.allclose(mended[k], (one[k] + other[k]) / 2, rtol=1e-9, atol=1e-9)
+
+
+def test_layers_that_share_a_weight_stay_the_mean():
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(72, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU()]
+    layers[5].weight = layers[3].weight
+    landscape = landscape_of(nn.Sequential(*layers, nn.Linear(6, 4)))
+    a_P, b_P = points(landscape)
+    found_P = repaired(landscape, derive_symmetries(landscape.loop.module, X[:2]), a_P, b_P, X)
+    one, other, mended = (moments(landscape.module(point_P)[:2](X)) for point_P in (a_P, b_P, found_P))
+    for k in range(2):
+        assert torch.allclose(mended[k], (one[k] + other[k]) / 2, rtol=1e-9, atol=1e-9)
+    w, mean = landscape.layout.views(found_P), landscape.layout.views((a_P + b_P) / 2)
+    for name in ("3.weight", "3.bias", "5.bias"):
+        assert torch.allclose(w[name], mean[name])
 
 
 def test_a_network_between_itself_is_itself():

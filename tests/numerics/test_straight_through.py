@@ -33,6 +33,12 @@ def test_a_permuted_copy_is_found(landscape, trained, monkeypatch):
     assert found.keys() == sigma.keys()
 
 
+def test_a_permuted_copy_is_found_where_the_loss_falls_between_other_permutations(landscape):
+    a_P = landscape.initial(3)
+    _, symmetries = align(landscape, a_P, a_P, "weights")
+    assert torch.equal(align(landscape, a_P, symmetries.permuted(a_P, symmetries.random(1)), "ste")[0], a_P)
+
+
 def test_the_midpoint_is_lower_than_by_weights(landscape, trained):
     a_P, b_P = trained
 

@@ -1,5 +1,7 @@
 """Permutation symmetries: the function is kept by the ones that are derived, for every network that is shipped."""
 
+import re
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -7,13 +9,14 @@ import torch
 import torchvision
 import yaml
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from lowloss import Data, NetworkLandscape
 from lowloss.conf import config_folder
 from lowloss.errors import LowlossError
 from lowloss.landscape import Layout
 from lowloss.model import MLP, DenseNet, ResNet
-from lowloss.symmetry import align, derive_symmetries, match_activations
+from lowloss.symmetry import Group, Place, align, derive_symmetries, match_activations
 
 NAMES = sorted(file.stem for file in (config_folder() / "model").glob("*.yaml"))
 
@@ -133,6 +136,167 @@ def test_groups_are_those_of_the_architecture():
     assert len(derive_symmetries(DenseNet((1, 8, 8), 10, depth=40), x).groups) == 1 + 3 * 12 + 2
 
 
+class Attended(nn.Module):
+    """A gate at each position for all channels, and a scale of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.scale = nn.Conv2d(6, 1, 1), nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return x * self.gate(x).sigmoid() * self.scale
+
+
+class Beside(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x.new_zeros(len(x), 2, 6, 6)], 1)
+
+
+HEAD = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+
+LAYERS = {
+    # Channels permute within each group; a depthwise one's go with its inputs, whatever many they are.
+    "grouped": (
+        [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=2), *HEAD, nn.Linear(12, 5)],
+        [("0", 4), ("0:2", 4), ("2", 6), ("2:2", 6)],
+    ),
+    "grouped, transposed": (
+        [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 12, 3, groups=2), *HEAD, nn.Linear(12, 5)],
+        [("0", 4), ("0:2", 4), ("2", 6), ("2:2", 6)],
+    ),
+    "depthwise": ([nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=8), *HEAD, nn.Linear(16, 5)], [("0", 8)]),
+    "depthwise, transposed": (
+        [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 16, 3, groups=8), *HEAD, nn.Linear(16, 5)],
+        [("0", 8)],
+    ),
+    "InstanceNorm": (
+        [nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 6, 3), *HEAD, nn.Linear(6, 5)],
+        [("0", 8), ("3", 6)],
+    ),
+    "padded": (
+        [nn.ZeroPad2d(1), nn.Conv2d(3, 6, 3), nn.ZeroPad2d(1), nn.ReLU(), nn.Conv2d(6, 4, 3), *HEAD, nn.Linear(4, 5)],
+        [("1", 6), ("4", 4)],
+    ),
+    "PReLU": (
+        [nn.Conv2d(3, 6, 3), nn.PReLU(6), nn.Conv2d(6, 4, 3), nn.PReLU(), *HEAD[1:], nn.Linear(4, 5)],
+        [("0", 6), ("2", 4)],
+    ),
+    "GLU": ([nn.Conv2d(3, 12, 3), nn.GLU(1), *HEAD[1:], nn.Linear(6, 5)], [("0", 6)]),
+    "unshuffled": (
+        [nn.Conv2d(3, 6, 3), nn.PixelUnshuffle(2), nn.Conv2d(24, 4, 1), *HEAD, nn.Linear(4, 5)],
+        [("0", 6), ("2", 4)],
+    ),
+    "beside constants": ([nn.Conv2d(3, 6, 3), nn.ReLU(), Beside(), *HEAD[1:], nn.Linear(8, 5)], [("0", 6)]),
+    "gated": ([nn.Conv2d(3, 6, 3), nn.ReLU(), Attended(), *HEAD[1:], nn.Linear(6, 5)], [("0", 6)]),
+    "weight_norm": (
+        [
+            *(weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), weight_norm(nn.Conv2d(8, 6, 3)), nn.Tanh()),
+            *(*HEAD[1:], nn.Linear(6, 5)),
+        ],
+        [("0", 8), ("2", 6)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_pass_units_on(name):
+    torch.manual_seed(0)
+    layers, groups = LAYERS[name]
+    found = check(nn.Sequential(*layers), torch.randn(3, 3, 8, 8).double(), len(groups))
+    assert [(group.name, group.size) for group in found.groups] == groups
+    assert not found.notes
+    assert [group.name for group in found.groups if group.odd] == (
+        {"weight_norm": ["2"], "unshuffled": ["0"]}.get(name, [])
+    )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_older_weight_norm_is_known_too():
+    first, second = (nn.utils.weight_norm(nn.Linear(*size)) for size in ((4, 6), (6, 5)))
+    module = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(5, 2))
+    module(torch.randn(3, 4))  # which keeps weights that are no leaves
+    found = derive_symmetries(module, torch.randn(3, 4))
+    assert [(group.name, group.size) for group in found.groups] == [("0", 6), ("2", 5)]
+    assert {place.parameter for place in found.groups[0].places} == {"0.weight_g", "0.weight_v", "0.bias", "2.weight_v"}
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder has the encoder's weights transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return nn.functional.linear(self.b(self.a(x).relu()).relu() @ self.b.weight, self.a.weight.T)
+
+
+def test_tied_weights_have_the_units_of_all_their_uses():
+    torch.manual_seed(0)
+    found = check(Tied(), torch.randn(3, 4).double(), 2)
+    assert [(group.name, len(group.places)) for group in found.groups] == [("a", 3), ("b", 2)]
+    layers = [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)]
+    layers[4].weight = layers[2].weight
+    found = check(nn.Sequential(*layers), torch.randn(3, 4).double(), 1)
+    assert [(group.name, len(group.places)) for group in found.groups] == [("0", 7)]
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(11, 6), nn.Linear(6, 11)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.out(self.embedding(x))
+
+
+def test_an_embedding_read_as_the_last_layers_weight_permutes_its_width():
+    found = check(Tokens(), torch.randint(11, (4, 7)), 1)
+    assert [(group.size, group.odd, len(group.places)) for group in found.groups] == [(6, True, 1)]
+
+
+class Halved(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(x, 0.5 * self.weight, self.bias)
+
+
+class Mixed(nn.Module):
+    """Positions mixed for each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.out = nn.Linear(4, 6), nn.Linear(5, 5), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.embed(x[:, None].expand(-1, 5, -1))
+        return self.out((x + self.mix(x.mT).mT).mean(1))
+
+
+class Interleaved(nn.Module):
+    def forward(self, x):
+        return x.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)
+
+
+def test_layers_that_keep_an_order_are_told():
+    square = nn.Linear(4, 4)
+    told = {
+        "0: one weight is read 2 times, and its units keep their order": [square, nn.ReLU(), square],
+        "2: a weight that is computed from parameters keeps its order": [nn.Linear(4, 6), nn.ReLU(), Halved(6, 4)],
+        "1: each channel is alone in its group, and keeps its place": [
+            *(nn.Linear(4, 4), nn.GroupNorm(2, 4), Interleaved(), nn.GroupNorm(2, 4), nn.Linear(4, 3))
+        ],
+    }
+    told["0.mix: units beside the axis that it reads keep their order"] = [Mixed()]
+    for note, layers in told.items():
+        found = derive_symmetries(nn.Sequential(*layers), torch.randn(3, 4))
+        assert not found.groups
+        assert found.notes[0] == note
+    images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(3), *HEAD, nn.Linear(8, 5))
+    found = derive_symmetries(images, torch.randn(2, 3, 8, 8))
+    assert found.notes == ("1: what goes through local_response_norm keeps its order",)
+
+
 class Ordered(nn.Module):
     """Its second hidden layer is summed in an order, and its third weighted by a constant."""
 
@@ -149,7 +313,10 @@ class Ordered(nn.Module):
 def test_what_cannot_be_permuted_stays_and_is_told():
     found = derive_symmetries(Ordered(), torch.randn(3, 4))
     assert [group.name for group in found.groups] == ["a"]
-    assert found.notes == ("b: its units cannot be permuted by themselves",)
+    assert found.notes == (
+        "the network: numbers that are no parameters tell units apart in mul",
+        "b: its units cannot be permuted by themselves",
+    )
     recurrent = derive_symmetries(nn.Sequential(nn.Linear(4, 6), nn.LSTM(6, 5)), torch.randn(2, 3, 4))
     assert recurrent.groups == ()
     assert recurrent.notes == ("1: what goes through lstm keeps its order",)
@@ -189,6 +356,52 @@ class Failing(nn.Module):
 
     def forward(self, x):
         raise RuntimeError("no way\nthrough")
+
+
+UNITS = torch.arange(6)[:, None]
+
+WRONG = {
+    "lies in 0.wieght, but there is no such parameter (did you mean 0.weight or 2.weight?)": Place(
+        "0.wieght", 0, UNITS
+    ),
+    "lies in x, but there is no such parameter: the parameters are 0.weight, 0.bias, 2.weight, 2.bias": Place(
+        "x", 0, UNITS
+    ),
+    "lies along axis 2 of 0.weight, which has the shape (6, 4): take one of 0, 1, or None for all its numbers": Place(
+        "0.weight", 2, UNITS
+    ),
+    "lies along axis 1 of 0.bias, which has the shape (6,): take one of 0, or None for all its numbers": Place(
+        "0.bias", 1, UNITS
+    ),
+    "has the index 6 in 0.weight, but there are 0 … 5": Place("0.weight", 0, UNITS + 1),
+    "has the index -1 in 0.weight, but there are 0 … 5": Place("0.weight", 0, UNITS - 1),
+    "has an index in 0.weight twice: give each once": Place("0.weight", 0, UNITS // 2),
+    "has 6 units, so their indices in 2.weight are integers of the shape (6, R), got torch.int64 of (4, 1)": Place(
+        "2.weight", 1, UNITS[:4]
+    ),
+    "has 6 units, so their indices in 2.weight are integers of the shape (6, R), got torch.int64 of (6,)": Place(
+        "2.weight", 1, UNITS[:, 0]
+    ),
+    "has 6 units, so their indices in 2.weight are integers of the shape (6, R), got torch.float32 of (6, 1)": Place(
+        "2.weight", 1, UNITS.float()
+    ),
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_wrong_groups_given_by_hand_are_told(told):
+    found = derive_symmetries(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4))
+    by_hand = Group("own", (Place("0.bias", None, UNITS), WRONG[told]))
+    with pytest.raises(LowlossError, match=f"^the group own {re.escape(told)}$"):
+        replace(found, groups=(by_hand,))
+
+
+def test_groups_given_by_hand_have_names_and_places():
+    found = derive_symmetries(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4))
+    with pytest.raises(LowlossError, match=r"^two groups are called 0: name each otherwise$"):
+        replace(found, groups=(*found.groups, *found.groups))
+    with pytest.raises(LowlossError, match=r"^the group own has no places: give at least one$"):
+        replace(found, groups=(Group("own", ()),))
 
 
 def test_bad_input_is_told_in_a_line():

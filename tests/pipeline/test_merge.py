@@ -183,6 +183,10 @@ WRONG = {
     r"normalised\.pt fits: merge networks of one architecture",
     ("a.pt", "b.pt", "model=resnet8"): r"a\.pt does not fit the model: it lacks .* set model and its options .*",
     ("a.pt", "a.pt", *MODEL): r"minima\.files names a\.pt twice: name each file once",
+    ("a.pt", "b.pt", "--model", "mlp"): "there is no --model: settings are KEY=VALUE, here model=mlp; .*",
+    ("--model=mlp", "a.pt", "b.pt"): "there is no --model: settings are KEY=VALUE, here model=mlp; .*",
+    ("a.pt", "b.pt", *MODEL, "stages=[report]"): r"outputs/wrong holds nothing to report: make it with `lowloss .* "
+    r"study=wrong 'stages=\[minima,path,merge\]'`",
     ("a.pt", "b.pt", *MODEL, "merge.align=[weight]"): "merge.align must be a list of some of weights, activations, .*",
 }
 

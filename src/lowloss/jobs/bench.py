@@ -68,12 +68,20 @@ class Bench:
         build: turns a configuration node with `_target_` into its object; with `partial=True`, into a factory.
         command: the command line without its choice of stages, for messages.
         stages: all that there are, in their order.
+        whole: the command line that makes the whole study, where `command` makes other stages.
     """
 
     def __init__(
-        self, study: Study, config: Config, build: Callable[..., Any], command: str, stages: Mapping[str, Stage]
+        self,
+        study: Study,
+        config: Config,
+        build: Callable[..., Any],
+        command: str,
+        stages: Mapping[str, Stage],
+        whole: str = "",
     ) -> None:
         self.study, self.config, self.build, self.command, self.stages = study, {**config}, build, command, stages
+        self.whole = whole or command
         # An experiment may hold settings of some that the command did not choose.
         for group in ("finder", "scan", "ensemble"):
             self.config[group] = {name: node for name, node in config[group].items() if "_target_" in node}

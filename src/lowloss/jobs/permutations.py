@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain, combinations
+from itertools import chain, combinations, takewhile
 from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowloss import progress
 from lowloss.errors import LowlossError
 from lowloss.imports import pd, torch
 from lowloss.jobs.base import Bench, Cost, Job, Result, Stage
@@ -48,7 +49,14 @@ class PermutationJob(OfMinimum):
         """The pairs of neurons that are wanted of the network at theta."""
         wanted: Any = self.bench.config["permutation"]["pairs"]
         if wanted == "similar":
-            return [self.neurons.similar(theta_P)]
+            pair = self.neurons.similar(theta_P)
+            if equal := [*takewhile(lambda other: other != pair, self.neurons.by_similarity(theta_P))]:
+                told = ", ".join(f"{l} and {m}" for l, m in equal)  # noqa: E741
+                progress.say(
+                    f"permutation: of minimum {self.k} the neurons {told} of {self.neurons.layer} are equal: the most "
+                    f"similar that are not are {pair[0]} and {pair[1]}"
+                )
+            return [pair]
         return [list(pair) for pair in combinations(range(len(self.neurons)), 2)] if wanted == "all" else wanted
 
     def cost(self) -> Cost:
@@ -101,7 +109,8 @@ class PermutationJob(OfMinimum):
         steps_RS = torch.cat([loss_RB[:, :-LAST], loss_RB[:, -1:]], dim=1)
         highest_R, top_R = loss_RB.max(1)
         rows: dict[str, Any] = {"l": [pair[0] for pair in pairs], "m": [pair[1] for pair in pairs]}
-        rows |= {"class": [shape(losses) for losses in steps_RS.tolist()], "loss": loss_RB[:, -1], "highest": highest_R}
+        classes = [shape(losses, settings["gradient_norm"]) for losses in steps_RS.tolist()]
+        rows |= {"class": classes, "loss": loss_RB[:, -1], "highest": highest_R}
         rows |= {"highest_t": t_RB.gather(1, top_R[:, None])[:, 0], "barrier": highest_R - loss_RB[:, 0]}
         rows["gradient"] = found["gradient"]
         rows["converged"] = (found["gradient_norm"] <= settings["gradient_norm"]).double().mean(1)

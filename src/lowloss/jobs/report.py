@@ -69,7 +69,7 @@ def _inputs(bench: Bench, study: Study) -> Config:
         artifact.check_inputs(study.left_out)
     inputs = {one.title: one.digest for one in artifacts}
     if not inputs:
-        raise LowlossError(f"{study.root} holds nothing to report: make it with `{bench.command}`")
+        raise LowlossError(f"{study.root} holds nothing to report: make it with `{bench.whole}`")
     return {"lowloss": __version__, "published": bench.config["published"], "inputs": inputs}
 
 

@@ -15,7 +15,12 @@ from lowloss.study import Source, Study
 
 EXTREMES = ("gradient", "negative", "vanishing", "flatness", "plateau_change")
 
-CLASSES = {"rising": "rising", "saddle": "saddle before the point", "falling": "minimum at the point"}
+CLASSES = {
+    "rising": "rising",
+    "saddle": "saddle before the point",
+    "falling": "minimum at the point",
+    "flat": "flat",
+}
 """Of ways by column, see `symmetry.permutation.shape`."""
 
 MAIN = ("minimum", "layer", "neurons", "pairs", "loss_highest", "barrier_highest", "gradient_highest")
@@ -83,8 +88,8 @@ def shown_tables(study: Study) -> Iterator[Table]:
     table = permutations(study)
     words = tables.fractions(tables.units(study)) if len(table) else ()
     note = (
-        "The lowest and highest of the pairs; rising, saddle, falling: the shares of the ways that rise to the point, "
-        "have a saddle before it, and have a minimum there."
+        "The lowest and highest of the pairs; rising, saddle, falling, flat: the shares of the ways that rise to the "
+        "point, have a saddle before it, have a minimum there, and along which the loss does not change."
     )
     main = (*MAIN, *(f"train_{metric}_highest" for metric in words), *CLASSES)
     shares = (*CLASSES, "share")

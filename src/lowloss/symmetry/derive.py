@@ -41,7 +41,9 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
     frozen = {name for name, p in named.items() if not p.requires_grad}
     frozen = frozen if len(frozen) < len(named) else set()
     try:
-        module = copy.deepcopy(module).cpu().double().eval().requires_grad_(True)
+        # The older weight_norm keeps its weight, which is no leaf, until the next run.
+        held = [t for part in module.modules() for t in vars(part).values() if isinstance(t, Tensor) and not t.is_leaf]
+        module = copy.deepcopy(module, {id(t): t.detach() for t in held}).cpu().double().eval().requires_grad_(True)
         for part in module.modules():
             if isinstance(part, _NormBase):
                 part.reset_running_stats()
@@ -49,7 +51,7 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
         x = x.double() if x.is_floating_point() else x
         run = Run(module)
         run.set(x, torch.full(x.shape, FIXED))
-        hooks = [part.register_forward_pre_hook(run.enter(name)) for name, part in module.named_modules()]
+        hooks = [hook for name, part in module.named_modules() for hook in run.watch(name, part)]
         with run:
             outputs = module(x)
         for hook in hooks:
@@ -60,14 +62,15 @@ def derive_symmetries(module: nn.Module, x: Tensor) -> Symmetries:
         units = run.units(one) if isinstance(one, Tensor) else None
         if units is not None:
             run.unite(units, torch.tensor(FIXED))
-    kept, wrong = _checked(Symmetries(Layout.of(module), _groups(run)), module, x)
-    held = [group.name for group in kept if any(place.parameter in frozen for place in group.places)]
+    groups, alone = _groups(run)
+    kept, wrong = _checked(Symmetries(Layout.of(module), groups), module, x)
+    stay = [group.name for group in kept if any(place.parameter in frozen for place in group.places)]
     told = [f"{name}: its units cannot be permuted by themselves" for name in wrong]
-    told += [f"{name}: its units lie in frozen parameters" for name in held]
+    told += [f"{name}: its units lie in frozen parameters" for name in stay]
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    layout, free = Layout.of(module), tuple(group for group in kept if group.name not in held)
-    notes = [*dict.fromkeys([*run.lost, *told])]
+    layout, free = Layout.of(module), tuple(group for group in kept if group.name not in stay)
+    notes = [*dict.fromkeys([*run.lost, *alone, *told])]
     if not free and not notes and len(layout.names) > 2:
         notes = ["no parameters whose units can be permuted were recognised"]
     return Symmetries(layout, free, tuple(notes))
@@ -78,8 +81,9 @@ def symmetries_of(landscape: NetworkLandscape) -> Symmetries:
     return derive_symmetries(landscape.loop.module, landscape.data.x_train[:2])
 
 
-def _groups(run: Run) -> tuple[Group, ...]:
-    """The units that lie in the same places, as groups in the order in which the network makes them."""
+def _groups(run: Run) -> tuple[tuple[Group, ...], list[str]]:
+    """The units that lie in the same places, as groups in the order in which the network makes them; and the layers
+    for which no unit is left beside another, a line each."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -92,7 +96,7 @@ def _groups(run: Run) -> tuple[Group, ...]:
         for index, label in enumerate(labels[units_N.numpy()].tolist()):
             lies.setdefault(label, {}).setdefault(place, []).append(index)
     tags: dict[int, set[tuple[int, int]]] = {}
-    for number, (units_N, tag_N) in enumerate(run.tags):
+    for number, (units_N, tag_N, _) in enumerate(run.tags):
         for label, tag in zip(labels[units_N.numpy()].tolist(), tag_N.tolist(), strict=True):
             tags.setdefault(label, set()).add((number, tag))
     even = {int(label) for units in run.fixed_signs for label in np.unique(labels[units[units >= 0].numpy()])}
@@ -101,17 +105,32 @@ def _groups(run: Run) -> tuple[Group, ...]:
         if label != labels[FIXED]:
             counts = tuple((place, len(indices)) for place, indices in places.items())
             alike.setdefault((counts, frozenset(tags.get(label, ()))), []).append(label)
-    groups, used = [], dict[str, int]()
+    groups, used, permuting = [], dict[str, int](), set[int]()
     for (counts, _), members in alike.items():
-        if len(members) < 2:
+        (place, count), *others = counts
+        unread = count == 1 and not others and keys[place][1] is None  # it lies at one number alone
+        if len(members) < 2 or unread:
             continue
-        index_NR = {place: torch.tensor([lies[label][place] for label in members]) for place, _ in counts}
-        where = tuple(Place(keys[place][0], keys[place][1], index) for place, index in index_NR.items())
-        maker = next((place for place in where if place.axis == 0), where[0])
-        name = maker.parameter.removesuffix(".weight")
+        permuting |= {*members}
+        where = []
+        for place, _ in counts:
+            parameter, axis = keys[place]
+            index_NR = torch.tensor([lies[label][place] for label in members])
+            where.append(Place(parameter, axis, index_NR, signed=parameter not in run.scales))
+        name = next((place for place in where if place.axis == 0), where[0]).layer
         used[name] = used.get(name, 0) + 1
-        groups.append(Group(name if used[name] == 1 else f"{name}:{used[name]}", where, not even & {*members}))
-    return tuple(groups)
+        groups.append(Group(name if used[name] == 1 else f"{name}:{used[name]}", (*where,), not even & {*members}))
+    alone = []
+    for units_N, _, layer in run.tags:
+        found = {*labels[units_N.numpy()].tolist()} - {labels[FIXED]}
+        if found and not found & permuting:
+            alone.append(f"{layer}: each channel is alone in its group, and keeps its place")
+    for parameter, layers in run.uses.items():
+        axes = [units_N.numpy() for (name, axis), units_N in run.axes.items() if name == parameter and axis is not None]
+        if len(layers) > 1 and all((labels[units_N] == labels[FIXED]).all() for units_N in axes):
+            readers = " and ".join(dict.fromkeys(layers))
+            alone.append(f"{readers}: one weight is read {len(layers)} times, and its units keep their order")
+    return tuple(groups), alone
 
 
 def _checked(symmetries: Symmetries, module: nn.Module, x: Tensor) -> tuple[tuple[Group, ...], list[str]]:

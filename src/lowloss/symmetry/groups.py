@@ -8,6 +8,7 @@ unit's sign can change too: then a permutation may have the signs of the moved u
 Shapes: P parameters, N units of a group, R indices of a unit along an axis, L = R × (what lies at an index).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,19 +19,26 @@ from lowloss.errors import LowlossError, nearest
 from lowloss.landscape.layout import Layout
 from lowloss.seeding import derive
 
+WEIGHT = re.compile(r"(^|\.)(parametrizations\.)?weight(\.original[01]|_[gv])?$")
+"""How the name of a layer's weight ends."""
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where the units of a group lie: unit i at the indices index_NR[i] of an axis, or of the flattened parameter."""
+    """Where the units of a group lie: unit i at the indices index_NR[i] of an axis, or of the flattened parameter.
+
+    signed: whether what lies there changes its sign with the unit, as all but the scales of normalisations does.
+    """
 
     parameter: str
     axis: int | None
     index_NR: Tensor
+    signed: bool = True
 
     @property
-    def signed(self) -> bool:
-        """Whether what lies there changes its sign with the unit, as all but the scales of normalisations does."""
-        return self.axis is not None or not self.parameter.endswith("weight")
+    def layer(self) -> str:
+        """The layer whose weight this is, also where weight_norm has it in two; of others the parameter's own name."""
+        return WEIGHT.sub("", self.parameter)
 
     def along(self, parameter: Tensor) -> Tensor:
         """A view of the parameter with this axis first."""
@@ -57,14 +65,37 @@ class Group:
         """The number of units N."""
         return len(self.places[0].index_NR)
 
+    def permute(self, named: Mapping[str, Tensor], permutation: Tensor) -> None:
+        """Put the units into another order, in place in these parameters; see `Symmetries.permuted`."""
+        for place in self.places:
+            along = place.along(named[place.parameter])
+            sigma_N, sign_N = split(permutation.to(along.device))
+            index_NR = place.index_NR.to(along.device)
+            moved = along[index_NR[sigma_N]]
+            along[index_NR] = moved * sign_N.view(-1, *[1] * (moved.dim() - 1)) if place.signed else moved
+
 
 @dataclass(frozen=True)
 class Symmetries:
-    """The groups of a network, and what could not be derived, a line each, by the layer's name."""
+    """The groups of a network, and what could not be derived, a line each, by the layer's name.
+
+    Raises LowlossError: two groups have one name, or a place of one is not there in the layout's parameters.
+    """
 
     layout: Layout
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        shapes, names = dict(zip(self.layout.names, self.layout.shapes, strict=True)), set[str]()
+        for group in self.groups:
+            if group.name in names:
+                raise LowlossError(f"two groups are called {group.name}: name each otherwise")
+            names.add(group.name)
+            if not group.places:
+                raise LowlossError(f"the group {group.name} has no places: give at least one")
+            for place in group.places:
+                _check(group, place, shapes)
 
     def group(self, name: str) -> Group:
         """A group by its name. Raises LowlossError if there is none."""
@@ -88,15 +119,12 @@ class Symmetries:
         result_P = theta_P.clone()
         named = self.layout.views(result_P)
         for name, permutation in permutations.items():
-            group, (sigma_N, sign_N) = self.group(name), split(permutation.to(theta_P.device))
-            if not torch.equal(sigma_N.cpu().sort().values, torch.arange(group.size)):
+            group, (sigma_N, sign_N) = self.group(name), split(permutation.cpu())
+            if not torch.equal(sigma_N.sort().values, torch.arange(group.size)):
                 raise LowlossError(f"{name} has the units 0 … {group.size - 1}: give each of them once")
             if not group.odd and (sign_N != 1).any():
                 raise LowlossError(f"what follows {name} is not odd: its units cannot change their signs")
-            for place in group.places:
-                along, index_NR = place.along(named[place.parameter]), place.index_NR.to(theta_P.device)
-                moved = along[index_NR[sigma_N]]
-                along[index_NR] = moved * sign_N.view(-1, *[1] * (moved.dim() - 1)) if place.signed else moved
+            group.permute(named, permutation)
         return result_P
 
     def random(self, seed: int) -> dict[str, Tensor]:
@@ -108,6 +136,34 @@ class Symmetries:
                 sign_N = 2 * torch.randint(2, (group.size,), generator=generator) - 1
                 found[group.name] = torch.stack([found[group.name], sign_N])
         return found
+
+
+def _check(group: Group, place: Place, shapes: Mapping[str, torch.Size]) -> None:
+    """Raise LowlossError unless all units of a group lie at indices of their own in a parameter."""
+    name, axis, index_NR, here = place.parameter, place.axis, place.index_NR, f"the group {group.name}"
+    if name not in shapes:
+        known = nearest(name, shapes) or f": the parameters are {', '.join(shapes)}"
+        raise LowlossError(f"{here} lies in {name}, but there is no such parameter{known}")
+    shape = tuple(shapes[name])
+    if axis is not None and axis not in range(len(shape)):
+        axes = ", ".join(map(str, range(len(shape))))
+        raise LowlossError(
+            f"{here} lies along axis {axis} of {name}, which has the shape {shape}: take one of {axes}, or None for "
+            "all its numbers"
+        )
+    if index_NR.dim() != 2 or index_NR.is_floating_point() or len(index_NR) != group.size:
+        raise LowlossError(
+            f"{here} has {group.size} units, so their indices in {name} are integers of the shape ({group.size}, R), "
+            f"got {index_NR.dtype} of {tuple(index_NR.shape)}"
+        )
+    size = shapes[name].numel() if axis is None else shape[axis]
+    if index_NR.numel() and not 0 <= int(index_NR.min()) <= int(index_NR.max()) < size:
+        raise LowlossError(
+            f"{here} has the index {int(index_NR.min() if index_NR.min() < 0 else index_NR.max())} in {name}, but "
+            f"there are 0 … {size - 1}"
+        )
+    if len(index_NR.unique()) < index_NR.numel():
+        raise LowlossError(f"{here} has an index in {name} twice: give each once")
 
 
 def split(permutation: Tensor) -> tuple[Tensor, Tensor]:

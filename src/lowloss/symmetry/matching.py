@@ -5,15 +5,15 @@ Shapes: P parameters, N units of a group, U of a layer, S samples and positions.
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from lowloss.errors import LowlossError
-from lowloss.landscape.layout import Layout
-from lowloss.symmetry.groups import Group, Place, Symmetries, after
+from lowloss.symmetry.groups import WEIGHT, Group, Place, Symmetries, after
 
 CHUNK = 100
 """Samples whose activations are held at once."""
@@ -40,7 +40,8 @@ def match_weights(
     """
     groups = symmetries.groups if groups is None else groups
     layout, matched = symmetries.layout, {group.name for group in symmetries.groups} - {group.name for group in groups}
-    a_P, b_P = a_P.double().cpu(), b_P.double().cpu()
+    a_P, b_P = a_P.double().cpu(), b_P.double().cpu().clone()
+    named_a, named_b = layout.views(a_P), layout.views(b_P)
     found = dict[str, Tensor]()
     inside: dict[str, list[str]] = {}
     for group in symmetries.groups:
@@ -50,19 +51,23 @@ def match_weights(
         # In which it is once, and every other group is matched.
         here = {name for name, of in inside.items() if of.count(group.name) == 1 and {*of} <= matched | {group.name}}
         certain = [place for place in group.places if place.parameter in here]
-        found[group.name] = _assigned(group, *_products(layout, certain or group.places, a_P, b_P))
-        b_P = symmetries.permuted(b_P, {group.name: found[group.name]})
+        found[group.name] = _assigned(group, *_products(certain or group.places, named_a, named_b))
+        group.permute(named_b, found[group.name])
         matched.add(group.name)
-    best, grows = float(a_P @ b_P), True
+    scale, grows = float(a_P @ b_P), True
     while grows:
         grows = False
         for group in groups:
-            moved = _assigned(group, *_products(layout, group.places, a_P, b_P))
-            moved_P = symmetries.permuted(b_P, {group.name: moved})
+            moved = _assigned(group, *_products(group.places, named_a, named_b))
+            before = {place.parameter: named_b[place.parameter].clone() for place in group.places}
+            group.permute(named_b, moved)
+            gain = sum(float((named_a[name] * (named_b[name] - kept)).sum()) for name, kept in before.items())
             # A group on two axes of a parameter is not matched exactly: then the product may fall.
-            if (product := float(a_P @ moved_P)) > best + 1e-12 * abs(best):
-                best, b_P, grows = product, moved_P, True
-                found[group.name] = after(found[group.name], moved)
+            if gain > 1e-12 * abs(scale):
+                grows, found[group.name] = True, after(found[group.name], moved)
+                continue
+            for name, kept in before.items():
+                named_b[name].copy_(kept)
     return found
 
 
@@ -118,12 +123,13 @@ def _correlations(
     return (products_NN - sum_a_N[:, None] * sum_b_N / count) * spread[0][:, None] * spread[1]
 
 
-def _products(layout: Layout, places: Sequence[Place], a_P: Tensor, b_P: Tensor) -> tuple[Tensor, Tensor]:
+def _products(
+    places: Sequence[Place], named_a: Mapping[str, Tensor], named_b: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """The scalar products (N, N) of what belongs to each unit of a with that of each of b: what changes its sign with
     the unit, and what does not."""
-    named_a, named_b = layout.views(a_P), layout.views(b_P)
     size = len(places[0].index_NR)
-    signed_NN, rest_NN = (torch.zeros(size, size, dtype=a_P.dtype) for _ in range(2))
+    signed_NN, rest_NN = (torch.zeros(size, size, dtype=torch.double) for _ in range(2))
     for p in places:
         sum_NN = signed_NN if p.signed else rest_NN
         sum_NN += p.rows(named_a[p.parameter]) @ p.rows(named_b[p.parameter]).T
@@ -147,12 +153,23 @@ def _layers(group: Group, module: nn.Module, reads: bool) -> list[tuple[str, Ten
     """The layers whose outputs, or inputs, are units of a group, and their indices (N, R) among these."""
     layers, found = dict(module.named_modules()), []
     for place in group.places:
-        name, _, kind = place.parameter.rpartition(".")
-        # A transposed convolution's weight has its inputs first.
-        axis = int(getattr(layers.get(name), "transposed", False) != reads)
-        if kind == "weight" and place.axis == axis:
-            found.append((name, place.index_NR))
+        part, index_NR = layers.get(place.layer), place.index_NR
+        # The weight of a transposed convolution or an embedding has its inputs first.
+        axis = int((isinstance(part, nn.Embedding) or getattr(part, "transposed", False)) != reads)
+        if axis == 1 and place.axis is None and isinstance(part, _ConvNd) and part.weight.dim() > 1 < part.groups:
+            found.append((place.layer, _channels(part, index_NR)))
+        elif place.axis == axis and WEIGHT.search(place.parameter):
+            found.append((place.layer, index_NR))
     return found
+
+
+def _channels(part: _ConvNd, index_NR: Tensor) -> Tensor:
+    """The channels (N, C) whose numbers in the weight of a convolution in groups are at these indices."""
+    rows, inner = part.weight.shape[0] // part.groups, part.weight.shape[1]
+    each = part.weight[0, 0].numel()
+    row_NR, rest_NR = index_NR // (inner * each), index_NR % (inner * each)
+    first_NR = (row_NR % rows == 0) & (rest_NR % each == 0)  # each channel is there once
+    return (row_NR // rows * inner + rest_NR // each)[first_NR].view(len(index_NR), -1)
 
 
 @torch.no_grad()
@@ -181,7 +198,7 @@ def looked_at(module: nn.Module, names: Collection[str], look: Look, reads: bool
         return seen
 
     hooks = [
-        part.register_forward_hook(hook(name, 1 if isinstance(part, nn.modules.conv._ConvNd) else -1))
+        part.register_forward_hook(hook(name, 1 if isinstance(part, _ConvNd) else -1))
         for name, part in module.named_modules()
         if name in names
     ]

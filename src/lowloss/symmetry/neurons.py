@@ -5,7 +5,7 @@ Shapes: K points, R pairs of neurons, N neurons, S incoming and O outgoing numbe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,16 +70,25 @@ class Neurons:
                 raise LowlossError(f"the neurons {l} and {m} of {self.layer} are equal already: name other pairs")
         return found
 
-    def similar(self, theta_P: Tensor, among: Sequence[int] | None = None) -> list[int]:
-        """The pair whose parameter vectors have the largest cosine similarity (Brea et al. 2019, fig. 3).
+    def by_similarity(self, theta_P: Tensor, among: Sequence[int] | None = None) -> Iterator[list[int]]:
+        """Pairs by the cosine similarity of their parameter vectors, the largest first (Brea et al. 2019, fig. 3).
 
         Args:
             among: neurons in their order, by default all.
         """
         chosen = list(range(len(self))) if among is None else list(among)
         unit_NS = torch.nn.functional.normalize(theta_P[self.incoming_NS[chosen]].double())
-        cosine_NN = (unit_NS @ unit_NS.T).triu(1) - 2 * torch.ones(len(chosen), len(chosen)).tril()
-        return [chosen[i] for i in divmod(int(cosine_NN.argmax()), len(chosen))]
+        first_R, second_R = torch.triu_indices(len(chosen), len(chosen), 1)
+        order_R = (unit_NS @ unit_NS.T)[first_R, second_R].argsort(descending=True, stable=True)
+        for r in order_R.tolist():
+            yield [chosen[first_R[r]], chosen[second_R[r]]]
+
+    def similar(self, theta_P: Tensor, among: Sequence[int] | None = None) -> list[int]:
+        """The most similar pair of neurons that are not equal, see `by_similarity`. Raises LowlossError if all are."""
+        for l, m in self.by_similarity(theta_P, among):  # noqa: E741
+            if not torch.equal(*theta_P[self.incoming_NS[[l, m]]]):
+                return [l, m]
+        raise LowlossError(f"all neurons of {self.layer} are equal already: take another network or layer")
 
     def sources(self, dim: int, label_RN: Tensor) -> Tensor:
         """The sources (R, P) of the parameters, for `Tied`, where neuron i is the same as label[i]."""
@@ -123,7 +132,10 @@ def _others(symmetries: Symmetries, name: str) -> list[str]:
     places, own = symmetries.group(name).places, (f"{name}.weight", f"{name}.bias")
     rest = [place for place in places if place.parameter not in own]
     after = [place.parameter for place in rest if place.axis == 1]
-    return [place.parameter for place in rest if place.axis != 1] + after[1:]
+    # Weights that are tied read what they make.
+    names = [place.parameter for place in places]
+    tied = [names[0]] if not rest else [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    return tied + [place.parameter for place in rest if place.axis != 1] + after[1:]
 
 
 def halfway(distance_RB: Tensor, last: int) -> Tensor:

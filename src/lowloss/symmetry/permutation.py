@@ -24,7 +24,10 @@ HALVINGS = 30
 VANISHING = 1e-6
 """An eigenvalue vanishes if it is at most this fraction of the largest."""
 
-CLASSES = ("rising", "saddle before the point", "minimum at the point")
+CLASSES = ("rising", "saddle before the point", "minimum at the point", "flat")
+
+ROUNDING = 1e3
+"""Changes of a loss by so many roundings of it in float64 are none."""
 
 
 def gradients(landscape: Landscape, theta_RP: Tensor, batch: Batch | None) -> tuple[Tensor, Tensor]:
@@ -182,13 +185,21 @@ def shifts(theta_P: Tensor, neurons: Neurons, label_N: Tensor, count: int, seed:
     return drawn_UNO * theta_P[neurons.outgoing_NO].square().mean().sqrt()
 
 
-def shape(losses: Sequence[float]) -> str:
+def shape(losses: Sequence[float], accuracy: float) -> str:
     """The class of a path by its losses up to the permutation point (Brea et al. 2019, suppl. fig. 4).
 
     A: it rises all the way, and the point is its maximum.  B: it falls between a saddle and the point.  C: it falls
-    towards the point. Changes of 1e-3 of the range are none.
+    towards the point. Changes of 1e-3 of the range are none. Flat: the range is next to none, and which of the three it
+    is would be noise.
+
+    Args:
+        accuracy: of the descents, the norm of the gradient that was asked for: where they end, the loss still falls by
+            as much, if parameters move by a length of one.
     """
-    noise = 1e-3 * (max(losses) - min(losses))
+    extent = max(losses) - min(losses)
+    if extent <= max(accuracy, ROUNDING * torch.finfo(torch.float64).eps * max(map(abs, losses))):
+        return CLASSES[3]
+    noise = 1e-3 * extent
     rest = [loss for loss in losses if abs(loss - losses[-1]) > noise]
     if rest and rest[-1] > losses[-1]:
         return CLASSES[2]

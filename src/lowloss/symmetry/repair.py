@@ -8,6 +8,7 @@ point, which does the same.
 Shapes: P parameters, U units of a layer, S samples and positions.
 """
 
+from collections import Counter
 from collections.abc import Collection
 
 import torch
@@ -35,8 +36,8 @@ def repaired(
     A unit that is constant there is only shifted.
 
     Args:
-        symmetries: of the network. Its linear and convolutional layers that make units, have a bias and are called
-            once in a run are corrected.
+        symmetries: of the network. Its linear and convolutional layers that make units, have a bias, share no
+            parameter with another layer and are called once in a run are corrected.
         a_P, b_P: the ends, aligned.
         x: training inputs.
 
@@ -55,9 +56,9 @@ def repaired(
         return maps[name]
 
     _run(landscape, theta_P, x, of_a, correct)
-    named = symmetries.layout.views(theta_P)
+    named, scaled = symmetries.layout.views(theta_P), _hidden(symmetries)
     for name, (scale_U, shift_U) in maps.items():
-        named[f"{name}.weight"].transpose(0, -1).mul_(scale_U.to(theta_P))
+        named[scaled[name]].transpose(0, -1).mul_(scale_U.to(theta_P))
         named[f"{name}.bias"].mul_(scale_U.to(theta_P)).add_(shift_U.to(theta_P))
     return theta_P.to(a_P)
 
@@ -80,17 +81,25 @@ def statistics(landscape: NetworkLandscape, symmetries: Symmetries, theta_P: Ten
     return {name: found[0] for name, found in calls.items() if len(found) == 1}
 
 
-def _hidden(symmetries: Symmetries) -> set[str]:
-    """The layers with weights and biases whose outputs are units."""
-    made = {p.parameter.removesuffix(".weight") for group in symmetries.groups for p in group.places if p.axis == 0}
-    return {name for name in made if {f"{name}.weight", f"{name}.bias"} <= {*symmetries.layout.names}}
+def _hidden(symmetries: Symmetries) -> dict[str, str]:
+    """The layers with weights and biases whose outputs are units, and what scales these, in weight_norm its lengths."""
+    places = [place for group in symmetries.groups for place in group.places if place.axis == 0]
+    made = {p.layer: p.parameter for p in places if not p.parameter.endswith(("weight_v", "original1"))}
+    return {name: parameter for name, parameter in made.items() if f"{name}.bias" in symmetries.layout.names}
 
 
 def _run(landscape: NetworkLandscape, theta_P: Tensor, x: Tensor, names: Collection[str], look: Look) -> None:
     """Run the network at theta on x, in float64 and evaluation mode; `look` is called with these layers' outputs."""
     module = landscape.copy().cpu().double().eval()
     module.load_state_dict(landscape.layout.views(theta_P.double().cpu()), strict=False)
-    corrected = {name for name, part in module.named_modules() if name in names and isinstance(part, LAYERS)}
+    uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+    corrected = {
+        name
+        for name, part in module.named_modules()
+        if name in names
+        and isinstance(part, LAYERS)
+        and all(uses[id(parameter)] == 1 for parameter in part.parameters())
+    }
     with torch.no_grad(), looked_at(module, corrected, look):
         module(x.double() if x.is_floating_point() else x)
 

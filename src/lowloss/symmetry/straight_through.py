@@ -28,6 +28,7 @@ def match_straight_through(
     A free point starts at a and is projected at every step: b is permuted to match it by its weights. The gradient at
     the midpoint of a and the permuted b moves the free point, as if it were the permuted b. Of the permutations on the
     way, the first of which is that of `match_weights`, the one of lowest exact train loss at the midpoint is returned.
+    If the first makes b the same network as a, it is that one: away from a minimum other midpoints are lower.
 
     Args:
         seed: of the minibatches.
@@ -40,7 +41,10 @@ def match_straight_through(
     best, lowest = dict[str, Tensor](), inf
     for step in range(STEPS + 1):
         found = match_weights(symmetries, free_P.detach(), b_P)
-        middle_1P = a_P.lerp(symmetries.permuted(b_P, found), 0.5)[None].requires_grad_()
+        permuted_P = symmetries.permuted(b_P, found)
+        if step == 0 and torch.equal(permuted_P, a_P):
+            return found
+        middle_1P = a_P.lerp(permuted_P, 0.5)[None].requires_grad_()
         if step % LOOKED == 0:
             loss = float(landscape.evaluate(middle_1P.detach())["loss"])
             if loss < lowest or not best:
