@@ -417,3 +417,36 @@ def test_random_cut_reaches_zero_where_it_has_more_dimensions_than_constraints(c
     else:
         assert found > 0.01
         assert found == pytest.approx(float(floor), rel=1e-6)
+
+
+def test_neurons_that_are_close_have_coordinates_of_the_size_of_others():
+    layer, reader = nn.Linear(3, 4), nn.Linear(4, 2)
+    net = nn.Sequential(layer, nn.Tanh(), reader).double()
+    layout, x = Layout.of(net), draw(50, 3, seed=20)
+    outgoing_NO = layout.views(torch.arange(layout.dim))["2.weight"].T
+    z_KP, outputs = draw(3, layout.dim, seed=21), []
+
+    def chart(delta, **settings):
+        return NeuronDistance(layout, "0", 1, 3, delta, outgoing_NO, 2.0, **settings)
+
+    z_KP = chart(2.0).points(z_KP)
+    torch.testing.assert_close(chart(2.0).coordinates(z_KP), z_KP)
+    for delta in (2.0, 1e-4, 1e-5):
+        theta_KP = chart(delta).points(z_KP)
+        named = [layout.views(theta_P) for theta_P in theta_KP]
+        for views, z_P in zip(named, z_KP, strict=True):
+            w_NS = torch.cat([views["0.weight"], views["0.bias"][:, None]], 1)
+            assert (w_NS[1] - w_NS[3]).norm().item() == pytest.approx(delta, rel=1e-9)
+            a_NO, b_NO = views["2.weight"].T, layout.views(z_P)["2.weight"].T
+            torch.testing.assert_close(a_NO[1] - a_NO[3], (b_NO[1] - b_NO[3]) * 2 / delta)
+            torch.testing.assert_close(a_NO[1] + a_NO[3], b_NO[1] + b_NO[3], rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(chart(delta).coordinates(theta_KP), z_KP)
+        assert torch.autograd.gradcheck(chart(delta).points, z_KP.clone().requires_grad_(), rtol=1e-2, atol=1e-2)
+        outputs.append([torch.func.functional_call(net, views, x) for views in named])
+    # The same coordinates are nearly the same function at any small distance, and another one at a large.
+    torch.testing.assert_close(outputs[1], outputs[2], rtol=1e-6, atol=1e-6)
+    assert (outputs[0][0] - outputs[2][0]).abs().max() > 0.01
+    held = chart(1e-4, spread=0.5)
+    assert held.spreads(held.coordinates(held.points(z_KP))).tolist() == pytest.approx([0.5] * 3)
+    same = layout.views(chart(1e-4, spread=0.0).points(z_KP)[0])["2.weight"]
+    torch.testing.assert_close(same[:, 1], same[:, 3])

@@ -57,6 +57,23 @@ def test_the_way_begins_at_the_minimum_and_ends_where_the_two_are_one(contracted
         assert float(found["loss"][r, -1]) == pytest.approx(float(by_hand), rel=1e-9)
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_way_to_the_point_is_no_higher_than_the_point_where_it_rises(outputs):
+    landscape, theta_P, neurons = student(outputs)
+    found = contract(landscape, theta_P, neurons, [[0, 1], [1, 2]], Contraction(6, 1e-4, 300, 1e-8))
+    assert (found["loss"].max(1).values <= 1.01 * found["loss"][:, -1]).all()
+    # While the distance is small, outgoing weights grow as it falls, and descents converge all the same.
+    assert (found["gradient_norm"][:, 3:6] <= 1e-7).all()
+    near_RB = found["distance"][:, 6:-1]
+    torch.testing.assert_close(near_RB, near_RB[:, :1].expand_as(near_RB))
+    before_P, point_P = found["bends"][0, 6], found["bends"][0, -1]
+    apart = [
+        (theta_P[neurons.outgoing_NO[0]] - theta_P[neurons.outgoing_NO[1]]).norm() for theta_P in (before_P, point_P)
+    ]
+    assert apart[0] > 100
+    assert apart[1] == 0
+
+
 def test_permutation_points_are_critical_and_their_plateaus_flat(contracted):
     outputs, _, _, _, _, found = contracted
     assert (found["gradient"] <= 1e-4).all()
@@ -74,13 +91,14 @@ def test_permutation_points_are_critical_and_their_plateaus_flat(contracted):
 def test_rows_of_several_teachers_are_those_of_each_alone(caplog):
     landscape, theta_P, neurons = student(2)
     theta_KP = torch.stack([theta_P, theta_P.flip(0), theta_P])
-    pairs, contraction = [[0, 1], [1, 2], [0, 2]], Contraction(2, 0.1, 6, 1e-8, order=2)
+    # Few iterations, since rounding grows with each.
+    pairs, contraction = [[0, 1], [1, 2], [0, 2]], Contraction(2, 0.1, 4, 1e-8, order=2)
     together = contract(landscape, theta_KP, neurons, pairs, contraction)
     for r in range(3):
         alone = contract(landscape, theta_KP[r], neurons, pairs[r : r + 1], contraction)
         assert together.keys() == alone.keys()
         for name in ("bends", "loss", "gradient_norm", "order_loss"):
-            assert torch.allclose(together[name][r], alone[name][0], rtol=1e-7, atol=1e-12), name
+            assert torch.allclose(together[name][r], alone[name][0], rtol=1e-9, atol=1e-12), name
     # The losses of all at once are those of each row's own landscape, and so they are where they go one by one.
     rows = [taught(landscape, theta_P) for theta_P in theta_KP]
     at_RP = theta_KP.double() * torch.tensor([[1.1], [0.9], [1.2]], dtype=torch.float64)
@@ -132,7 +150,7 @@ def test_points_of_higher_orders_are_smaller_networks_on_plateaus(contracted):
     assert found["order_loss"][0, 0] == pytest.approx(found["loss"][0, -1])
     # Proposition 2: K n_{k+1} dimensions of equal loss.
     assert found["order_dimensions"][0].tolist() == [outputs, 2 * outputs]
-    assert (found["order_change"][0] <= 1e-12 * found["order_loss"][0]).all()
+    assert (found["order_change"][0] <= 2e-12 * found["order_loss"][0]).all()
     # A network of one neuron has no lower loss nearby, and it is a critical point of the whole one.
     assert found["order_loss"][0, 1] >= found["order_loss"][0, 0]
     assert found["order_gradient"][0, 1] <= 1e-7

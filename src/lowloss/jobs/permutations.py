@@ -64,7 +64,7 @@ class PermutationJob(OfMinimum):
 
         settings, wanted = self.bench.config["permutation"], self.bench.config["permutation"]["pairs"]
         pairs = comb(len(self.neurons), 2) if wanted == "all" else 1 if wanted == "similar" else len(wanted)
-        steps, points = settings["steps"] + 1, pairs * (settings["steps"] + 1 + LAST)
+        steps, points = settings["steps"] + LAST, pairs * (settings["steps"] + 1 + LAST)
         return Cost(settings["order"] * pairs * steps * settings["iterations"], points, 2 * points, "at most")
 
     @classmethod
@@ -105,11 +105,9 @@ class PermutationJob(OfMinimum):
             whole = {name: torch.cat([column, column.flip(0)[1:]]).numpy() for name, column in columns.items()}
             t_T = torch.cat([t_RB[r], 1 - t_RB[r].flip(0)[1:]])
             along.append(pd.DataFrame({"l": first, "m": second, "t": t_T.numpy(), **whole}))
-        # Without the straight line, which ends where outgoing weights are equal.
-        steps_RS = torch.cat([loss_RB[:, :-LAST], loss_RB[:, -1:]], dim=1)
         highest_R, top_R = loss_RB.max(1)
         rows: dict[str, Any] = {"l": [pair[0] for pair in pairs], "m": [pair[1] for pair in pairs]}
-        classes = [shape(losses, settings["gradient_norm"]) for losses in steps_RS.tolist()]
+        classes = [shape(losses, settings["gradient_norm"]) for losses in loss_RB.tolist()]
         rows |= {"class": classes, "loss": loss_RB[:, -1], "highest": highest_R}
         rows |= {"highest_t": t_RB.gather(1, top_R[:, None])[:, 0], "barrier": highest_R - loss_RB[:, 0]}
         rows["gradient"] = found["gradient"]

@@ -161,7 +161,7 @@ class NeuronDistance(_Held):
     over the length of the difference of the two vectors in `coordinates`, `scale`. Where delta becomes small the two
     neurons' outputs differ by delta times a derivative, and a network of low loss may weigh that by 1 / delta: in z
     these weights and the direction have numbers and gradients of any other's size, and the same z at a smaller delta
-    is nearly the same function.
+    is nearly the same function. With `spread` the length of that half difference is fixed too, and its direction free.
 
     Args:
         layout: of the network.
@@ -170,6 +170,7 @@ class NeuronDistance(_Held):
         delta: the distance, positive, or a sequence of them, one a row.
         outgoing_NO: where in a point the outgoing weights of every neuron lie; None: they are coordinates as they are.
         scale: the distance at which z is the point, likewise; None: delta.
+        spread: the length in z of half the difference of the outgoing weights, likewise, at least 0; None: free.
 
     Raises LowlossError: the network has no such layer or neuron, or the settings do not fit together.
     """
@@ -185,6 +186,7 @@ class NeuronDistance(_Held):
         delta: float | Sequence[float],
         outgoing_NO: Tensor | None = None,
         scale: float | Sequence[float] | None = None,
+        spread: float | Sequence[float] | None = None,
     ) -> None:
         self.dim, scale = layout.dim, delta if scale is None else scale
         layers = layout.filters(torch.arange(layout.dim))
@@ -194,12 +196,12 @@ class NeuronDistance(_Held):
         index_FS = layers[f"{layer}.weight"]
         if f"{layer}.bias" in layout.names:
             index_FS = torch.cat([index_FS, layout.views(torch.arange(layout.dim))[f"{layer}.bias"][:, None]], dim=1)
-        given = l, m, delta, scale
+        given = l, m, delta, scale, inf if spread is None else spread
         lengths = {len(value) for value in given if isinstance(value, Sequence)}
         if len(lengths) > 1:
-            raise LowlossError("l, m, delta and scale must be single numbers or sequences of one length")
+            raise LowlossError("l, m, delta, scale and spread must be single numbers or sequences of one length")
         self.rows = lengths.pop() if lengths else None
-        l_K, m_K, delta_K, scale_K = (v if isinstance(v, Sequence) else [v] * (self.rows or 1) for v in given)
+        l_K, m_K, delta_K, scale_K, spread_K = (v if isinstance(v, Sequence) else [v] * (self.rows or 1) for v in given)
         for a, b in zip(l_K, m_K, strict=True):
             if a == b or not {a, b} <= set(range(len(index_FS))):
                 raise LowlossError(f"{layer} has neurons 0 … {len(index_FS) - 1}: take two of them, not {a} and {b}")
@@ -209,31 +211,41 @@ class NeuronDistance(_Held):
         self._pair_2KS, self._out_2KO = index_FS[pair_2K], None if outgoing_NO is None else outgoing_NO[pair_2K]
         self._delta_K1 = torch.tensor(delta_K, dtype=torch.float64)[:, None]
         self._scale_K1 = torch.tensor(scale_K, dtype=torch.float64)[:, None]
+        self._spread_K1 = None if spread is None else torch.tensor(spread_K, dtype=torch.float64)[:, None]
 
     def points(self, z_KP: Tensor) -> Tensor:
         """The points (K, P). Raises LowlossError where the two neurons are equal, so that no direction is known."""
-        return self._moved(z_KP, self._delta_K1, self._scale_K1 / self._delta_K1)
+        return self._moved(z_KP, self._delta_K1, self._scale_K1 / self._delta_K1, self._spread_K1)
 
     def coordinates(self, theta_KP: Tensor) -> Tensor:
-        """Those of the point itself where it is on the chart, to rounding; else of the nearest point on it."""
-        return self._moved(theta_KP, self._scale_K1, self._delta_K1 / self._scale_K1)
+        """Those of the point itself where it is on the chart, to rounding; of others, with no scale, the nearest's."""
+        return self._moved(theta_KP, self._scale_K1, self._delta_K1 / self._scale_K1, None)
 
-    def _moved(self, from_KP: Tensor, length_K1: Tensor, factor_K1: Tensor) -> Tensor:
-        """With the two vectors so far apart, and so many times the difference of their outgoing weights."""
+    def _moved(self, from_KP: Tensor, length_K1: Tensor, factor_K1: Tensor, spread_K1: Tensor | None) -> Tensor:
+        """With the two vectors so far apart, and so many times the difference of their outgoing weights, or of its
+        direction."""
         _check_rows(self.rows, len(from_KP))
-        result_KP, difference_KS = from_KP, _halves(from_KP, self._pair_2KS)[1]
-        norm_K1 = difference_KS.norm(dim=1, keepdim=True)
+        result_KP, norm_K1 = from_KP, _halves(from_KP, self._pair_2KS)[1].norm(dim=1, keepdim=True)
         if (norm_K1 == 0).any():
             raise LowlossError("the two neurons are equal, so no direction leads from one to the other: move one")
         changes = [(self._pair_2KS, length_K1.to(from_KP) / 2 / norm_K1)]
         if self._out_2KO is not None:
-            changes.append((self._out_2KO, factor_K1.to(from_KP)))
+            times_K1 = factor_K1.to(from_KP)
+            if spread_K1 is not None:
+                own_K1 = _halves(from_KP, self._out_2KO)[1].norm(dim=1, keepdim=True)
+                times_K1 = times_K1 * spread_K1.to(from_KP) / own_K1.clamp_min(torch.finfo(own_K1.dtype).tiny)
+            changes.append((self._out_2KO, times_K1))
         for index_2KS, times_K1 in changes:
             mean_KS, half_KS = _halves(from_KP, index_2KS)
             for index_KS, side in zip(index_2KS.to(from_KP.device), (1, -1), strict=True):
                 moved_KS = mean_KS + side * times_K1 * half_KS
                 result_KP = result_KP.scatter(1, index_KS.expand(len(from_KP), -1), moved_KS)
         return result_KP
+
+    def spreads(self, z_KP: Tensor) -> Tensor:
+        """The length (K,) in z of half the difference of the outgoing weights."""
+        assert self._out_2KO is not None
+        return _halves(z_KP, self._out_2KO)[1].norm(dim=1)
 
 
 def _halves(theta_KP: Tensor, index_2KS: Tensor) -> tuple[Tensor, Tensor]:

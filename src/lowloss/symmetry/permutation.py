@@ -128,14 +128,27 @@ def at_distance(
     pairs: Sequence[Sequence[int]],
     delta_R: Tensor,
     start_R: Tensor,
+    spread_R: Tensor | None = None,
 ) -> Charted:
     """The landscape of points whose pairs of neurons are at these distances, a pair a row, which they began at others.
 
-    The coordinates at one distance are nearly the same function at another; see `NeuronDistance`.
+    The coordinates at one distance are nearly the same function at another, and the difference of the outgoing weights
+    may have a length there; see `NeuronDistance`.
     """
     ls, ms = ([pair[side] for pair in pairs] for side in range(2))
-    distances = delta_R.tolist(), neurons.outgoing_NO, start_R.tolist()
-    return Charted(landscape, NeuronDistance(layout, neurons.layer, ls, ms, *distances))
+    settings = (
+        delta_R.tolist(),
+        neurons.outgoing_NO,
+        start_R.tolist(),
+        spread_R if spread_R is None else spread_R.tolist(),
+    )
+    return Charted(landscape, NeuronDistance(layout, neurons.layer, ls, ms, *settings))
+
+
+def spreads(charted: Charted, z_RP: Tensor) -> Tensor:
+    """The lengths (R,) of half the differences of the outgoing weights, in the coordinates of `at_distance`."""
+    assert isinstance(charted.chart, NeuronDistance)
+    return charted.chart.spreads(z_RP)
 
 
 def merged(landscape: Landscape, neurons: Neurons, label_RN: Tensor) -> Charted:

@@ -22,13 +22,23 @@ from lowloss.landscape.students import Students
 from lowloss.landscape.wrappers import Charted
 from lowloss.progress import bar
 from lowloss.symmetry.neurons import Neurons
-from lowloss.symmetry.permutation import at_distance, descend, gradients, hessian, merged, plateau, shifts, signs
+from lowloss.symmetry.permutation import (
+    at_distance,
+    descend,
+    gradients,
+    hessian,
+    merged,
+    plateau,
+    shifts,
+    signs,
+    spreads,
+)
 from lowloss.training.descent import default_trainer
 from lowloss.training.devices import TrainerFactory
 from lowloss.training.tabulate import tabulate
 
 LAST = 10
-"""Segments of the straight line from the smallest distance to the permutation point."""
+"""Steps, at the smallest distance, in which the outgoing weights become equal."""
 
 DENSE = 500
 """Parameters up to which the Hessian at a permutation point is computed whole."""
@@ -91,12 +101,12 @@ def contract(
         folder: where every step is kept, and where it continues.
 
     Returns:
-        Columns with R first. bends (R, B, P): from the minimum to the permutation point; distance, loss and, but for
-        the straight line before the point, gradient_norm (R, B).  At the points (R,): gradient, flatness of the six
-        moves (the largest change of the loss), plateau_change of the loss, and the largest gradients on the plateau
+        Columns with R first. bends (R, B, P): from the minimum to the permutation point; distance and loss (R, B), and
+        gradient_norm (R, B - 1) of the descents, in their coordinates. At the points (R,): gradient, flatness of the
+        six moves (the largest change of the loss), plateau_change of the loss, and the largest gradients on the plateau
         where outgoing weights are split in proportion and otherwise; and up to DENSE parameters eigenvalues (R, P),
-        negative and vanishing (R,).  For orders above 1 also those of the points of every order (R, K): order_pair
-        (R, K, 2), the last that was merged, order_loss, order_gradient, order_change and order_dimensions, the largest
+        negative and vanishing (R,). For orders above 1 also those of the points of every order (R, K): order_pair (R,
+        K, 2), the last that was merged, order_loss, order_gradient, order_change and order_dimensions, the largest
         change of the loss along random directions of proposition 2 and how many of these are independent, and
         order_negative and order_vanishing.
 
@@ -191,13 +201,12 @@ class _Contracted:
             label_N[label_N == m] = l
         after = merged(students, self.neurons, label_RN)
         delta_RS = start_R[:, None] * settings.to ** (torch.arange(steps + 1.0, dtype=torch.float64) / steps)
-        z_RP = before.chart.coordinates(theta_RP)
-        with bar(self.title, steps + 1) as advance:
-            for step in range(steps + 1):
-                charts = [after]
-                if step < steps:
-                    apart = pairs, delta_RS[:, step + 1], start_R
-                    charts = [before, at_distance(before, self.layout, self.neurons, *apart)]
+        z_RP, spread_R = before.chart.coordinates(theta_RP), None
+        with bar(self.title, steps + LAST) as advance:
+            for step in range(steps + LAST):
+                left = min(1, 1 - (step + 1 - steps) / LAST)
+                apart = delta_RS[:, min(step + 1, steps)], start_R, spread_R if spread_R is None else left * spread_R
+                charts = [before, at_distance(before, self.layout, self.neurons, pairs, *apart)] if left else [after]
                 for charted in charts:
                     charted.chart.to(batch.y.device)
                 file = self.folder / f"{name}-{step:04d}.safetensors" if self.folder else None
@@ -206,21 +215,16 @@ class _Contracted:
                     theta_RP, norm_R = kept["theta"], kept["gradient_norm"]
                     z_RP = _into(charts, theta_RP.to(batch.y.device))
                 else:
-                    if step == steps:
-                        z_RP = _into(charts, bends[-1].to(batch.y.device))
-                    z_RP, _, norm_R = descend(
-                        charts[-1], z_RP.to(batch.y.device), batch, settings.iterations, settings.gradient_norm
-                    )
+                    z_RP = (z_RP if left else _into(charts, bends[-1])).to(batch.y.device)
+                    z_RP, _, norm_R = descend(charts[-1], z_RP, batch, settings.iterations, settings.gradient_norm)
                     theta_RP = z_RP
                     for charted in reversed(charts):
                         theta_RP = charted.chart.points(theta_RP)
                     theta_RP, norm_R = theta_RP.cpu(), norm_R.cpu()
                     if file:
                         save_tensors(file, {"theta": theta_RP, "gradient_norm": norm_R}, {})
-                if step == steps:
-                    # Incoming and outgoing weights become equal on a straight line.
-                    before_RP = bends[-1]
-                    bends += [before_RP.lerp(theta_RP, i / LAST) for i in range(1, LAST)]
+                if step + 1 == steps:
+                    spread_R = spreads(charts[-1], z_RP).cpu()
                 bends.append(theta_RP)
                 norms.append(norm_R)
                 advance(step + 1, f"gradient {float(norm_R.max()):.1e}")
