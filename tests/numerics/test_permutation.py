@@ -74,6 +74,17 @@ def test_the_way_to_the_point_is_no_higher_than_the_point_where_it_rises(outputs
     assert apart[1] == 0
 
 
+@pytest.mark.parametrize("kept", [1, 3, 8])
+def test_a_way_that_goes_on_from_its_files_is_the_same(kept, tmp_path):
+    landscape, theta_P, neurons = student(2)
+    arguments = landscape, theta_P, neurons, [[0, 1], [1, 2]], Contraction(3, 0.01, 10, 1e-8)
+    whole = contract(*arguments, folder=tmp_path)
+    for file in sorted(tmp_path.iterdir())[kept:]:
+        file.unlink()
+    again = contract(*arguments, folder=tmp_path)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
 def test_permutation_points_are_critical_and_their_plateaus_flat(contracted):
     outputs, _, _, _, _, found = contracted
     assert (found["gradient"] <= 1e-4).all()

@@ -213,9 +213,8 @@ class _Contracted:
                 if file and file.exists():
                     kept, _ = load_tensors(file)
                     theta_RP, norm_R = kept["theta"], kept["gradient_norm"]
-                    z_RP = _into(charts, theta_RP.to(batch.y.device))
                 else:
-                    z_RP = (z_RP if left else _into(charts, bends[-1])).to(batch.y.device)
+                    z_RP = z_RP.to(batch.y.device) if left else _into(charts, bends[-1].to(batch.y.device))
                     z_RP, _, norm_R = descend(charts[-1], z_RP, batch, settings.iterations, settings.gradient_norm)
                     theta_RP = z_RP
                     for charted in reversed(charts):
@@ -223,6 +222,8 @@ class _Contracted:
                     theta_RP, norm_R = theta_RP.cpu(), norm_R.cpu()
                     if file:
                         save_tensors(file, {"theta": theta_RP, "gradient_norm": norm_R}, {})
+                # Lengths that do not matter drift in a descent; and what goes on from a file goes on from the same.
+                z_RP = _into(charts, theta_RP.to(batch.y.device))
                 if step + 1 == steps:
                     spread_R = spreads(charts[-1], z_RP).cpu()
                 bends.append(theta_RP)
