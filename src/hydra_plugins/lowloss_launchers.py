@@ -105,7 +105,8 @@ class _Launcher(Launcher):
         from hydra.core.singleton import Singleton
 
         from lowloss.arguments import quoted
-        from lowloss.cli import config_flags, job_bench
+        from lowloss.cli import job_bench
+        from lowloss.conf import config_flags
         from lowloss.errors import LowlossError
         from lowloss.launch import Job, study_name
 

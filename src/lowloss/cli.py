@@ -1,4 +1,4 @@
-"""The command line; the only module that knows Hydra."""
+"""The command line; with what it tells (`telling`) the only module that knows Hydra."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ from typing import Any
 from lowloss import files, group, imports, progress
 from lowloss.arguments import normalised, quoted
 from lowloss.checking import Name, check_arguments, check_value
-from lowloss.conf import config_folder, option, read_families
+from lowloss.conf import config_dirs, config_flags, config_folder, group_options, option, read_families
 from lowloss.declared import declared
-from lowloss.errors import LowlossError, nearest
+from lowloss.errors import LowlossError
 from lowloss.launch import SWEPT, VALUE, study_name
 from lowloss.overview import help_text
 from lowloss.settings import MADE, SEVERAL, check_data, check_optimizer_settings, check_settings, check_study
 from lowloss.subcommands import run_other
+from lowloss.telling import causes_of, explain, tell
 
 Config = dict[str, Any]
 
@@ -56,12 +56,6 @@ def register_families() -> None:
         store(family, node, "experiment", "_global_")
 
 
-def config_dirs() -> list[Path]:
-    """The user's own configuration folders."""
-    flags = config_flags()
-    return [Path(flag.removeprefix("--config-dir=")) for flag in flags if flag not in ("--config-dir", "-cd")]
-
-
 def run_config(config: Any) -> float | None:
     """Run the stages of a composed configuration; called by Hydra once a job. Returns its objective, if it has one."""
     from hydra.core.hydra_config import HydraConfig
@@ -80,8 +74,8 @@ def run_config(config: Any) -> float | None:
     except Exception as error:
         _hold_back(error)
         # Told here, since Hydra would add lines of its own; the other jobs of a sweep still run.
-        told = _tell(error)
-        why = " ".join(_explain(error).split()) or "see above"
+        told = tell(error)
+        why = " ".join(explain(error).split()) or "see above"
         progress.end_record(why, told.splitlines())
         ended_well.append(False)
         failed.append((str(config.get("study")), why))
@@ -189,14 +183,6 @@ def _run_group(overrides: Any, study: str, count: int) -> float | None:
     return value
 
 
-def config_flags() -> list[str]:
-    """The flags of this command line that say where configurations lie, for a command made of it."""
-    flags = [part for part in sys.argv[1:] if part.startswith("--config-dir=")]
-    for flag in {"--config-dir", "-cd"} & {*sys.argv}:
-        flags += [flag, sys.argv[sys.argv.index(flag) + 1]]
-    return flags
-
-
 def _hold_back(error: Exception) -> None:
     """In a group, leave time to be stopped to a process that fails because another one did."""
     place = group.place()
@@ -223,7 +209,7 @@ def _build(config: Config, key: str, partial: bool = False) -> Any:
     try:
         made = instantiate(node, _partial_=partial, _convert_="all")
     except InstantiationException as error:
-        causes = list(_causes(error))
+        causes = list(causes_of(error))
         ours = [cause for cause in causes if isinstance(cause, LowlossError)]
         raise LowlossError(f"{key}: {(ours or causes[-1:])[0]}") from error
     wanted = MADE.get(key.split(".")[0])
@@ -265,7 +251,7 @@ def main() -> None:
             print(help_text([config_folder(), *config_dirs()]))
             return
     except (LowlossError, OSError) as error:
-        _tell(error)
+        tell(error)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -278,7 +264,7 @@ def main() -> None:
         sys.path.insert(0, os.getcwd())
     if DRY_RUN in sys.argv:
         if any(argument.startswith("hydra/launcher=") for argument in sys.argv):
-            _tell(LowlossError(f"{DRY_RUN} tells here what jobs would make: leave hydra/launcher out"))
+            tell(LowlossError(f"{DRY_RUN} tells here what jobs would make: leave hydra/launcher out"))
             sys.exit(1)
         os.environ[DRY] = "1"
         sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != DRY_RUN]
@@ -292,12 +278,12 @@ def main() -> None:
         app()
     except (HydraException, OmegaConfBaseException, LowlossError) as error:
         told = "" if isinstance(error, LowlossError) else _explain_group()
-        _tell(LowlossError(told) if told else error)
+        tell(LowlossError(told) if told else error)
         sys.exit(1)
     except (TypeError, ValueError, RecursionError) as error:
         known = re.search("flag can only|Only one of|Exceeds|recursion", str(error))
         if told := str(error) if known else _explain_group():
-            _tell(LowlossError(told))
+            tell(LowlossError(told))
             sys.exit(1)
         # Optuna's, when a search has ended and there is no best trial.
         if "No trials are completed" not in str(error):
@@ -307,7 +293,7 @@ def main() -> None:
             sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning turns a keyboard interrupt into an exit of its own.
-        keyboard = any(isinstance(cause, KeyboardInterrupt) for cause in _causes(end))
+        keyboard = any(isinstance(cause, KeyboardInterrupt) for cause in causes_of(end))
         if not keyboard and getattr(end, "code", 0) != 143:
             raise
         if group.PARENT not in os.environ:  # else it is told by the process that started this one
@@ -359,12 +345,6 @@ def _explain_group() -> str:
     return ""
 
 
-def group_options(key: str) -> list[str]:
-    """The options of a group, the user's own among them; none for what is no group."""
-    folders = [config_folder(), *config_dirs()]
-    return sorted({file.stem for folder in folders for file in (folder / key).glob("*.yaml")})
-
-
 def _parsed(argument: str) -> Any:
     """An override as Hydra reads it; None for a flag, or what Hydra will complain of."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -392,61 +372,3 @@ def _swept(arguments: list[str]) -> list[str]:
             if not 0 < count <= 100_000:
                 raise LowlossError(f"{override.input_line} has {max(0, count):.0f} values: 1 … 100000 can be swept")
     return keys
-
-
-def _tell(error: Exception) -> str:
-    """Print an error: one line if a user can mend it, else with its traceback, since it is ours to mend. Returns it."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    if isinstance(error, group.ToldError):
-        return ""
-    if isinstance(error, (LowlossError, OSError, MemoryError, HydraException, OmegaConfBaseException)):
-        told = f"lowloss: {' '.join(_explain(error).split())}\n"
-    else:
-        told = "".join(traceback.format_exception(error))
-        if group.TRACE in os.environ and (group.place() or (0,))[0] == 0:
-            Path(os.environ[group.TRACE]).write_text(told, encoding="utf-8")
-            return told
-    sys.stderr.write(told)
-    return told
-
-
-def _explain(error: BaseException) -> str:
-    """The message, with the valid choices where Hydra leaves them out."""
-    from hydra.errors import MissingConfigException
-    from omegaconf.errors import MissingMandatoryValue
-
-    text = str(error)
-    if isinstance(error, MemoryError):
-        return f"there is not enough memory for this ({text or 'no reason given'}): make it smaller"
-    if isinstance(error, OSError) and error.errno in files.REMEDIES:
-        return f"{text}: {files.REMEDIES[error.errno]}"
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} must be set: {error.full_key}=VALUE"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        # Hydra does not tell them where a list names several.
-        options = error.options or group_options(group)
-        key = f"{group}/{name}" if group else name
-        return f"there is no {key}{nearest(name, options)}; {group or 'there'} can be {', '.join(options)}"
-    for cause in _causes(error):
-        if "Cannot merge" in str(cause) and (key := getattr(cause, "full_key", "")):  # a list and a group
-            return f"{key} must be {'a list' if getattr(cause, 'object_type', None) is list else 'a group'}: {text}"
-        parent = getattr(cause, "parent_node", None)
-        if parent is not None and hasattr(parent, "keys"):
-            keys = [str(key) for key in parent]
-            if "study" in keys:  # at the top, where groups stand as well, some of which leave no key
-                groups = {f.parent.name for d in (config_folder(), *config_dirs()) for f in d.glob("*/*.yaml")}
-                keys += sorted(groups - {*keys})
-            near = nearest(str(getattr(cause, "key", "")), keys)
-            return f"{text.splitlines()[0].rstrip('.')}{near} (the keys there are {', '.join(keys)})"
-    return text
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, the outermost first."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__

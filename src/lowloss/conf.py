@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,26 @@ def config_folder() -> Path:
     """conf/ of the checkout, or its copy inside an installed package."""
     inside = Path(__file__).parent / "conf"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def config_flags() -> list[str]:
+    """The flags of this command line that say where configurations lie, for a command made of it."""
+    flags = [part for part in sys.argv[1:] if part.startswith("--config-dir=")]
+    for flag in {"--config-dir", "-cd"} & {*sys.argv}:
+        flags += [flag, sys.argv[sys.argv.index(flag) + 1]]
+    return flags
+
+
+def config_dirs() -> list[Path]:
+    """The user's own configuration folders."""
+    flags = config_flags()
+    return [Path(flag.removeprefix("--config-dir=")) for flag in flags if flag not in ("--config-dir", "-cd")]
+
+
+def group_options(key: str) -> list[str]:
+    """The options of a group, the user's own among them; none for what is no group."""
+    folders = [config_folder(), *config_dirs()]
+    return sorted({file.stem for folder in folders for file in (folder / key).glob("*.yaml")})
 
 
 def read_table(file: Path, needed: Sequence[str]) -> list[dict[str, str]]:

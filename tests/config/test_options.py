@@ -22,7 +22,7 @@ import lowloss.points
 import lowloss.schedule
 from lowloss import cli
 from lowloss.checking import Arguments, check_arguments
-from lowloss.conf import read_families
+from lowloss.conf import group_options, read_families
 from lowloss.declared import declared
 from lowloss.finder import AutoNEB, Phase
 from lowloss.settings import check_settings
@@ -213,7 +213,7 @@ def test_option_has_what_its_target_asks_for(group, option):
 @pytest.mark.parametrize("scale", [(), ("scale=tiny",)], ids=["full", "tiny"])
 def test_every_experiment_has_settings_that_make_sense(compose, name, scale):
     plain = OmegaConf.to_container(compose(f"experiment={name}", *scale), resolve=True)
-    check_settings(plain, cli.group_options("finder"))
+    check_settings(plain, group_options("finder"))
     for group in LISTED:
         for key, node in plain[group].items():
             if "_target_" in node:

@@ -35,6 +35,24 @@ class Final(torch.autograd.Function):
         raise LowlossError("a landscape's losses are differentiable once: take second derivatives by landscape.product")
 
 
+class Losses(torch.autograd.Function):
+    """Computes the gradients while it computes the losses, however an engine's `losses` does that best."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, theta_KP: Tensor, losses: Callable[..., tuple[Tensor, Tensor | None]], batch: Batch
+    ) -> Tensor:
+        losses_K, gradients_KP = losses(theta_KP, batch, gradients=ctx.needs_input_grad[0])
+        ctx.gradients_KP = gradients_KP
+        ctx.save_for_backward(theta_KP)
+        return losses_K
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (upstream_K,) = upstream
+        return Final.apply(upstream_K[:, None] * ctx.gradients_KP, *ctx.saved_tensors), None, None
+
+
 def check_points(theta_KP: Tensor, dim: int, dtype: torch.dtype | None = None) -> None:
     """Raise ValueError unless these are rows of real numbers, of a landscape's size and, if it has one, precision."""
     if not isinstance(theta_KP, Tensor) or theta_KP.dim() != 2 or theta_KP.shape[1] != dim:

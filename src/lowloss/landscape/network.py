@@ -9,7 +9,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from lowloss.data.base import AUGMENTED, Batch, Data
 from lowloss.data.task import Sums
 from lowloss.errors import LowlossError, check_number, reason
-from lowloss.landscape.base import BatchSource, Columns, Final, Held, check_points
+from lowloss.landscape.base import BatchSource, Columns, Held, Losses, check_points
 from lowloss.landscape.engine.checked import Trust
 from lowloss.landscape.engine.graph import Graph
 from lowloss.landscape.engine.loop import PART, Buffers, Engine, Loop
@@ -45,24 +44,6 @@ PRODUCT = 2500
 """Samples of a Hessian product taken at once, at most, where they may be chosen: fewer where memory is short."""
 
 log = logging.getLogger("lowloss")
-
-
-class Losses(torch.autograd.Function):
-    """Computes the gradients while it computes the losses, however an engine's `losses` does that best."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, theta_KP: Tensor, losses: Callable[..., tuple[Tensor, Tensor | None]], batch: Batch
-    ) -> Tensor:
-        losses_K, gradients_KP = losses(theta_KP, batch, gradients=ctx.needs_input_grad[0])
-        ctx.gradients_KP = gradients_KP
-        ctx.save_for_backward(theta_KP)
-        return losses_K
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (upstream_K,) = upstream
-        return Final.apply(upstream_K[:, None] * ctx.gradients_KP, *ctx.saved_tensors), None, None
 
 
 class NetworkLandscape:

@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from lowloss.data.base import Batch
 from lowloss.data.task import Regression
 from lowloss.errors import reason
-from lowloss.landscape.base import Columns, Held
-from lowloss.landscape.network import SAMPLE, Losses, NetworkLandscape
+from lowloss.landscape.base import Columns, Held, Losses
+from lowloss.landscape.network import SAMPLE, NetworkLandscape
 from lowloss.landscape.wrappers import Wrapper
 
 AT_ONCE = 16
