@@ -271,11 +271,14 @@ def _missing(root: Path) -> list[str]:
 
 def _claimed(root: Path) -> bool:
     """Whether a process that has not written a record yet has claimed some of its work."""
-    for claim in root.glob("*/.*.claim"):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            runs = processes.running(json.loads(claim.read_text(encoding="utf-8")))
-            if runs or (runs is None and time.time() - claim.stat().st_mtime < STALE):
-                return True
+    return any(map(holds, root.glob("*/.*.claim")))
+
+
+def holds(claim: Path) -> bool:
+    """Whether the process of a claim runs; where that cannot be told, whether it has touched the claim lately."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        runs = processes.running(_told(claim))
+        return time.time() - claim.stat().st_mtime < STALE if runs is None else runs
     return False
 
 
