@@ -174,7 +174,8 @@ def test_what_is_not_done_has_a_row(lowloss, whole, tmp_path):
     assert done.status == 0, done.err
     rows = [row for row in rows_of(tmp_path / "outputs" / "compare") if ": " in row["status"]]
     assert {(row["study"], row["status"]) for row in rows} == {
-        ("begun", "running: minima/0000"), ("begun", "stopped: minima/0001"), ("t", "stopped: paths/0001-0002-bezier"), ("t", "failed: loss is NaN"),
+        ("begun", "running: minima/0000"), ("begun", "stopped: minima/0001"),
+        ("t", "stopped: paths/0001-0002-bezier"), ("t", "failed: loss is NaN"),
         ("none", "failed: no data"), ("later", "waiting: not begun"),
     }  # fmt: skip
     assert {row["model"] for row in rows if row["study"] != "t"} == {""}

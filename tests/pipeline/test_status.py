@@ -81,6 +81,25 @@ def test_what_failed_is_told_with_its_last_lines(study, record):
         status.gather(study)
 
 
+def test_what_failed_before_anything_was_made_is_told(lowloss, tmp_path):
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\n\n\nclass MyNet(nn.Linear):\n    def forward(self, x):\n        raise RuntimeError\n"
+    )
+    own = ("model._target_=my_net.MyNet", "+model.in_features=64", "+model.out_features=10")
+    without = ("~model.hidden", "~model.batch_norm", "~model.activation")
+    failed = lowloss.plain(tmp_path, "model=mlp", *own, *without, "trainer=cpu", "study=a b", "scale=tiny")
+    assert failed.status == 1
+    (one,) = status.gather(tmp_path / "outputs").studies
+    assert (one.state, one.lines[-1]) == ("failed", failed.message)
+    assert status.logs(tmp_path / "outputs" / "a b", None).endswith(failed.message)
+    # What is there stays as it is.
+    done = tmp_path / "outputs" / "done"
+    (done / "minima" / "0000").mkdir(parents=True)
+    (done / "minima" / "0000" / "result.safetensors").touch()
+    progress.Record(done, lambda: PLAN).end("other settings")
+    assert not (done / progress.FOLDER).exists()
+
+
 def test_a_process_that_is_gone_has_stopped(study, record):
     ended = subprocess.Popen(["true"])
     gone = processes.identity(ended.pid) | {"started": "0"}
