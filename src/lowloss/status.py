@@ -386,7 +386,7 @@ def _text(found: Found) -> Iterator[str]:
             if one.log is not None:
                 yield f"    all of it: lowloss logs {shlex.quote(one.study)}"
     for state in ("waiting", "done"):
-        names = [Path(one.study).name for one in found.of(state)]
+        names = [os.path.relpath(one.study, found.folder) for one in found.of(state)]
         if names and len(found.studies) > 1:
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             yield f"{state} ({len(names)}): {'; '.join(names[:8])}{more}"

@@ -193,6 +193,12 @@ def test_jobs_of_a_sweep_wait_run_and_stop(study):
     assert {one.state for one in status.gather(study.parent / "t").studies} == {"failed", "done", "stopped"}
 
 
+def test_studies_of_two_sweeps_are_told_apart(study):
+    for name in ("one", "two"):
+        shutil.copytree(study, study.parent / name / "seed=0")
+    assert "done (3): one/seed=0; s; two/seed=0" in status.as_text(status.gather(study.parent))
+
+
 def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch, capsys):
     from rich.console import Console
 
