@@ -179,6 +179,10 @@ def test_what_is_not_done_has_a_row(lowloss, whole, tmp_path):
         ("none", "failed: no data"), ("later", "waiting: not begun"),
     }  # fmt: skip
     assert {row["model"] for row in rows if row["study"] != "t"} == {""}
+    # Empty cells leave integers what they are.
+    paths = [row for row in rows_of(tmp_path / "outputs" / "compare") if row["finder"]]
+    assert {row["start"] for row in paths} == {"0"}
+    assert all(row["parameters"].isdecimal() for row in paths)
     shutil.rmtree(root)
     assert "no study there has results yet" in lowloss.plain(tmp_path, "compare", "outputs").message
 

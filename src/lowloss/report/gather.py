@@ -394,7 +394,8 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
         paths = [{**head, **{k: path.get(k) for k in columns}, **record.ensembles} for path in record.paths]
         rows += paths or ([] if record.undone else [{**head, **record.ensembles}])
         rows += [{**head, **job} for job in record.undone]
-    return records, pd.DataFrame(rows)
+    # As they are: a column of numbers would make fractions of the integers beside an empty cell.
+    return records, pd.DataFrame(rows, dtype=object)
 
 
 def common_folder(roots: Sequence[Path]) -> Path:
