@@ -41,8 +41,9 @@ Advance = Callable[[int, str], None]
 class Record:
     """The record of this process in a study: a JSON file that is there while the process works, and stays if it fails.
 
-    It begins with the first piece of work, so that a command that finds everything complete changes nothing. Whoever
-    may not write it works without.
+    It begins with the first piece of work, so that a command that finds everything complete changes nothing, and one
+    that fails before leaves alone what there is; in a study that holds nothing yet its failure is kept too. Whoever may
+    not write it works without.
 
     Args:
         root: the study.
@@ -74,6 +75,9 @@ class Record:
         """
         self.lines.extend(lines)
         if why is not None:
+            root = self.file.parents[1]
+            if not (self.begun or any(root.glob("*/.*.work")) or any(root.glob("*/*/result.safetensors"))):
+                self.begun, self.held = True, self.held | {"stages": {}, "work": {}}
             self.tell(now=True, end=why)
         elif self.begun:
             for file in self.file.parent.glob("*"):

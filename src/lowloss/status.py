@@ -271,11 +271,14 @@ def _missing(root: Path) -> list[str]:
 
 def _claimed(root: Path) -> bool:
     """Whether a process that has not written a record yet has claimed some of its work."""
-    for claim in root.glob("*/.*.claim"):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            runs = processes.running(json.loads(claim.read_text(encoding="utf-8")))
-            if runs or (runs is None and time.time() - claim.stat().st_mtime < STALE):
-                return True
+    return any(map(holds, root.glob("*/.*.claim")))
+
+
+def holds(claim: Path) -> bool:
+    """Whether the process of a claim runs; where that cannot be told, whether it has touched the claim lately."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        runs = processes.running(_told(claim))
+        return time.time() - claim.stat().st_mtime < STALE if runs is None else runs
     return False
 
 
@@ -383,7 +386,7 @@ def _text(found: Found) -> Iterator[str]:
             if one.log is not None:
                 yield f"    all of it: lowloss logs {shlex.quote(one.study)}"
     for state in ("waiting", "done"):
-        names = [Path(one.study).name for one in found.of(state)]
+        names = [os.path.relpath(one.study, found.folder) for one in found.of(state)]
         if names and len(found.studies) > 1:
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             yield f"{state} ({len(names)}): {'; '.join(names[:8])}{more}"

@@ -26,9 +26,10 @@ def run_other(arguments: Sequence[str]) -> bool:
     Raises LowlossError: there is no such subcommand, or it cannot do its work.
     """
     first, *rest = arguments or [""]
-    if not arguments or first in {"--version", *SUBCOMMANDS} - {"merge"}:
+    alone = {*arguments} <= {"-m", "--multirun"}  # a sweep of nothing would be the default study
+    if alone or first in {"--version", *SUBCOMMANDS} - {"merge"}:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may stop, as head does
-    if not arguments:
+    if alone:
         print(OVERVIEW + "\n" + MORE, end="")
     elif first == "--version":
         from lowloss import __version__

@@ -161,6 +161,8 @@ def test_what_is_not_done_has_a_row(lowloss, whole, tmp_path):
     begun = tmp_path / "outputs" / "begun" / "minima"
     (begun / ".0000.work").mkdir(parents=True)
     (begun / ".0000.claim").write_text("{}")
+    (begun / ".0001.work").mkdir()  # of a process that was killed just now
+    (begun / ".0001.claim").write_text(json.dumps(processes.identity(os.getpid()) | {"started": "1"}))
     sweep = tmp_path / "outputs" / ".sweeps" / "1"
     sweep.mkdir(parents=True)
     ended = [("begun", 0, ""), ("t", 1, "loss is\nNaN"), ("none", 1, "no data")]
@@ -172,10 +174,15 @@ def test_what_is_not_done_has_a_row(lowloss, whole, tmp_path):
     assert done.status == 0, done.err
     rows = [row for row in rows_of(tmp_path / "outputs" / "compare") if ": " in row["status"]]
     assert {(row["study"], row["status"]) for row in rows} == {
-        ("begun", "running: minima/0000"), ("t", "stopped: paths/0001-0002-bezier"), ("t", "failed: loss is NaN"),
+        ("begun", "running: minima/0000"), ("begun", "stopped: minima/0001"),
+        ("t", "stopped: paths/0001-0002-bezier"), ("t", "failed: loss is NaN"),
         ("none", "failed: no data"), ("later", "waiting: not begun"),
     }  # fmt: skip
     assert {row["model"] for row in rows if row["study"] != "t"} == {""}
+    # Empty cells leave integers what they are.
+    paths = [row for row in rows_of(tmp_path / "outputs" / "compare") if row["finder"]]
+    assert {row["start"] for row in paths} == {"0"}
+    assert all(row["parameters"].isdecimal() for row in paths)
     shutil.rmtree(root)
     assert "no study there has results yet" in lowloss.plain(tmp_path, "compare", "outputs").message
 

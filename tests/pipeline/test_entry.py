@@ -61,6 +61,8 @@ def test_alone_it_prints_an_overview_and_makes_nothing(lowloss, tmp_path):
     assert "lowloss experiment=quickstart" in alone.out
     for name in SUBCOMMANDS:
         assert f"\n  lowloss {name} " in alone.out
+    for flag in ("-m", "--multirun"):
+        assert lowloss.plain(tmp_path, flag).out == alone.out
     for word in ("", " "):
         assert "an argument is empty or blank" in lowloss.plain(tmp_path, word).message
     assert not list(tmp_path.iterdir())

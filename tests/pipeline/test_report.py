@@ -261,6 +261,25 @@ def test_a_look_follows_from_the_name():
     assert [look(c) for c in range(10)] == LOOKS[:10]
 
 
+@pytest.mark.parametrize("height", [1.0, 2.5, 0.4, 10.0])
+@pytest.mark.parametrize("place", [(0.97, 0.5), (0.75, 0.97), (0.5, 0.5), (0.02, 0.02)])
+def test_labels_of_minima_stay_on_the_plane(height, place):
+    grid = {"axis-0": np.linspace(0, 1, 5), "axis-1": np.linspace(0, height, 5)}
+    grid |= {"anchors": np.array([[place[0], place[1] * height]]), "train_loss": np.arange(1.0, 26).reshape(5, 5)}
+    notes = {
+        "anchor_names": ["minimum 1, epoch 5"],
+        "settings": {"_target_": "", "directions": "pca"},
+        "units": {"loss": "nats", "error": "fraction"},
+    }
+    figure = scans.plane_figure(grid, notes)
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    (label,) = (text for text in axis.texts if text.get_text() == "1, epoch 5")
+    (x0, y0), (x1, y1) = axis.transAxes.inverted().transform(label.get_window_extent())
+    assert -0.01 < x0 < x1 < 1.01, (x0, x1)
+    assert -0.01 < y0 < y1 < 1.01, (y0, y1)
+
+
 def test_a_plane_of_zeros_has_a_linear_scale():
     grid = {"axis-0": np.arange(3.0), "axis-1": np.arange(3.0), "anchors": np.zeros((0, 2))}
     notes, losses = {"anchor_names": []}, {scale: np.full((3, 3), scale) for scale in (0.0, 0.01)}

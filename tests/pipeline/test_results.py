@@ -30,6 +30,7 @@ from lowloss import (
     find_path,
     load,
     plane,
+    progress,
     scan,
     train_minima,
 )
@@ -150,6 +151,8 @@ def test_results_print_themselves_in_a_line_and_as_html(study):
         (lambda study: study.scans[0].trajectory, "scan one (scan=[trajectory])"),
         (lambda study: load(study.root.parent), "holds no study: name the folder of a study, such as "),
         (lambda study: load(study.root / "nowhere"), "nowhere does not exist"),
+        (lambda study: load(study.root / "summary.csv"), "summary.csv is no folder: name the folder of a study"),
+        (lambda study: export(study.root, "sgv"), "there is no format sgv (did you mean svg?)"),
         (lambda study: export(study.root, ["sgv"]), "there is no format sgv (did you mean svg?)"),
         (lambda study: export(study.root, ["gif"]), "has nothing to export as gif: make a trajectory's plane"),
     ],
@@ -184,6 +187,10 @@ def test_damaged_and_unfinished_studies(whole, tmp_path):
         shutil.rmtree(kept)
     shutil.rmtree(root / "paths")
     with pytest.raises(LowlossError, match="has no results yet: wait for the first, or run its command again"):
+        load(root)
+    shutil.rmtree(root / "scans")
+    progress.Record(root, dict).end("no such data")  # a command that failed before anything was made
+    with pytest.raises(LowlossError, match="has no results yet"):
         load(root)
 
 

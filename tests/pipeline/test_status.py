@@ -81,6 +81,25 @@ def test_what_failed_is_told_with_its_last_lines(study, record):
         status.gather(study)
 
 
+def test_what_failed_before_anything_was_made_is_told(lowloss, tmp_path):
+    (tmp_path / "my_net.py").write_text(
+        "from torch import nn\n\n\nclass MyNet(nn.Linear):\n    def forward(self, x):\n        raise RuntimeError\n"
+    )
+    own = ("model._target_=my_net.MyNet", "+model.in_features=64", "+model.out_features=10")
+    without = ("~model.hidden", "~model.batch_norm", "~model.activation")
+    failed = lowloss.plain(tmp_path, "model=mlp", *own, *without, "trainer=cpu", "study=a b", "scale=tiny")
+    assert failed.status == 1
+    (one,) = status.gather(tmp_path / "outputs").studies
+    assert (one.state, one.lines[-1]) == ("failed", failed.message)
+    assert status.logs(tmp_path / "outputs" / "a b", None).endswith(failed.message)
+    # What is there stays as it is.
+    done = tmp_path / "outputs" / "done"
+    (done / "minima" / "0000").mkdir(parents=True)
+    (done / "minima" / "0000" / "result.safetensors").touch()
+    progress.Record(done, lambda: PLAN).end("other settings")
+    assert not (done / progress.FOLDER).exists()
+
+
 def test_a_process_that_is_gone_has_stopped(study, record):
     ended = subprocess.Popen(["true"])
     gone = processes.identity(ended.pid) | {"started": "0"}
@@ -172,6 +191,12 @@ def test_jobs_of_a_sweep_wait_run_and_stop(study):
     # Once the launcher is gone, nothing runs any more.
     (sweep / ".jobs.json").write_text(json.dumps(told | {"owner": told["owner"] | {"started": "0"}}))
     assert {one.state for one in status.gather(study.parent / "t").studies} == {"failed", "done", "stopped"}
+
+
+def test_studies_of_two_sweeps_are_told_apart(study):
+    for name in ("one", "two"):
+        shutil.copytree(study, study.parent / name / "seed=0")
+    assert "done (3): one/seed=0; s; two/seed=0" in status.as_text(status.gather(study.parent))
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch, capsys):

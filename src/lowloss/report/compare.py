@@ -59,7 +59,8 @@ def compare(folders: Sequence[Path], options: Options, to: Path | None = None) -
     records, table = gather([folder.resolve() for folder in folders], options)
     common = common_folder([record.root for record in records])
     to = (to or common / "compare").resolve()
-    cells = table.rename(columns=_harmless).map(_harmless).to_csv(index=False)
+    rows = [[*map(_harmless, row)] for row in table.itertuples(index=False)]
+    cells = pd.DataFrame(rows, columns=[*map(_harmless, table)], dtype=object).to_csv(index=False)
     for name, text in (("table.csv", cells), ("index.html", _page(records, table, options, common, to))):
         # A folder's name may be no text.
         files.write_text(to / name, text.encode(errors="replace").decode())

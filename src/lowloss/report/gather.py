@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -44,9 +43,6 @@ MOST = {"config.yaml": 1 << 18, "along.csv": 1 << 24, DIGESTS: 1 << 24, RESULT: 
 
 PLANE = 31
 """Points along an axis of a plane that are compared; of finer planes every second, third … is."""
-
-RUNS = 300
-"""Seconds after which a claim that nobody touched counts as given up."""
 
 LINKS = 20
 """Configurations of a study that a page links to."""
@@ -263,13 +259,10 @@ def _plane(artifact: Artifact, notes: dict[str, Any]) -> tuple[str, dict[str, An
 
 def _undone(root: Path, swept: Sequence[status.SweptJob]) -> Iterator[dict[str, Any]]:
     """The jobs of a study that have begun and are not complete, and why the last command or sweep's job failed."""
-    now = time.time()
     for work in sorted(root.glob("*/.*.work")):
         name = work.name.removeprefix(".").removesuffix(".work")
-        claim = work.with_name(f".{name}.claim")
-        with contextlib.suppress(OSError):
-            runs = claim.is_file() and now - claim.stat().st_mtime < RUNS
-            yield {"status": f"{'running' if runs else 'stopped'}: {work.parent.name}/{name}"}
+        runs = status.holds(work.with_name(f".{name}.claim"))
+        yield {"status": f"{'running' if runs else 'stopped'}: {work.parent.name}/{name}"}
     with contextlib.suppress(Exception):  # whatever strangers wrote
         if swept or (root / progress.FOLDER).is_dir():
             state = status.read_study(root, swept)
@@ -401,7 +394,8 @@ def gather(folders: Sequence[Path], options: Options) -> tuple[list[Record], pd.
         paths = [{**head, **{k: path.get(k) for k in columns}, **record.ensembles} for path in record.paths]
         rows += paths or ([] if record.undone else [{**head, **record.ensembles}])
         rows += [{**head, **job} for job in record.undone]
-    return records, pd.DataFrame(rows)
+    # As they are: a column of numbers would make fractions of the integers beside an empty cell.
+    return records, pd.DataFrame(rows, dtype=object)
 
 
 def common_folder(roots: Sequence[Path]) -> Path:

@@ -179,8 +179,20 @@ def _mark(axis: Axes, grid: dict[str, Any], notes: dict[str, Any]) -> None:
     for name, (x, y) in zip(notes["anchor_names"], grid["anchors"], strict=True):
         if name.startswith("minimum"):
             axis.plot(x, y, "o", color="white", markeredgecolor="black", markersize=7)
+            text = name.removeprefix("minimum ")
             style: Any = {"textcoords": "offset points", "color": "white", "fontweight": "bold"}
-            axis.annotate(name.removeprefix("minimum "), (x, y), (6, 6), **style)
+            axis.annotate(text, (x, y), **(_beside(grid, x, y, text) | style))
+
+
+def _beside(grid: dict[str, Any], x: float, y: float, text: str) -> dict[str, Any]:
+    """Where the label of a point stands: to the right and above, where that does not leave the plane; white on white it
+    could not be read."""
+    width, height = (np.ptp(grid[f"axis-{d}"]) for d in range(2))
+    narrow = max(1, height / width) if height / width < 3 else 1
+    right = (grid["axis-0"].max() - x) / width < min(0.5, 0.04 * narrow * (1 + len(text)))
+    top = (grid["axis-1"].max() - y) / height < 0.1 * max(1, min(3, width / height))
+    return {"xytext": (-6 if right else 6, -6 if top else 6), "ha": "right" if right else "left",
+            "va": "top" if top else "bottom"}  # fmt: skip
 
 
 def _surface(name: str, grid: dict[str, Any], notes: dict[str, Any], ways: Sequence[Way], folder: Path) -> Picture:

@@ -35,8 +35,8 @@ Drawn = Iterator[Path]
 """The files that are written."""
 
 
-def export(study: str | Path, formats: Sequence[str], folder: str | Path | None = None) -> list[Path]:
-    """Write a study's results as files of these formats: h5, vtp, stl, glb, pdf, svg, gif, mp4.
+def export(study: str | Path, formats: str | Sequence[str], folder: str | Path | None = None) -> list[Path]:
+    """Write a study's results as files of this format or of these: h5, vtp, stl, glb, pdf, svg, gif, mp4.
 
     Args:
         study: its folder.
@@ -44,6 +44,7 @@ def export(study: str | Path, formats: Sequence[str], folder: str | Path | None 
 
     Raises LowlossError: a format is unknown, needs a package that is not there, or the study holds nothing for it.
     """
+    formats = [formats] if isinstance(formats, str) else formats
     for form in formats:
         if form not in FORMATS:
             raise LowlossError(f"there is no format {form}{nearest(form, FORMATS)}: choose of {', '.join(FORMATS)}")

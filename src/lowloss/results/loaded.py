@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowloss.errors import LowlossError, nearest
-from lowloss.progress import counted
+from lowloss.progress import FOLDER, counted
 from lowloss.results.base import NoAttributeError, OneResult, Results, left_out, those
 from lowloss.results.kinds import KINDS, EnsembleResult, Minima, PathResult, ScanResult, SpectrumResult
 from lowloss.study import Config, Study
@@ -112,9 +112,10 @@ def load(folder: str | Path) -> StudyResults:
     root = Path(folder).expanduser()
     study = Study(root)
     if not study.kinds:
-        begun = any(root.glob("*/.*.work"))
+        begun = any(root.glob("*/.*.work")) or any((root / FOLDER).glob("*.json"))
         below = sorted({str(file.parents[2]) for file in root.glob("*/*/[!.]*/result.safetensors")})
-        what = "has no results yet" if begun else "holds no study" if root.is_dir() else "does not exist"
+        missing = "holds no study" if root.is_dir() else "is no folder" if root.exists() else "does not exist"
+        what = "has no results yet" if begun else missing
         remedy = "wait for the first, or run its command again" if begun else "name the folder of a study"
         raise LowlossError(f"{root} {what}: {remedy}{f', such as {below[0]}' if below else ''}")
     return StudyResults(study)
