@@ -453,6 +453,13 @@ def test_many_studies_scroll_in_a_page_of_one_width(lowloss, driver, sweep, tmp_
                 requestAnimationFrame(() => requestAnimationFrame(at));
             """)
             assert first.startswith("seed="), (place, first)
+        # What was found is in view.
+        rights = driver.execute_script("""
+            const heads = [...document.querySelectorAll("#table thead tr:first-child th")];
+            return Object.fromEntries(heads.map((th) => [th.textContent.trim(), th.getBoundingClientRect().right]));
+        """)
+        for name in ("finder", "barrier", *(["status"] if width > 1000 else [])):
+            assert rights[name] <= width, rights
         # The first column stays where it is.
         left = "return document.querySelector('#table tbody td').getBoundingClientRect().left"
         before = driver.execute_script(left)

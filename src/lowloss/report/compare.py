@@ -23,11 +23,11 @@ from lowloss.report.markup import packed, render, to_json
 from lowloss.report.sweeps import draw_sweeps
 from lowloss.study import Config, flat
 
-MAIN = (
-    *("finder", "barrier_train_loss", "min_test_error", "saddle_test_error", "saddle_train_loss", "start", "end"),
-    *("status", "saddle_test_loss"),
-)
-"""Columns that are shown at first, after those that tell the studies apart."""
+FOUND = ("finder", "barrier_train_loss", "min_test_error", "saddle_test_error", "status")
+"""Columns that are shown at first, next to the study, where a narrow window has room too."""
+
+MORE = ("saddle_train_loss", "start", "end", "saddle_test_loss")
+"""And after those that tell the studies apart."""
 
 GROUPS = ("model", "data")
 
@@ -91,7 +91,7 @@ def _page(records: list[Record], table: pd.DataFrame, options: Options, common: 
     data = {
         "columns": columns,
         "headings": {name: tables.heading(name) for name in columns},
-        "main": [*kept[: 2 + TOLD_APART], *(name for name in MAIN if name in columns)],
+        "main": [name for name in ("study", *FOUND, *kept[1 : 2 + TOLD_APART], *MORE) if name in columns],
         "percent": [name for name in columns if any(name.endswith(f"_{metric}") for metric in shares)],
         "rows": [[_cell(value) for value in row] for row in table.itertuples(index=False)],
         "owners": [index for index, _ in owned],
