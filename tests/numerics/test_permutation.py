@@ -74,6 +74,21 @@ def test_the_way_to_the_point_is_no_higher_than_the_point_where_it_rises(outputs
     assert apart[1] == 0
 
 
+@pytest.mark.parametrize("kept", [1, 4, 8, 15, 17])
+def test_a_way_that_continues_is_the_same_to_the_bit(tmp_path, kept):
+    landscape, theta_P, neurons = student(3, hidden=4, activation=nn.ReLU)
+    given = landscape, theta_P, neurons, [[0, 1], [2, 3]], Contraction(6, 1e-3, 12, 1e-8, order=2)
+    wanted = contract(*given)
+    contract(*given, folder=tmp_path)
+    steps = sorted(tmp_path.iterdir())
+    assert len(steps) == 2 * (6 + LAST)
+    for file in steps[kept:]:
+        file.unlink()
+    found = contract(*given, folder=tmp_path)
+    for name, column in wanted.items():
+        assert torch.equal(found[name], column), name
+
+
 def test_permutation_points_are_critical_and_their_plateaus_flat(contracted):
     outputs, _, _, _, _, found = contracted
     assert (found["gradient"] <= 1e-4).all()

@@ -213,7 +213,8 @@ class _Contracted:
                 if file and file.exists():
                     kept, _ = load_tensors(file)
                     theta_RP, norm_R = kept["theta"], kept["gradient_norm"]
-                    z_RP = _into(charts, theta_RP.to(batch.y.device))
+                    # The coordinates of theta are z but for rounding, which the descents to come would enlarge.
+                    z_RP = kept["z"].to(batch.y.device)
                 else:
                     z_RP = (z_RP if left else _into(charts, bends[-1])).to(batch.y.device)
                     z_RP, _, norm_R = descend(charts[-1], z_RP, batch, settings.iterations, settings.gradient_norm)
@@ -222,7 +223,7 @@ class _Contracted:
                         theta_RP = charted.chart.points(theta_RP)
                     theta_RP, norm_R = theta_RP.cpu(), norm_R.cpu()
                     if file:
-                        save_tensors(file, {"theta": theta_RP, "gradient_norm": norm_R}, {})
+                        save_tensors(file, {"theta": theta_RP, "z": z_RP.cpu(), "gradient_norm": norm_R}, {})
                 if step + 1 == steps:
                     spread_R = spreads(charts[-1], z_RP).cpu()
                 bends.append(theta_RP)
