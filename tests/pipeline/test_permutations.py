@@ -28,4 +28,5 @@ def test_equal_neurons_are_passed_over_and_ways_at_no_loss_are_flat(lowloss, tmp
     points = pd.read_csv(study / "permutations" / "0000-last" / "points.csv")
     assert points[["l", "m", "class"]].to_numpy().tolist() == [[1, 4, "flat"]]
     (row,) = pd.read_csv(study / "report" / "permutations.csv").to_dict("records")
+    assert points["between"].tolist() == [row["between_lowest"]] == [row["between_highest"]]
     assert [row[name] for name in ("rising", "saddle", "falling", "flat")] == [0, 0, 0, 1]
