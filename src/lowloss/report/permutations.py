@@ -97,8 +97,9 @@ def shown_tables(study: Study) -> Iterator[Table]:
     words = tables.fractions(tables.units(study)) if len(table) else ()
     note = (
         "The lowest and highest of the pairs; barriers are of the ends of the descents, between is the highest loss "
-        "that was seen on the way from one to the next; rising, saddle, falling, flat: the shares of the ways that rise to "
-        "the point, have a saddle before it, have a minimum there, and along which the loss does not change."
+        "that was seen on the way from one to the next; rising, saddle, falling, flat: the shares of the ways that "
+        "rise to the point, have a saddle before it, have a minimum there, and along which the loss does not "
+        "change."
     )
     main = (*MAIN, *(f"train_{metric}_highest" for metric in words), *CLASSES)
     shares = (*CLASSES, "share")
