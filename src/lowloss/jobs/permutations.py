@@ -155,6 +155,11 @@ class PermutationStage(Stage):
         wanted = bench.config["permutation"]["pairs"]
         if wanted not in ("all", "similar") and not (wanted and are_pairs(wanted)):
             raise LowlossError(f"permutation.pairs must be similar, all or a list like [[0,1],[0,2]], got {wanted!r}")
+        if isinstance(wanted, list):
+            unordered = [sorted(pair) for pair in wanted]
+            for pair in unordered:
+                if unordered.count(pair) > 1:
+                    raise LowlossError(f"permutation.pairs names {pair[0]} and {pair[1]} twice: name each pair once")
 
     def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
         wanted, neurons = bench.config["permutation"]["pairs"], _neurons(bench, landscape)
