@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from lowloss.data import Data
+from lowloss.errors import LowlossError
 from lowloss.landscape import Layout, NetworkLandscape
 from lowloss.model import CNN, MLP, DenseNet, ResNet
 from lowloss.symmetry import align, derive_symmetries, match_activations, match_weights
@@ -140,3 +141,19 @@ def test_activations_are_matched_behind_the_nonlinearity():
     )
     assert not torch.equal(before, behind)
     assert torch.equal(match_activations(symmetries, a, b, x)["0"], behind)
+
+
+@pytest.mark.parametrize("by", ["weight", "STE", None])
+def test_only_known_ways_align(by):
+    landscape = landscape_of("mlp")
+    with pytest.raises(LowlossError, match=rf"^by must be weights, activations or ste, got {by!r}$"):
+        align(landscape, landscape.initial(1), landscape.initial(2), by)
+
+
+@pytest.mark.parametrize("by", ["weights", "activations", "ste"])
+def test_points_that_are_not_finite_are_refused(by):
+    landscape = landscape_of("mlp")
+    a_P, b_P = landscape.initial(1), landscape.initial(2)
+    b_P[7] = torch.nan
+    with pytest.raises(LowlossError, match=r"^b holds NaN or infinite values, which cannot be matched"):
+        align(landscape, a_P, b_P, by)

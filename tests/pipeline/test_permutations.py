@@ -28,4 +28,14 @@ def test_equal_neurons_are_passed_over_and_ways_at_no_loss_are_flat(lowloss, tmp
     points = pd.read_csv(study / "permutations" / "0000-last" / "points.csv")
     assert points[["l", "m", "class"]].to_numpy().tolist() == [[1, 4, "flat"]]
     (row,) = pd.read_csv(study / "report" / "permutations.csv").to_dict("records")
+    assert points["between"].tolist() == [row["between_lowest"]] == [row["between_highest"]]
     assert [row[name] for name in ("rising", "saddle", "falling", "flat")] == [0, 0, 0, 1]
+
+
+def test_a_pair_is_named_once(lowloss, tmp_path):
+    settings = ("model=mlp", "data=tiny", "minima.count=1", "minima.epochs=1", "finder=[]", "scan=[]")
+    pairs = "permutation.pairs=[[0,1],[2,3],[1,0]]"
+    made = lowloss.plain(tmp_path, *settings, pairs, "stages=[minima,permutation]", "permutation.iterations=1")
+    assert made.status == 1
+    assert made.err.splitlines()[-1] == "lowloss: permutation.pairs names 0 and 1 twice: name each pair once"
+    assert not (tmp_path / "outputs").exists()

@@ -193,8 +193,8 @@ class Regression(Task):
     """Mean squared error over the outputs of a sample; an ensemble averages outputs.
 
     Args:
-        scale: what the error is divided by: 1, or with the variance of the targets the normalised error of Brea et al.
-            2019, sec. 5, of which predicting the mean has the value 1. See `normalised`.
+        scale: what the error is divided by: 1, or with the variance of the targets the normalised error, of which
+            predicting the mean has the value 1. See `normalised`.
     """
 
     units: ClassVar[Mapping[str, str]] = {"loss": "squared error"}

@@ -110,6 +110,7 @@ class PermutationJob(OfMinimum):
         classes = [shape(losses, settings["gradient_norm"]) for losses in loss_RB.tolist()]
         rows |= {"class": classes, "loss": loss_RB[:, -1], "highest": highest_R}
         rows |= {"highest_t": t_RB.gather(1, top_R[:, None])[:, 0], "barrier": highest_R - loss_RB[:, 0]}
+        rows["between"] = found["between"].amax(1)
         rows["gradient"] = found["gradient"]
         rows["converged"] = (found["gradient_norm"] <= settings["gradient_norm"]).double().mean(1)
         names = ("flatness", "plateau_change", "gradient_in_proportion", "gradient_otherwise", "negative", "vanishing")
@@ -118,6 +119,7 @@ class PermutationJob(OfMinimum):
         notes = {"minimum": self.k, "layer": self.neurons.layer, "pairs": pairs, "teacher": settings["teacher"]}
         notes |= {"neurons": len(self.neurons), "steps": settings["steps"], "to": settings["to"]}
         notes |= {"shares": shares, "next_layer": self.neurons.next_layer, "highest": float(table_R["highest"].max())}
+        notes["between"] = float(table_R["between"].max())
         if "negative" in table_R:
             notes["share_of_saddles"] = float((table_R["negative"] == 1).mean())
         tables = {"along.csv": pd.concat(along), "points.csv": table_R}
@@ -153,6 +155,11 @@ class PermutationStage(Stage):
         wanted = bench.config["permutation"]["pairs"]
         if wanted not in ("all", "similar") and not (wanted and are_pairs(wanted)):
             raise LowlossError(f"permutation.pairs must be similar, all or a list like [[0,1],[0,2]], got {wanted!r}")
+        if isinstance(wanted, list):
+            unordered = [sorted(pair) for pair in wanted]
+            for pair in unordered:
+                if unordered.count(pair) > 1:
+                    raise LowlossError(f"permutation.pairs names {pair[0]} and {pair[1]} twice: name each pair once")
 
     def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
         wanted, neurons = bench.config["permutation"]["pairs"], _neurons(bench, landscape)

@@ -23,7 +23,10 @@ CLASSES = {
 }
 """Of ways by column, see `symmetry.permutation.shape`."""
 
-MAIN = ("minimum", "layer", "neurons", "pairs", "loss_highest", "barrier_highest", "gradient_highest")
+MAIN = (
+    *("minimum", "layer", "neurons", "pairs"),
+    *("loss_highest", "barrier_highest", "between_highest", "gradient_highest"),
+)
 
 
 def permutations(study: Study) -> pd.DataFrame:
@@ -37,6 +40,7 @@ def permutations(study: Study) -> pd.DataFrame:
         row = {name: notes[name] for name in ("minimum", "layer", "neurons", "next_layer", "steps", "to")}
         row |= {"teachers": len(artifacts), "pairs": len(notes["pairs"])}
         columns = {"loss": tensors["loss"][:, -1], "barrier": tensors["loss"].amax(1) - tensors["loss"][:, 0]}
+        columns["between"] = tensors["between"].amax(1)
         columns |= {name: tensors[name] for name in names}
         columns[f"train_{metric}"] = tables.scale(unit) * tensors[f"train_{metric}"].amax(1)
         for name, column_R in columns.items():
@@ -73,8 +77,12 @@ def found(study: Study) -> Iterator[str]:
         notes = artifact.notes()
         # A student's loss is the normalised squared error of the teacher's outputs.
         loss = "student's loss" if notes["teacher"] else "loss"
-        high = tables.quantity(notes["highest"], "" if notes["teacher"] else notes["units"]["loss"])
-        yield f"Exchanging neurons of {notes['layer']} at minimum {notes['minimum']} takes a {loss} of at most {high}."
+        unit = "" if notes["teacher"] else notes["units"]["loss"]
+        high, between = (tables.quantity(notes[name], unit) for name in ("highest", "between"))
+        yield (
+            f"Exchanging neurons of {notes['layer']} at minimum {notes['minimum']} takes a {loss} of at most {high} "
+            f"where descents end, and {between} was seen on the way from one to the next."
+        )
 
 
 def draw(study: Study, folder: Path) -> Iterator[Picture]:
@@ -88,8 +96,10 @@ def shown_tables(study: Study) -> Iterator[Table]:
     table = permutations(study)
     words = tables.fractions(tables.units(study)) if len(table) else ()
     note = (
-        "The lowest and highest of the pairs; rising, saddle, falling, flat: the shares of the ways that rise to the "
-        "point, have a saddle before it, have a minimum there, and along which the loss does not change."
+        "The lowest and highest of the pairs; barriers are of the ends of the descents, between is the highest loss "
+        "that was seen on the way from one to the next; rising, saddle, falling, flat: the shares of the ways that "
+        "rise to the point, have a saddle before it, have a minimum there, and along which the loss does not "
+        "change."
     )
     main = (*MAIN, *(f"train_{metric}_highest" for metric in words), *CLASSES)
     shares = (*CLASSES, "share")

@@ -6,6 +6,7 @@ Shapes: P parameters, N training samples, S of them.
 import torch
 from torch import Tensor
 
+from lowloss.errors import LowlossError
 from lowloss.landscape.network import NetworkLandscape
 from lowloss.symmetry.derive import symmetries_of
 from lowloss.symmetry.groups import Symmetries
@@ -23,8 +24,13 @@ def align(landscape: NetworkLandscape, a_P: Tensor, b_P: Tensor, by: str, seed: 
         by: "weights", "activations" or "ste", the straight-through estimator.
         seed: of the estimator's minibatches.
 
-    Raises LowlossError if the network cannot be traced.
+    Raises LowlossError: the network cannot be traced, there is no such way, or a point has numbers that are not finite.
     """
+    if by not in ("weights", "activations", "ste"):
+        raise LowlossError(f"by must be weights, activations or ste, got {by!r}")
+    for name, point_P in (("a", a_P), ("b", b_P)):
+        if not point_P.isfinite().all():
+            raise LowlossError(f"{name} holds NaN or infinite values, which cannot be matched: take another network")
     symmetries = symmetries_of(landscape)
     if by == "weights":
         return symmetries.permuted(b_P, match_weights(symmetries, a_P, b_P)), symmetries

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowloss.data.base import Batch
 from lowloss.landscape.base import Landscape
-from lowloss.landscape.chart import NeuronDistance, Tied
+from lowloss.landscape.chart import Chart, NeuronDistance, Tied
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.wrappers import Charted
 from lowloss.symmetry.neurons import Neurons
@@ -149,6 +149,36 @@ def spreads(charted: Charted, z_RP: Tensor) -> Tensor:
     """The lengths (R,) of half the differences of the outgoing weights, in the coordinates of `at_distance`."""
     assert isinstance(charted.chart, NeuronDistance)
     return charted.chart.spreads(z_RP)
+
+
+def between(
+    landscape: Landscape,
+    layout: Layout,
+    neurons: Neurons,
+    pairs: Sequence[Sequence[int]],
+    from_RP: Tensor,
+    to_RP: Tensor,
+    distance_R2: Tensor,
+    fractions: Sequence[float],
+) -> Tensor:
+    """The points (R, K, P) at these fractions of the way from points to others, a pair of neurons a row.
+
+    Their coordinates are on straight lines, see `at_distance`, and the logarithm of the distance is: the difference of
+    the outgoing weights grows as the distance falls. Where the pairs are one in the end, parameters are on the lines.
+
+    Args:
+        distance_R2: of the pairs at both.
+    """
+    if not distance_R2[:, 1].all():
+        return torch.stack([from_RP.lerp(to_RP, fraction) for fraction in fractions], dim=1)
+    start_R, end_R = distance_R2.T
+
+    def chart(fraction: float) -> Chart:
+        delta_R = start_R ** (1 - fraction) * end_R**fraction
+        return at_distance(landscape, layout, neurons, pairs, delta_R, start_R).chart
+
+    ends = [chart(side).coordinates(theta_RP) for side, theta_RP in enumerate((from_RP, to_RP))]
+    return torch.stack([chart(fraction).points(ends[0].lerp(ends[1], fraction)) for fraction in fractions], dim=1)
 
 
 def merged(landscape: Landscape, neurons: Neurons, label_RN: Tensor) -> Charted:

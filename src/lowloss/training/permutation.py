@@ -24,6 +24,7 @@ from lowloss.progress import bar
 from lowloss.symmetry.neurons import Neurons
 from lowloss.symmetry.permutation import (
     at_distance,
+    between,
     descend,
     gradients,
     hessian,
@@ -42,6 +43,9 @@ LAST = 10
 
 DENSE = 500
 """Parameters up to which the Hessian at a permutation point is computed whole."""
+
+BETWEEN = 4
+"""Parts of the way from one descent's end to the next, at whose bounds the loss is evaluated."""
 
 SPLITS = 5
 """Ways of each kind to split outgoing weights on the plateau."""
@@ -102,13 +106,14 @@ def contract(
 
     Returns:
         Columns with R first. bends (R, B, P): from the minimum to the permutation point; distance and loss (R, B), and
-        gradient_norm (R, B - 1) of the descents, in their coordinates. At the points (R,): gradient, flatness of the
-        six moves (the largest change of the loss), plateau_change of the loss, and the largest gradients on the plateau
-        where outgoing weights are split in proportion and otherwise; and up to DENSE parameters eigenvalues (R, P),
-        negative and vanishing (R,). For orders above 1 also those of the points of every order (R, K): order_pair (R,
-        K, 2), the last that was merged, order_loss, order_gradient, order_change and order_dimensions, the largest
-        change of the loss along random directions of proposition 2 and how many of these are independent, and
-        order_negative and order_vanishing.
+        gradient_norm (R, B - 1) of the descents, in their coordinates; between (R, B - 1), the highest loss found on
+        the way from one to the next, see `between`. At the points (R,): gradient, flatness of the six moves (the
+        largest change of the loss), plateau_change of the loss, and the largest gradients on the plateau where outgoing
+        weights are split in proportion and otherwise; and up to DENSE parameters eigenvalues (R, P), negative and
+        vanishing (R,). For orders above 1 also those of the points of every order (R, K): order_pair (R, K, 2), the
+        last that was merged, order_loss, order_gradient, order_change and order_dimensions, the largest change of the
+        loss along random directions of proposition 2 and how many of these are independent, and order_negative and
+        order_vanishing.
 
     Raises LowlossError: two neurons are equal already.
     """
@@ -141,9 +146,19 @@ class _Contracted:
         distance_RB = torch.stack([self._distance(theta_RP) for theta_RP in bends], dim=1)
         columns = {"bends": bends_RBP, "loss": torch.stack(found), "distance": distance_RB}
         columns["gradient_norm"] = torch.stack(norms, dim=1)
+        columns["between"] = self._between(landscape, bends, distance_RB)
         rows = [self._point(row, theta_BP[-1], *pair) for row, theta_BP, pair in own]
         columns |= {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         return columns | (self._higher(landscape, bends[-1], label_RN) if self.contraction.order > 1 else {})
+
+    def _between(self, students: Students, bends: Sequence[Tensor], distance_RB: Tensor) -> Tensor:
+        """The highest loss (R, B - 1) found between two bends."""
+        given = students, self.layout, self.neurons, self.pairs
+        fractions = [part / BETWEEN for part in range(1, BETWEEN)]
+        steps = [between(*given, *ends, distance_RB[:, i : i + 2], fractions) for i, ends in enumerate(pairwise(bends))]
+        points_RKP = torch.cat(steps, dim=1)
+        found = [row.evaluate(theta_KP)["loss"] for row, theta_KP in zip(students.rows, points_RKP, strict=True)]
+        return torch.stack(found).unflatten(1, (-1, len(fractions))).amax(2)
 
     def _higher(self, students: Students, theta_RP: Tensor, label_RN: Tensor) -> Columns:
         """The points of every order: see `contract`."""
