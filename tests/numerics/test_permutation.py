@@ -8,6 +8,7 @@ from torch import nn
 
 from lowloss.data import Data, Regression
 from lowloss.errors import LowlossError
+from lowloss.jobs.permutations import _alike
 from lowloss.landscape import NetworkLandscape, Tied
 from lowloss.landscape.students import Students
 from lowloss.model import MLP
@@ -86,7 +87,7 @@ def test_a_way_that_continues_is_the_same_to_the_bit(tmp_path, kept):
         file.unlink()
     found = contract(*given, folder=tmp_path)
     for name, column in wanted.items():
-        assert torch.equal(found[name], column), name
+        assert torch.equal(found[name].nan_to_num(), column.nan_to_num()), name
 
 
 def test_what_lies_between_the_descents_is_seen():
@@ -119,6 +120,33 @@ def test_what_lies_between_the_descents_is_seen():
             assert float(found["between"][r, i]) == pytest.approx(highest, rel=1e-6, abs=1e-14)
     # These few steps are coarse: nothing shows a way that is no higher than the ends of the descents.
     assert (found["between"].amax(1) > 1.5 * found["loss"].amax(1)).any()
+
+
+def test_gradients_and_eigenvalues_along_the_way_by_hand(contracted):
+    _, landscape, _, _, _, found = contracted
+    x, y = landscape.data.split("train")
+    module, bends_BP = landscape.loop.module, found["bends"][0]
+
+    def loss(theta_P):
+        outputs = torch.func.functional_call(module, landscape.layout.views(theta_P), x)
+        return (outputs - y).square().sum() / len(x) / y.square().mean()
+
+    for place in (2, 7, len(bends_BP) - 1):
+        gradient_P = torch.autograd.functional.jacobian(loss, bends_BP[place])
+        way_P = bends_BP[min(place + 1, len(bends_BP) - 1)] - bends_BP[place - 1]
+        cosine = (gradient_P @ way_P).abs() / gradient_P.norm() / way_P.norm()
+        eigenvalues = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, bends_BP[place]))
+        assert float(found["along_gradient"][0, place]) == pytest.approx(float(gradient_P.norm()), rel=1e-5, abs=1e-12)
+        assert float(found["along_parallel"][0, place]) == pytest.approx(float(cosine), rel=1e-3, abs=1e-6)
+        assert int(found["along_negative"][0, place]) == int((eigenvalues < -1e-6 * eigenvalues.abs().max()).sum())
+
+
+@pytest.mark.parametrize(
+    ("losses", "points"),
+    [([0.3, 0.1, 0.3 + 1e-8, 0.2], [2, 0, 2, 1]), ([1e-9, 5e-7, 0.1], [0, 0, 1]), ([0.1, 0.1], [0, 0]), ([0.2], [0])],
+)
+def test_points_of_one_loss_are_one(losses, points):
+    assert _alike(losses, 1e-6) == points
 
 
 def test_permutation_points_are_critical_and_their_plateaus_flat(contracted):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain, combinations, takewhile
-from math import comb
+from math import comb, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ from lowloss.jobs.plans import are_pairs
 if TYPE_CHECKING:
     from lowloss.landscape import NetworkLandscape
     from lowloss.symmetry.neurons import Neurons
+
+ALIKE = 1e-6
+"""Relative difference of losses up to which two permutation points are one."""
 
 DESCENT = ("steps", "to", "iterations", "gradient_norm", "order")
 
@@ -102,6 +105,7 @@ class PermutationJob(OfMinimum):
         loss_RB, along = found["loss"], []
         for r, (first, second) in enumerate(pairs):
             columns = {"distance": found["distance"][r], "loss": loss_RB[r], **{n: found[n][r] for n in metrics}}
+            columns |= {name: found[f"along_{name}"][r] for name in ("gradient", "parallel", "negative")}
             whole = {name: torch.cat([column, column.flip(0)[1:]]).numpy() for name, column in columns.items()}
             t_T = torch.cat([t_RB[r], 1 - t_RB[r].flip(0)[1:]])
             along.append(pd.DataFrame({"l": first, "m": second, "t": t_T.numpy(), **whole}))
@@ -111,9 +115,12 @@ class PermutationJob(OfMinimum):
         rows |= {"class": classes, "loss": loss_RB[:, -1], "highest": highest_R}
         rows |= {"highest_t": t_RB.gather(1, top_R[:, None])[:, 0], "barrier": highest_R - loss_RB[:, 0]}
         rows["between"] = found["between"].amax(1)
-        rows["gradient"] = found["gradient"]
+        rows |= {"point": _alike(loss_RB[:, -1].tolist(), settings["gradient_norm"]), "gradient": found["gradient"]}
         rows["converged"] = (found["gradient_norm"] <= settings["gradient_norm"]).double().mean(1)
         names = ("flatness", "plateau_change", "gradient_in_proportion", "gradient_otherwise", "negative", "vanishing")
+        rows["parallel"] = found["along_parallel"][:, 1:-1].nan_to_num(1).amin(1)
+        if found["along_negative"].isfinite().any():
+            rows["negative_most"] = found["along_negative"].nan_to_num(0).amax(1)
         table_R = pd.DataFrame(rows | {name: found[name] for name in names if name in found})
         shares = table_R["class"].value_counts(normalize=True).to_dict()
         notes = {"minimum": self.k, "layer": self.neurons.layer, "pairs": pairs, "teacher": settings["teacher"]}
@@ -137,6 +144,17 @@ class PermutationJob(OfMinimum):
                 row["wanted"] = (k + 1) * self.neurons.outgoing_NO.shape[1]
                 rows.append(row | {name: column_RK[r, k].item() for name, column_RK in columns.items()})
         return pd.DataFrame(rows)
+
+
+def _alike(losses: Sequence[float], accuracy: float) -> list[int]:
+    """Which permutation point each is, from the cheapest on: those are one whose losses agree to a millionth, or are
+    next to none."""
+    numbers, number, before = dict[float, int](), -1, -inf
+    for loss in sorted({*losses}):
+        number += number < 0 or loss > max(before * (1 + ALIKE), accuracy)
+        numbers[loss] = number
+        before = loss
+    return [numbers[loss] for loss in losses]
 
 
 def _neurons(bench: Bench, landscape: NetworkLandscape) -> Neurons:

@@ -47,6 +47,9 @@ DENSE = 500
 BETWEEN = 4
 """Parts of the way from one descent's end to the next, at whose bounds the loss is evaluated."""
 
+PRODUCTS = 5000
+"""With the Hessians of all points of a way, at most: of longer ways every second, third … point has one."""
+
 SPLITS = 5
 """Ways of each kind to split outgoing weights on the plateau."""
 
@@ -107,13 +110,14 @@ def contract(
     Returns:
         Columns with R first. bends (R, B, P): from the minimum to the permutation point; distance and loss (R, B), and
         gradient_norm (R, B - 1) of the descents, in their coordinates; between (R, B - 1), the highest loss found on
-        the way from one to the next, see `between`. At the points (R,): gradient, flatness of the six moves (the
-        largest change of the loss), plateau_change of the loss, and the largest gradients on the plateau where outgoing
-        weights are split in proportion and otherwise; and up to DENSE parameters eigenvalues (R, P), negative and
-        vanishing (R,). For orders above 1 also those of the points of every order (R, K): order_pair (R, K, 2), the
-        last that was merged, order_loss, order_gradient, order_change and order_dimensions, the largest change of the
-        loss along random directions of proposition 2 and how many of these are independent, and order_negative and
-        order_vanishing.
+        the way from one to the next, see `between`; along_gradient, the norm of the whole gradient, along_parallel, its
+        cosine with the way, and along_negative, the negative eigenvalues of the Hessian (R, B), NaN where it is not
+        computed. At the points (R,): gradient, flatness of the six moves (the largest change of the loss),
+        plateau_change of the loss, and the largest gradients on the plateau where outgoing weights are split in
+        proportion and otherwise; and up to DENSE parameters eigenvalues (R, P), negative and vanishing (R,). For orders
+        above 1 also those of the points of every order (R, K): order_pair (R, K, 2), the last that was merged,
+        order_loss, order_gradient, order_change and order_dimensions, the largest change of the loss along random
+        directions of proposition 2 and how many of these are independent, and order_negative and order_vanishing.
 
     Raises LowlossError: two neurons are equal already.
     """
@@ -147,6 +151,8 @@ class _Contracted:
         columns = {"bends": bends_RBP, "loss": torch.stack(found), "distance": distance_RB}
         columns["gradient_norm"] = torch.stack(norms, dim=1)
         columns["between"] = self._between(landscape, bends, distance_RB)
+        along = [_third(row, theta_BP) for row, theta_BP, _ in own]
+        columns |= {name: torch.stack([row[name] for row in along]) for name in along[0]}
         rows = [self._point(row, theta_BP[-1], *pair) for row, theta_BP, pair in own]
         columns |= {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         return columns | (self._higher(landscape, bends[-1], label_RN) if self.contraction.order > 1 else {})
@@ -270,6 +276,20 @@ class _Contracted:
             point["eigenvalues"] = torch.linalg.eigvalsh(hessian(landscape, theta_P).cpu())
             point["negative"], point["vanishing"] = signs(point["eigenvalues"])
         return point
+
+
+def _third(landscape: NetworkLandscape, theta_BP: Tensor) -> Columns:
+    """What the third property of a way is about (Brea et al. 2019, sec. 4.1), at each of its points: see `contract`."""
+    batch = landscape.batches(None, [0], shared=True)[0]
+    gradient_BP = gradients(landscape, theta_BP, batch)[1].cpu()
+    beside_BP = torch.cat([theta_BP[:1], theta_BP, theta_BP[-1:]])
+    cosine_B = torch.nn.functional.cosine_similarity(gradient_BP, beside_BP[2:] - beside_BP[:-2], eps=0)
+    negative_B = torch.full_like(cosine_B, torch.nan)
+    if theta_BP.shape[1] <= DENSE:
+        for place in range(0, len(theta_BP), -(-theta_BP.numel() // PRODUCTS)):
+            eigenvalues = torch.linalg.eigvalsh(hessian(landscape, theta_BP[place]).cpu())
+            negative_B[place] = float(signs(eigenvalues)[0])
+    return {"along_gradient": gradient_BP.norm(dim=1), "along_parallel": cosine_B.abs(), "along_negative": negative_B}
 
 
 def _into(charts: Sequence[Charted], theta_RP: Tensor) -> Tensor:
