@@ -68,7 +68,7 @@ class Products:
         """While gradients are kept for products with other vectors; gives what tells of how many points they fit."""
         self._kept, self._room, self._needed = {}, nan, {}
         try:
-            yield lambda: int(self._room // sum(self._needed.values())) if self._needed else 0
+            yield lambda: int(self._room // max(1, sum(self._needed.values()))) if self._needed else 0
         finally:
             self._kept = None
 
