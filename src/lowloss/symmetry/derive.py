@@ -21,7 +21,8 @@ from lowloss.errors import LowlossError, reason
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.network import NetworkLandscape
 from lowloss.symmetry.groups import Group, Place, Symmetries, split
-from lowloss.symmetry.units import FIXED, Run
+from lowloss.symmetry.rules import FIXED
+from lowloss.symmetry.units import Run
 
 EXACT = 1e-9
 """Outputs in float64 agree if they differ by at most this fraction of the largest."""
