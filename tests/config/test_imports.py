@@ -36,6 +36,7 @@ MAY = {
     "settings": {"checking", "conf", "errors"},
     "conf": {"errors"},
     "overview": {"conf"},
+    "telling": {"conf", "errors", "files", "group"},
     "schedule": {"checking", "errors"},
     "model": {"checking", "errors"},
     "data": SMALL,
@@ -135,6 +136,7 @@ MAY = {
         "settings",
         "study",
         "subcommands",
+        "telling",
     },
     "__main__": {"cli"},
 }
@@ -179,7 +181,7 @@ def users(*packages):
 
 
 def test_frameworks_stay_in_their_places():
-    assert users("hydra", "omegaconf") == {"lowloss.cli"}
+    assert users("hydra", "omegaconf") == {"lowloss.cli", "lowloss.telling"}
     lightning = users("lightning", "lightning_fabric", "pytorch_lightning")
     assert {part_of(module) for module in lightning} == {"training", "logger"}
     assert users("torchmetrics", "lightning_utilities") == {"lowloss.imports"}

@@ -195,7 +195,7 @@ WRONG = {
 def test_bad_input_is_told_in_a_line(lowloss, files, arguments):
     wrong = lowloss.plain(files, "merge", *arguments, "study=wrong", "trainer=cpu")
     assert re.fullmatch(f"lowloss: {WRONG[arguments]}", wrong.message)
-    assert not list(Path(files, "outputs", "wrong").glob("*/[0-9]*"))
+    assert not list(Path(files, "outputs", "wrong").glob("[!.]*/[0-9]*"))
 
 
 def test_what_was_killed_continues_with_the_same_bits(lowloss, merged, files, tmp_path):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ALIKE = 1e-6
 """Relative difference of losses up to which two permutation points are one."""
 
+ALONG = ("along_gradient", "along_parallel", "along_negative")
+"""Tensors with a number for every place of a way."""
+
 DESCENT = ("steps", "to", "iterations", "gradient_norm", "order")
 
 
@@ -105,7 +108,7 @@ class PermutationJob(OfMinimum):
         loss_RB, along = found["loss"], []
         for r, (first, second) in enumerate(pairs):
             columns = {"distance": found["distance"][r], "loss": loss_RB[r], **{n: found[n][r] for n in metrics}}
-            columns |= {name: found[f"along_{name}"][r] for name in ("gradient", "parallel", "negative")}
+            columns |= {name.removeprefix("along_"): found[name][r] for name in ALONG if name in found}
             whole = {name: torch.cat([column, column.flip(0)[1:]]).numpy() for name, column in columns.items()}
             t_T = torch.cat([t_RB[r], 1 - t_RB[r].flip(0)[1:]])
             along.append(pd.DataFrame({"l": first, "m": second, "t": t_T.numpy(), **whole}))
@@ -118,8 +121,8 @@ class PermutationJob(OfMinimum):
         rows |= {"point": _alike(loss_RB[:, -1].tolist(), settings["gradient_norm"]), "gradient": found["gradient"]}
         rows["converged"] = (found["gradient_norm"] <= settings["gradient_norm"]).double().mean(1)
         names = ("flatness", "plateau_change", "gradient_in_proportion", "gradient_otherwise", "negative", "vanishing")
-        rows["parallel"] = found["along_parallel"][:, 1:-1].nan_to_num(1).amin(1)
-        if found["along_negative"].isfinite().any():
+        rows["parallel"] = found["along_parallel"].amin(1)
+        if "along_negative" in found:
             rows["negative_most"] = found["along_negative"].nan_to_num(0).amax(1)
         table_R = pd.DataFrame(rows | {name: found[name] for name in names if name in found})
         shares = table_R["class"].value_counts(normalize=True).to_dict()

@@ -110,14 +110,15 @@ def contract(
     Returns:
         Columns with R first. bends (R, B, P): from the minimum to the permutation point; distance and loss (R, B), and
         gradient_norm (R, B - 1) of the descents, in their coordinates; between (R, B - 1), the highest loss found on
-        the way from one to the next, see `between`; along_gradient, the norm of the whole gradient, along_parallel, its
-        cosine with the way, and along_negative, the negative eigenvalues of the Hessian (R, B), NaN where it is not
-        computed. At the points (R,): gradient, flatness of the six moves (the largest change of the loss),
-        plateau_change of the loss, and the largest gradients on the plateau where outgoing weights are split in
-        proportion and otherwise; and up to DENSE parameters eigenvalues (R, P), negative and vanishing (R,). For orders
-        above 1 also those of the points of every order (R, K): order_pair (R, K, 2), the last that was merged,
-        order_loss, order_gradient, order_change and order_dimensions, the largest change of the loss along random
-        directions of proposition 2 and how many of these are independent, and order_negative and order_vanishing.
+        the way from one to the next, see `between`; along_gradient (R, B), the norm of the whole gradient, and
+        along_parallel (R, B), its cosine with the way, 1 where there is none; up to DENSE parameters along_negative (R,
+        B), the negative eigenvalues of the Hessian, NaN where it is not computed. At the points (R,): gradient,
+        flatness of the six moves (the largest change of the loss), plateau_change of the loss, and the largest
+        gradients on the plateau where outgoing weights are split in proportion and otherwise; and up to DENSE
+        parameters eigenvalues (R, P), negative and vanishing (R,). For orders above 1 also those of the points of every
+        order (R, K): order_pair (R, K, 2), the last that was merged, order_loss, order_gradient, order_change and
+        order_dimensions, the largest change of the loss along random directions of proposition 2 and how many of these
+        are independent, and order_negative and order_vanishing.
 
     Raises LowlossError: two neurons are equal already.
     """
@@ -284,12 +285,14 @@ def _third(landscape: NetworkLandscape, theta_BP: Tensor) -> Columns:
     gradient_BP = gradients(landscape, theta_BP, batch)[1].cpu()
     beside_BP = torch.cat([theta_BP[:1], theta_BP, theta_BP[-1:]])
     cosine_B = torch.nn.functional.cosine_similarity(gradient_BP, beside_BP[2:] - beside_BP[:-2], eps=0)
-    negative_B = torch.full_like(cosine_B, torch.nan)
+    # Where there is no gradient, as at a minimum, it is parallel to any way.
+    found = {"along_gradient": gradient_BP.norm(dim=1), "along_parallel": cosine_B.abs().nan_to_num(1)}
     if theta_BP.shape[1] <= DENSE:
+        found["along_negative"] = torch.full_like(cosine_B, torch.nan)
         for place in range(0, len(theta_BP), -(-theta_BP.numel() // PRODUCTS)):
             eigenvalues = torch.linalg.eigvalsh(hessian(landscape, theta_BP[place]).cpu())
-            negative_B[place] = float(signs(eigenvalues)[0])
-    return {"along_gradient": gradient_BP.norm(dim=1), "along_parallel": cosine_B.abs(), "along_negative": negative_B}
+            found["along_negative"][place] = float(signs(eigenvalues)[0])
+    return found
 
 
 def _into(charts: Sequence[Charted], theta_RP: Tensor) -> Tensor:
