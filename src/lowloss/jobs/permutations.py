@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 ALIKE = 1e-6
 """Relative difference of losses up to which two permutation points are one."""
 
-ALONG = ("along_gradient", "along_parallel", "along_negative")
-"""Tensors with a number for every place of a way."""
-
 DESCENT = ("steps", "to", "iterations", "gradient_norm", "order")
 
 
@@ -108,7 +105,7 @@ class PermutationJob(OfMinimum):
         loss_RB, along = found["loss"], []
         for r, (first, second) in enumerate(pairs):
             columns = {"distance": found["distance"][r], "loss": loss_RB[r], **{n: found[n][r] for n in metrics}}
-            columns |= {name.removeprefix("along_"): found[name][r] for name in ALONG if name in found}
+            columns |= {n.removeprefix("along_"): c[r] for n, c in found.items() if n.startswith("along_")}
             whole = {name: torch.cat([column, column.flip(0)[1:]]).numpy() for name, column in columns.items()}
             t_T = torch.cat([t_RB[r], 1 - t_RB[r].flip(0)[1:]])
             along.append(pd.DataFrame({"l": first, "m": second, "t": t_T.numpy(), **whole}))

@@ -283,6 +283,9 @@ class NetworkLandscape:
             return
         known = self._statistics
         if known is not None and known[0] is engine:
+            if torch.equal(known[1], theta_KP):
+                yield from known[2]
+                return
             # Some of them may be asked for, as where the others have converged.
             same = [(known[1] == theta_P).all(1).nonzero().flatten().tolist() for theta_P in theta_KP]
             if all(same):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowloss.data.base import Batch
 from lowloss.landscape.base import Landscape
-from lowloss.landscape.chart import Chart, NeuronDistance, Tied
+from lowloss.landscape.chart import NeuronDistance, Tied
 from lowloss.landscape.layout import Layout
 from lowloss.landscape.wrappers import Charted
 from lowloss.symmetry.neurons import Neurons
@@ -122,37 +122,26 @@ class _Memory:
 
 
 def at_distance(
-    landscape: Landscape,
     layout: Layout,
     neurons: Neurons,
     pairs: Sequence[Sequence[int]],
     delta_R: Tensor,
     start_R: Tensor,
     spread_R: Tensor | None = None,
-) -> Charted:
-    """The landscape of points whose pairs of neurons are at these distances, a pair a row, which they began at others.
+) -> NeuronDistance:
+    """The chart of points whose pairs of neurons are at these distances, a pair a row, which they began at others.
 
     The coordinates at one distance are nearly the same function at another, and the difference of the outgoing weights
     may have a length there; see `NeuronDistance`.
     """
     ls, ms = ([pair[side] for pair in pairs] for side in range(2))
-    settings = (
-        delta_R.tolist(),
-        neurons.outgoing_NO,
-        start_R.tolist(),
-        spread_R if spread_R is None else spread_R.tolist(),
+    spread = None if spread_R is None else spread_R.tolist()
+    return NeuronDistance(
+        layout, neurons.layer, ls, ms, delta_R.tolist(), neurons.outgoing_NO, start_R.tolist(), spread
     )
-    return Charted(landscape, NeuronDistance(layout, neurons.layer, ls, ms, *settings))
-
-
-def spreads(charted: Charted, z_RP: Tensor) -> Tensor:
-    """The lengths (R,) of half the differences of the outgoing weights, in the coordinates of `at_distance`."""
-    assert isinstance(charted.chart, NeuronDistance)
-    return charted.chart.spreads(z_RP)
 
 
 def between(
-    landscape: Landscape,
     layout: Layout,
     neurons: Neurons,
     pairs: Sequence[Sequence[int]],
@@ -173,9 +162,9 @@ def between(
         return torch.stack([from_RP.lerp(to_RP, fraction) for fraction in fractions], dim=1)
     start_R, end_R = distance_R2.T
 
-    def chart(fraction: float) -> Chart:
+    def chart(fraction: float) -> NeuronDistance:
         delta_R = start_R ** (1 - fraction) * end_R**fraction
-        return at_distance(landscape, layout, neurons, pairs, delta_R, start_R).chart
+        return at_distance(layout, neurons, pairs, delta_R, start_R)
 
     ends = [chart(side).coordinates(theta_RP) for side, theta_RP in enumerate((from_RP, to_RP))]
     return torch.stack([chart(fraction).points(ends[0].lerp(ends[1], fraction)) for fraction in fractions], dim=1)

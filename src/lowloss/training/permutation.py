@@ -32,7 +32,6 @@ from lowloss.symmetry.permutation import (
     plateau,
     shifts,
     signs,
-    spreads,
 )
 from lowloss.training.descent import default_trainer
 from lowloss.training.devices import TrainerFactory
@@ -160,7 +159,7 @@ class _Contracted:
 
     def _between(self, students: Students, bends: Sequence[Tensor], distance_RB: Tensor) -> Tensor:
         """The highest loss (R, B - 1) found between two bends."""
-        given = students, self.layout, self.neurons, self.pairs
+        given = self.layout, self.neurons, self.pairs
         fractions = [part / BETWEEN for part in range(1, BETWEEN)]
         steps = [between(*given, *ends, distance_RB[:, i : i + 2], fractions) for i, ends in enumerate(pairwise(bends))]
         points_RKP = torch.cat(steps, dim=1)
@@ -218,25 +217,27 @@ class _Contracted:
             [self.neurons.distances(theta_P, [pair]) for theta_P, pair in zip(theta_RP, pairs, strict=True)]
         )
         batch = students.whole()
+        device = batch.y.device
         bends, norms, before = [theta_RP], list[Tensor](), merged(students, self.neurons, label_RN)
         for label_N, (l, m) in zip(label_RN, pairs, strict=True):  # noqa: E741
             label_N[label_N == m] = l
         after = merged(students, self.neurons, label_RN)
         delta_RS = start_R[:, None] * settings.to ** (torch.arange(steps + 1.0, dtype=torch.float64) / steps)
-        z_RP, spread_R = before.chart.coordinates(theta_RP), None
+        z_RP, spread_R = before.chart.coordinates(theta_RP).to(device), None
         with bar(self.title, steps + LAST) as advance:
             for step in range(steps + LAST):
                 left = min(1, 1 - (step + 1 - steps) / LAST)
                 apart = delta_RS[:, min(step + 1, steps)], start_R, spread_R if spread_R is None else left * spread_R
-                charts = [before, at_distance(before, self.layout, self.neurons, pairs, *apart)] if left else [after]
+                chart = at_distance(self.layout, self.neurons, pairs, *apart)
+                charts = [before, Charted(before, chart)] if left else [after]
                 for charted in charts:
-                    charted.chart.to(batch.y.device)
+                    charted.chart.to(device)
                 file = self.folder / f"{name}-{step:04d}.safetensors" if self.folder else None
                 if file and file.exists():
                     kept, _ = load_tensors(file)
                     theta_RP, norm_R = kept["theta"], kept["gradient_norm"]
                 else:
-                    z_RP = z_RP.to(batch.y.device) if left else _into(charts, bends[-1].to(batch.y.device))
+                    z_RP = z_RP if left else _into(charts, theta_RP.to(device))
                     z_RP, _, norm_R = descend(charts[-1], z_RP, batch, settings.iterations, settings.gradient_norm)
                     theta_RP = z_RP
                     for charted in reversed(charts):
@@ -245,9 +246,9 @@ class _Contracted:
                     if file:
                         save_tensors(file, {"theta": theta_RP, "gradient_norm": norm_R}, {})
                 # Lengths that do not matter drift in a descent; and what goes on from a file goes on from the same.
-                z_RP = _into(charts, theta_RP.to(batch.y.device))
+                z_RP = _into(charts, theta_RP.to(device))
                 if step + 1 == steps:
-                    spread_R = spreads(charts[-1], z_RP).cpu()
+                    spread_R = chart.spreads(z_RP).cpu()
                 bends.append(theta_RP)
                 norms.append(norm_R)
                 advance(step + 1, f"gradient {float(norm_R.max()):.1e}")
