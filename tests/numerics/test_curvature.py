@@ -143,6 +143,18 @@ def test_what_has_not_converged_says_so() -> None:
     assert (found["hessian_max"] < 2).all()
 
 
+@pytest.mark.parametrize("beyond", [0.1, 0.03, 0.015])
+def test_an_end_next_to_many_eigenvalues_is_not_taken_for_one_of_them(beyond: float) -> None:
+    """Next to zero there is always an eigenvalue, so that a small residual alone tells nothing of the lowest."""
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        values = 1e-5 * random.normal(size=20_000)
+        values[random.choice(20_000, 7, replace=False)] = [1, 0.5, 0.3, 0.2, 0.1, 0.05, -beyond]
+        found = Extremes()(Quadratic(values.tolist()), torch.zeros(1, 20_000))
+        assert found["hessian_converged"].item()
+        assert found["hessian_min"].item() == pytest.approx(-beyond, rel=0.01)
+
+
 def test_a_point_does_not_depend_on_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     surface = Rotated(EIGENVALUES, curl=0.3)  # another Hessian at every point
     theta_KP = torch.randn(5, surface.dim, dtype=torch.float64)

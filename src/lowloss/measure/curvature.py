@@ -9,7 +9,7 @@ N nodes of a density, L layers.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import pi, sqrt
 from typing import Annotated
 
 import torch
@@ -37,6 +37,10 @@ DENSE = 500
 
 CHECK = 2
 """Products between two looks at the residuals."""
+
+BEYOND, ODDS = 0.01, 0.01
+"""A residual tells of the nearest eigenvalue, which at the lower end may be any of the many next to zero. So an end has
+only converged where one beyond it by this part of the largest magnitude would have been missed with these odds."""
 
 MODES = ("held", "batch")
 
@@ -105,6 +109,7 @@ class Krylov:
         self.Q_KJP[:, 0] = start_KP / start_KP.norm(dim=1, keepdim=True)
         self.T_KJJ = start_KP.new_zeros(len(start_KP), self.room, self.room, dtype=torch.float64)
         self.beta_K = start_KP.new_zeros(len(start_KP), dtype=torch.float64)
+        self.seen_K = torch.zeros(len(start_KP), dtype=torch.bool)
 
     def grow(self) -> None:
         """Take one product with every point's Hessian."""
@@ -136,6 +141,29 @@ class Krylov:
         value_KJ[wild_K] = torch.nan
         return value_KJ, s_KJJ, self.beta_K.cpu()[:, None] * s_KJJ[:, -1].abs() + 0 * value_KJ
 
+    def look(self, low_K: Tensor, high_K: Tensor) -> None:
+        """Note in `seen_K` where no eigenvalue is at or beyond these, but for odds of ODDS at each end.
+
+        The vectors are q_j = p_j(H) q_0 with orthonormal polynomials p_j, so an eigenvector u at mu has u·q_j = p_j(mu)
+        u·q_0, and since it is of unit length, sum_j p_j(mu)^2 (u·q_0)^2 <= 1. Beyond the Ritz values that sum grows
+        with the distance, and of a random start (u·q_0)^2 is below x^2 / P with a probability of at most sqrt(2/pi) x.
+        """
+        T_KJJ, beta_K = self.T_KJJ[:, : self.size, : self.size].cpu(), self.beta_K.cpu()
+        beta_KJ = torch.cat([T_KJJ.diagonal(1, 1, 2), beta_K[:, None]], 1)
+        enough = self.Q_KJP.shape[2] / (pi / 2 * ODDS**2)
+        ends_K = []
+        for mu_K in (low_K, high_K):
+            before_K, p_K, sum_K = torch.zeros_like(mu_K), torch.ones_like(mu_K), torch.ones_like(mu_K)
+            seen_K = torch.zeros_like(self.seen_K)
+            for j in range(self.size):
+                # An exhausted space, of beta = 0, holds all eigenvectors that the start has a part of.
+                left_K = beta_KJ[:, j - 1] * before_K if j else 0.0
+                before_K, p_K = p_K, ((mu_K - T_KJJ[:, j, j]) * p_K - left_K) / beta_KJ[:, j]
+                sum_K = sum_K + p_K.square()
+                seen_K |= (sum_K >= enough) | (beta_KJ[:, j] == 0)
+            ends_K.append(seen_K)
+        self.seen_K |= ends_K[0] & ends_K[1]
+
     def vectors(self, s_KJC: Tensor) -> Tensor:
         """Vectors (K, C, P) from their coefficients in the basis."""
         return s_KJC.transpose(1, 2).to(self.Q_KJP) @ self.Q_KJP[:, : self.size]
@@ -155,6 +183,7 @@ class Krylov:
         """Go on with some of the points."""
         rows = rows.to(self.Q_KJP.device)
         self.Q_KJP, self.T_KJJ, self.beta_K = self.Q_KJP[rows], self.T_KJJ[rows], self.beta_K[rows]
+        self.seen_K = self.seen_K[rows.cpu()]
 
 
 @dataclass(frozen=True)
@@ -163,8 +192,9 @@ class Extremes:
 
     Columns: `hessian_min` and `hessian_max`; their residuals |H y - lambda y|, which bound the distance to the nearest
     eigenvalue; `hessian_ratio`, |min / max|; `hessian_converged`, whether all residuals of both ends are at most
-    `tolerance` times the larger magnitude of the two, since the lowest may be next to zero; `hessian_products`, how
-    many it took; `hessian_index`, how many of the lowest are negative by more than that bound, `count` at most.
+    `tolerance` times the larger magnitude of the two, since the lowest may be next to zero, and no eigenvalue beyond
+    either by more than BEYOND of it can have been missed, but for odds of ODDS; `hessian_products`, how many it took;
+    `hessian_index`, how many of the lowest are negative by more than `tolerance` allows, `count` at most.
 
     hessian: of which.  tolerance, products: when it ends, at the latest after so many products a point.
     count: eigenvalues of each end; with more than one `hessian_lowest` and `hessian_highest` (K, C) come too, from the
@@ -185,7 +215,7 @@ class Extremes:
         room = max(BASIS, 6 * count)
         (start_KP,) = _random(theta_KP, self.hessian, "lanczos", 1)
         krylov = Krylov(lambda q_KP: product(theta_KP[left_K], q_KP), start_KP, room)
-        columns: Columns = {}
+        columns, restarted = Columns(), False
         for taken in range(1, self.products + 1):
             krylov.grow()
             full = krylov.size == krylov.room
@@ -194,8 +224,10 @@ class Extremes:
             value_KJ, s_KJJ, residual_KJ = krylov.ritz()
             places = [*range(min(count, krylov.size)), *range(max(0, krylov.size - count), krylov.size)]
             scale_K = value_KJ[:, [0, -1]].abs().amax(1)
-            enough = krylov.size >= count
-            converged_K = (residual_KJ[:, places] <= self.tolerance * scale_K[:, None]).all(1) & enough
+            if not restarted:
+                krylov.look(value_KJ[:, 0] - BEYOND * scale_K, value_KJ[:, -1] + BEYOND * scale_K)
+            small_K = (residual_KJ[:, places] <= self.tolerance * scale_K[:, None]).all(1)
+            converged_K = small_K & (krylov.seen_K | restarted) & (krylov.size >= count)
             done_K = converged_K | scale_K.isnan() | (taken == self.products)
             for k in done_K.nonzero().flatten().tolist():
                 lowest_C, highest_C = value_KJ[k, :count], value_KJ[k, -count:].flip(0)
@@ -225,6 +257,9 @@ class Extremes:
                 left_K = left_K[~done_K]
                 krylov.select(~done_K)
             if full:
+                # Whatever the spectrum, so many products of a random start miss more than BEYOND with about such odds,
+                # 1.65 sqrt(P) exp(-sqrt(BEYOND) (2 BASIS - 1)) at most (Kuczyński & Woźniakowski 1992).
+                restarted = True
                 krylov.restart(max(count + 2, room // 4))
         return columns
 

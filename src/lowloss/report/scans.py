@@ -202,6 +202,7 @@ def _surface(name: str, grid: dict[str, Any], notes: dict[str, Any], ways: Seque
     (height_RC, scale), names = heights(grid["train_loss"]), axis_names(grid, notes)
     axis.plot_surface(x_RC, y_RC, height_RC, cmap="viridis", rcount=60, ccount=60, linewidth=0)
     axis.set(zlabel=scale, xlabel=names[0], ylabel=names[1], title=name)
+    axis.locator_params(nbins=5)  # more would overlap
     plots = {"surface": surface(grid, notes, ways)}
     return save(figure, folder, f"surface-{name}", f"Plane {name}", SURFACE, plots=plots)
 
