@@ -108,7 +108,7 @@ class ConnectorStage(Stage):
     def check_made(self, bench: Bench) -> None:
         from lowloss.points.simplex import Simplex
 
-        bench.check_optimizer("connector.optimizer")
+        bench.check_optimizer("connector.optimizer", "set it to 0, and connector.weight_decay")
         for m in bench.config["connector"]["m"]:
             Simplex(m, bench.config["connector"]["resolution"])
 
