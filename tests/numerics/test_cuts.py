@@ -68,7 +68,8 @@ def test_cuts_reach_the_lowest_point_of_their_hyperplane() -> None:
 
 
 def test_a_cut_has_no_more_dimensions_than_the_network() -> None:
-    with pytest.raises(LowlossError, match="a hyperplane of 12 parameters has at most so many dimensions, not 13"):
+    told = "a hyperplane of 12 parameters has at most so many dimensions, not 13: lower chart"
+    with pytest.raises(LowlossError, match=told):
         descend_cuts(Quadratic([1.0] * 12), torch.ones(12).double(), [3, 13], sgd, 1, None)
 
 

@@ -93,7 +93,20 @@ def test_cosines_by_brute_force() -> None:
     torch.testing.assert_close(found_TT, expected_TT)
     within, between = halves(found_TT, torch.tensor([0, 0.2, 0.4, 0.7, 1]).double())
     assert within == pytest.approx(float(expected_TT[1, 2]))
-    assert between == pytest.approx(float(expected_TT[3, 1:3].mean()))
+    assert between == pytest.approx(float((0.4 * expected_TT[3, 1] + 0.5 * expected_TT[3, 2]) / 0.9))
+
+
+def test_mean_cosines_are_over_the_length_wherever_samples_lie() -> None:
+    path = Bezier(torch.randn(5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    even_T = torch.linspace(0, 1, 401, dtype=torch.float64)
+    crowd_T = torch.linspace(0.3, 0.32, 300, dtype=torch.float64)
+    crowded_T = torch.cat([even_T, crowd_T]).unique()
+    found = []
+    for t_T in (even_T, crowded_T):
+        cosines_TT, step_S = deviation_cosines(path, t_T), path.lengths(t_T)
+        assert cosines_TT is not None
+        found.append(halves(cosines_TT, torch.cat([t_T[:1], step_S.cumsum(0) / step_S.sum()])))
+    assert found[1] == pytest.approx(found[0], abs=3e-3)
 
 
 def test_a_straight_path_has_no_deviations() -> None:

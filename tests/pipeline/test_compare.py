@@ -516,3 +516,21 @@ def test_a_sweep_has_means_and_deviations_by_what_differs(tmp_path):
         assert float(row["sd"]) == pytest.approx(sd)
     # Where nothing differs nothing is written.
     assert draw_sweeps([tmp_path / "lr=0.1,seed=0"], tmp_path / "none") == []
+
+
+def test_a_sweep_has_no_mean_threshold_where_no_cut_is_large_enough_and_distances_too(tmp_path):
+    high = {(0.1, 0): 20, (0.1, 1): 30, (0.4, 0): 20, (0.4, 1): None}
+    for (rate, seed), found in high.items():
+        notes = {"place": "initial", "which": 0.0, "low": 10, **({} if found is None else {"high": found})}
+        kinds = {"dimensions/initial-00": notes, "widths/0000": {"angle": 1.0, "distance": 10 * rate}}
+        for name, of in kinds.items():
+            folder = tmp_path / f"lr={rate},seed={seed}" / name
+            folder.mkdir(parents=True)
+            files.save_tensors(folder / "result.safetensors", {}, of)
+            folder.joinpath("config.yaml").write_text(f"seed: {seed}\noptimizer:\n  lr: {rate}\n")
+    assert len(draw_sweeps(sorted(tmp_path.iterdir()), tmp_path)) == 2
+    with (tmp_path / "sweeps.csv").open(newline="") as lines:
+        found = {(row["quantity"], row["value"]): (row["mean"], row["count"]) for row in csv.DictReader(lines)}
+    assert found["threshold dimension", "0.1"] == ("25.0", "2")
+    assert found["threshold dimension", "0.4"] == ("", "2")
+    assert [found["width as a distance", rate] for rate in ("0.1", "0.4")] == [("1.0", "2"), ("4.0", "2")]

@@ -62,6 +62,18 @@ WRONG = {
     "devices-of-none": ("trainer.devices=0", "trainer.devices", r"\b0\b"),
     "target": ("model._target_=lowloss.model.Nope", "model", "Nope"),
     "arrays-without-path": ("data=arrays", "data.path"),
+    "decay-of-a-connector": (
+        "stages=[minima,connector] connector.m=[1] +connector.optimizer.weight_decay=0.1",
+        r"connector.optimizer.weight_decay=0.1 of Adam would act on .* a chart, .*set it to 0, and connector.weight",
+    ),
+    "decay-of-a-cut": (
+        "stages=[minima,dimension] dimension.optimizer._target_=torch.optim.AdamW dimension.dims=[3]",
+        r"dimension.optimizer.weight_decay=0.01 of AdamW would act on .* a chart, .*set it to 0",
+    ),
+    "column-of-a-cut": (
+        "stages=[minima,dimension] dimension.column=foo_error dimension.dims=[3]",
+        "dimension.column=foo_error, but there are train_loss, train_error, test_loss, test_error: choose one of them",
+    ),
     "grammar": ("model.hidden=[8", r"\[8"),
 }
 

@@ -379,3 +379,19 @@ def test_a_finder_that_is_not_the_lowest_is_named(whole):
     for status in ("unrelaxed", "undersampled"):
         count = sum(row["finder"] == "autoneb" and row["status"] == status for row in rows)
         assert (f"path: autoneb is {status} on {count} of 2 pairs" in whole.made.err) == bool(count)
+
+
+def test_the_barrier_of_a_surface_is_no_lower_than_that_of_its_vertices(lowloss, tmp_path):
+    """Beyond m = 2 samples are drawn, and may miss the highest vertex."""
+    made = lowloss(
+        tmp_path, "study=t", "landscape=wedge", "landscape.dim=12", "landscape.n=8", "stages=[minima,connector]",
+        "minima.count=5", "minima.epochs=2", "minima.batch_size=1", "finder=[]", "scan=[]", "ensemble=[]",
+        "optimizer.weight_decay=0", "optimizer.lr=0.05", "connector.m=[3,4]", "connector.samples=1",
+        "connector.steps=1", "connector.batch_size=1", "trainer=cpu",
+    )  # fmt: skip
+    assert made.status == 0, made.err
+    connectors = Study(tmp_path / "t").complete("connectors")
+    assert len(connectors) == 2
+    for notes in (artifact.notes() for artifact in connectors):
+        assert notes["barrier_surface_train_loss"] >= notes["barrier_vertex_train_loss"] > 0
+        assert notes["barrier_linear_train_loss"] >= 0

@@ -240,11 +240,21 @@ class Bench:
         """The seed of a random stream of the study."""
         return derive(self.config["seed"], *names)
 
-    def check_optimizer(self, key: str = "optimizer") -> None:
-        """Raise LowlossError if the optimizer of a section cannot be made with its settings."""
+    def check_optimizer(self, key: str = "optimizer", without_decay: str | None = None) -> None:
+        """Raise LowlossError if the optimizer of a section cannot be made with its settings.
+
+        Args:
+            without_decay: what to do instead, where its weight decay would act on a chart's coordinates; else None.
+        """
         from lowloss.training.descent import check_optimizer
 
-        check_optimizer(self.build(key, partial=True))
+        made = check_optimizer(self.build(key, partial=True))
+        decay = made.param_groups[0].get("weight_decay", 0)
+        if without_decay is not None and decay != 0:
+            raise LowlossError(
+                f"{key}.weight_decay={decay:g} of {type(made).__name__} would act on the coordinates of a chart, not "
+                f"on the parameters: {without_decay}"
+            )
 
     def serve(self) -> None:
         """Take part in what the first process has done everywhere, until it announces nothing."""

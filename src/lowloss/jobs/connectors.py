@@ -74,8 +74,10 @@ class ConnectorJob(Job):
             tensors |= {f"{part}_{name}": one_K for part, one_K in split_K.items()}
             if name.endswith("_loss"):
                 corner_C = split_K["vertex"][: self.m + 1]
-                for part, one_K in split_K.items():
-                    notes[f"barrier_{part}_{name}"] = float((one_K - places[part] @ corner_C).max())
+                above = {part: float((one_K - places[part] @ corner_C).max()) for part, one_K in split_K.items()}
+                # Vertices are of the surface, and corners of the linear simplex, wherever samples are drawn.
+                above |= {"surface": max(above["surface"], above["vertex"]), "linear": max(above["linear"], 0.0)}
+                notes |= {f"barrier_{part}_{name}": highest for part, highest in above.items()}
                 notes[f"corners_{name}"] = float(corner_C.mean())
         middle_1V = simplex.coefficients(torch.full((1, self.m + 1), 1 / (self.m + 1)))
         tensors["middle"] = (middle_1V.to(vertices_VP) @ vertices_VP)[0]
@@ -106,7 +108,7 @@ class ConnectorStage(Stage):
     def check_made(self, bench: Bench) -> None:
         from lowloss.points.simplex import Simplex
 
-        bench.check_optimizer("connector.optimizer")
+        bench.check_optimizer("connector.optimizer", "set it to 0, and connector.weight_decay")
         for m in bench.config["connector"]["m"]:
             Simplex(m, bench.config["connector"]["resolution"])
 

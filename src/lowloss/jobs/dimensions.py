@@ -94,8 +94,6 @@ class DimensionJob(Job):
             folder, title = work / f"round-{i}", f"{self.name}, round {i + 1}"
             theta_RP = bench.everywhere(descend_cuts, origin_P, dims, seed=seed, folder=folder, title=title, **training)
             table = bench.tabulate(theta_RP, folder, title)
-            if column not in table:
-                raise LowlossError(f"dimension.column={column}, but there are {', '.join(table)}: choose one of them")
             values |= dict(zip(dims, table[column].tolist(), strict=True))
             dims = refined(*bracket(values, threshold), len(settings["dims"]))
         low, high = bracket(values, threshold)
@@ -153,9 +151,13 @@ class DimensionStage(Stage):
             raise LowlossError(
                 f"dimension.dims has {largest}, but the network has {landscape.dim} parameters: leave larger ones out"
             )
+        column = bench.config["dimension"]["column"]
+        columns = [f"{split}_{metric}" for split in landscape.splits for metric in landscape.task.units]
+        if column not in columns:
+            raise LowlossError(f"dimension.column={column}, but there are {', '.join(columns)}: choose one of them")
 
     def check_made(self, bench: Bench) -> None:
-        bench.check_optimizer("dimension.optimizer")
+        bench.check_optimizer("dimension.optimizer", "set it to 0")
 
     def jobs(self, bench: Bench) -> list[Job]:
         settings = bench.config["dimension"]

@@ -97,7 +97,9 @@ class Span(_Held):
         check_number("dim", dim, int, 1)
         parameters = origin_P.shape[-1]
         if dim > parameters:
-            raise LowlossError(f"a hyperplane of {parameters} parameters has at most so many dimensions, not {dim}")
+            raise LowlossError(
+                f"a hyperplane of {parameters} parameters has at most so many dimensions, not {dim}: lower chart.dim"
+            )
         generator = torch.Generator().manual_seed(derive(seed, "span"))
         drawn_PQ = torch.randn(parameters, dim, generator=generator, dtype=torch.float64)
         return cls(origin_P, torch.linalg.qr(drawn_PQ).Q.T.contiguous())

@@ -45,7 +45,7 @@ class Width:
         if not self.threshold > own:
             raise LowlossError(
                 f"the threshold {self.threshold:.4g} is not above the point's own {self.split} loss, {own:.4g}: "
-                "raise width.threshold, or set width.rise"
+                "raise width.threshold, or set it to null, which takes width.rise above that loss"
             )
         low_K = torch.zeros(len(direction_KP), dtype=torch.float64)
         high_K = torch.full_like(low_K, START * self.longest)

@@ -236,14 +236,16 @@ def deviation_cosines(path: Path, t_T: Tensor) -> Tensor | None:
 def halves(cosines_TT: Tensor, arc_T: Tensor) -> tuple[float, float]:
     """The mean cosine between two points in one half of a path's length, and between points in different halves.
 
-    Points without a direction, and the one in the middle, do not count; NaN where no two points are left.
+    The mean is over the length, since samples lie closer in some places. Points without a direction, and the one in the
+    middle, do not count; NaN where no two points are left.
     """
     moved_T = (cosines_TT.diagonal() > 0) & (arc_T != 0.5)
-    second_T = arc_T[moved_T] > 0.5
-    cosines = cosines_TT[moved_T][:, moved_T]
+    second_T, width_T = arc_T[moved_T] > 0.5, widths(arc_T)[moved_T]
     same = second_T[:, None] == second_T
     within = same & ~torch.eye(len(second_T), dtype=torch.bool)
-    return float(cosines[within].mean()), float(cosines[~same].mean())
+    cosines, weights = cosines_TT[moved_T][:, moved_T], width_T[:, None] * width_T
+    own, other = ((cosines * weights)[pairs].sum() / weights[pairs].sum() for pairs in (within, ~same))
+    return float(own), float(other)
 
 
 def changed_labels(labels_TN: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from lowloss.errors import LowlossError
 from lowloss.report.gather import merged_config
 from lowloss.study import RESULT, Study, flat
 
-QUANTITIES = {
-    "widths": ("angular width (degrees)", "angle"),
-    "dimensions": ("threshold dimension", "high"),
-    "permutations": ("highest loss on the ways", "highest"),
-}
-"""By kind of artifact: what is shown, and the note that has it."""
+QUANTITIES = (
+    ("widths", "angular width (degrees)", "angle"),
+    ("widths", "width as a distance", "distance"),
+    ("dimensions", "threshold dimension", "high"),
+    ("permutations", "highest loss on the ways", "highest"),
+)
+"""Kind of artifact, what is shown, and the note that has it."""
+
+UNBOUNDED = {"dimensions": "low"}
+"""By kind, the note of an artifact which found that there is no such number: no cut that was tried is large enough."""
 
 MOST = 20
 """Settings that differ, of which there are figures."""
@@ -54,7 +59,8 @@ def draw_sweeps(roots: Sequence[Path], to: Path) -> list[Path]:
 
 
 def sweeps(roots: Sequence[Path]) -> pd.DataFrame:
-    """A row a quantity, setting, value of it and choice of the others: mean, sd and count.
+    """A row a quantity, setting, value of it and choice of the others: mean, sd and count. Where one of the artifacts
+    found no such number, as of a threshold above all dimensions that were tried, there is no mean.
 
     Studies are of one sweep, which its number tells, where they differ in numbers alone.
     """
@@ -88,13 +94,13 @@ def _swept(found: Sequence[tuple[dict[str, float], list[tuple[str, float]]]]) ->
             fixed = ", ".join(f"{name}={value:g}" for name, value in zip(others, key[2:], strict=True))
             row = {"quantity": key[0], "setting": setting, "value": key[1], "others": fixed}
             of = group["measured"]
-            summed.append(row | {"mean": of.mean(), "sd": of.std(ddof=0), "count": len(of)})
+            summed.append(row | {"mean": of.mean(skipna=False), "sd": of.std(ddof=0, skipna=False), "count": len(of)})
     return pd.DataFrame(summed)
 
 
 def _measured(study: Study) -> Iterator[tuple[str, float]]:
     """The quantities of a study; what cannot be read is left out, as the comparison itself tells."""
-    for kind, (quantity, name) in QUANTITIES.items():
+    for kind, quantity, name in QUANTITIES:
         for artifact in study.complete(kind):
             try:
                 file = artifact.folder / RESULT
@@ -102,6 +108,8 @@ def _measured(study: Study) -> Iterator[tuple[str, float]]:
                 value, place, which = _number(notes.get(name)), notes.get("place"), _number(notes.get("which"))
             except (LowlossError, OSError, ValueError):
                 continue
+            if value is None and UNBOUNDED.get(kind) in notes:
+                value = nan
             if value is not None:
                 where = "" if place in (None, "initial") or which is None else f", {place:.20} {which:g}"
                 yield quantity + where, value

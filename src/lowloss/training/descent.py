@@ -313,8 +313,8 @@ def fit(
     module.cpu()
 
 
-def check_optimizer(optimizer: Callable[..., torch.optim.Optimizer]) -> None:
-    """Raise LowlossError if the optimizer cannot be made with its settings."""
+def check_optimizer(optimizer: Callable[..., torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """The optimizer of a lone parameter. Raises LowlossError if it cannot be made with its settings."""
     try:
         made = optimizer([torch.zeros(1, requires_grad=True)])
     except (TypeError, ValueError) as error:
@@ -325,6 +325,7 @@ def check_optimizer(optimizer: Callable[..., torch.optim.Optimizer]) -> None:
         raise LowlossError(f"optimizer: {type(made).__name__} treats the rows of a matrix together: take another one")
     if not made.defaults.get("momentum", 0) < 1:
         raise LowlossError(f"optimizer.momentum must be less than 1, got {made.defaults['momentum']}")
+    return made
 
 
 def check_trainer(trainer: TrainerFactory) -> None:
