@@ -135,6 +135,7 @@ WORDS = {
     "less_than": "less than {lt:.10g}",
     "dict_type": "a group",
     "string_too_short": "a text that is not empty",
+    "too_short": "a list that is not empty",
     "sequence_str": "a list",
     "is_instance_of": "a list",  # among the types that annotations name, only sequences are compared so
 }

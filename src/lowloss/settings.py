@@ -96,7 +96,7 @@ class Merges:
 class Connectors:
     """connector."""
 
-    m: Sequence[Few]
+    m: Annotated[Sequence[Few], MinLen(1)]
     resolution: Annotated[int, Ge(2), Le(1000)]
     steps: Count
     optimizer: Config
@@ -121,7 +121,7 @@ class Widths:
 class Dimensions:
     """dimension."""
 
-    at: Sequence[str]
+    at: Annotated[Sequence[str], MinLen(1)]
     dims: Annotated[Sequence[Count], MinLen(1)]
     rounds: Few
     repeats: Few

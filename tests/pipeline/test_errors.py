@@ -74,6 +74,12 @@ WRONG = {
         "stages=[minima,dimension] dimension.column=foo_error dimension.dims=[3]",
         "dimension.column=foo_error, but there are train_loss, train_error, test_loss, test_error: choose one of them",
     ),
+    "no-connector": ("stages=[minima,connector] connector.m=[]", "connector.m must be a list that is not empty"),
+    "no-dimension": ("stages=[minima,dimension] dimension.dims=[]", "dimension.dims must be a list that is not empty"),
+    "cuts-through-what-is-not-made": (
+        "stages=[minima,dimension] dimension.at=[connector] connector.m=[1] dimension.dims=[3]",
+        r"connectors.m01 is missing: make it with `lowloss .*stages=\[connector\]`",
+    ),
     "grammar": ("model.hidden=[8", r"\[8"),
 }
 

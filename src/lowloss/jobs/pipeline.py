@@ -10,7 +10,7 @@ from typing import Any
 from lowloss import files, jobs, progress
 from lowloss.errors import LowlossError, OtherConfigError
 from lowloss.jobs.base import Bench, Stage
-from lowloss.jobs.runner import tidy
+from lowloss.jobs.runner import check_needs, tidy
 
 
 @cache
@@ -39,6 +39,17 @@ class ObjectiveStage(Stage):
     name = "objective"
 
 
+def _check(bench: Bench) -> None:
+    """Raise LowlossError for what can be known to fail before anything is made."""
+    bench.check()
+    _check_objective(bench)
+    coming = [stage.name for stage in bench.wanted]
+    for stage in bench.wanted:
+        for job in stage.jobs(bench):
+            if not job.complete:
+                check_needs(job, coming)
+
+
 def _check_objective(bench: Bench) -> None:
     if (wanted := bench.config["objective"]) is None:
         return
@@ -55,8 +66,7 @@ def run_stages(bench: Bench) -> float | None:
 
     Raises LowlossError for what a user can mend.
     """
-    bench.check()
-    _check_objective(bench)
+    _check(bench)
     wanted = bench.config["objective"]
     progress.record = progress.Record(bench.study.root, partial(_plan, bench))
     progress.say(f"study: {bench.study.root}")
@@ -118,8 +128,7 @@ def dry_run(bench: Bench) -> None:
     from lowloss.training.timing import Timing
 
     bench.dry = True
-    bench.check()
-    _check_objective(bench)
+    _check(bench)
     parameters = bench.landscape.dim
     progress.say(f"study: {bench.study.root}, {parameters:,} parameters, nothing is made")
     timing, total = Timing(bench.landscape, bench.config["trainer"].get("accelerator") != "cpu"), 0.0

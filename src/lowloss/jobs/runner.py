@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +74,14 @@ def make(group: Sequence[Job], held: Sequence[Claim] = ()) -> None:
             shutil.rmtree(work, ignore_errors=True)
 
 
+def check_needs(job: Job, coming: Container[str] = ()) -> None:
+    """Raise LowlossError if an artifact that a job needs is missing, and of none of the coming stages."""
+    for needed in job.needs():
+        if not needed.complete and needed.stage not in coming:
+            command = f"{needed.bench.command} stages=[{needed.stage}]"
+            raise LowlossError(f"{needed.artifact.folder} is missing: make it with `{command}`")
+
+
 def _work(group: Sequence[Job]) -> Path:
     """The work folder of jobs that are made together."""
     first = group[0].artifact
@@ -87,10 +95,7 @@ def _make(group: Sequence[Job]) -> None:
     first.bench.tell_logger()
     inputs: list[dict[str, str]] = []
     for job in group:
-        for needed in job.needs():
-            if not needed.complete:
-                command = f"{needed.bench.command} stages=[{needed.stage}]"
-                raise LowlossError(f"{needed.artifact.folder} is missing: make it with `{command}`")
+        check_needs(job)
         inputs.append({needed.artifact.title: needed.artifact.digest for needed in job.needs()})
     work = _work(group)
     from lowloss.training.devices import world
