@@ -98,10 +98,10 @@ class Scan(Job):
             def by_epochs(name: str, theta_EP: torch.Tensor, measure: Measure) -> Columns:
                 return bench.tabulate(theta_EP, work / name, f"{name} by epochs", [measure])
 
-            more, notes["variance"], tables["trajectory.csv"] = losses_of(
+            more, shares, tables["trajectory.csv"] = losses_of(
                 by_epochs, grid, epochs, minima_KP, history, centred, statistics
             )
-            tensors |= more
+            tensors, notes = tensors | more, notes | shares
         if not grid.is_lines and plane.statistics == "held":
             notes["centre"] = self._centre(grid, statistics, work)
         if "normalization" in self.node and not grid.is_lines and "files" not in bench.config["minima"]:
@@ -113,7 +113,9 @@ class Scan(Job):
 
     def _initial(self) -> torch.Tensor:
         """Where the first minimum began (P,)."""
-        return self.bench.landscape.initial(self.bench.seed("initial", self.minima[0]))
+        # Minima that part from minimum 0 began where it did.
+        leader = 0 if self.bench.config["minima"].get("branch") else self.minima[0]
+        return self.bench.landscape.initial(self.bench.seed("initial", leader))
 
     def _with_begin(self, begins: str | None, minima_KP: torch.Tensor) -> torch.Tensor:
         """The points that the plane asks for: before its minimum what it says of its way there."""

@@ -160,10 +160,10 @@ def scan(
 
         history = minima[0].frame  # type: ignore[union-attr]
         epochs = [*trajectory.epochs, history["step"].iloc[-1] / history["step"].iloc[0]]
-        more, notes["variance"], tables["trajectory.csv"] = losses_of(
+        more, shares, tables["trajectory.csv"] = losses_of(
             tabulated, grid, epochs, points_AP, history, recipe.centred, statistics
         )
-        tensors |= more
+        tensors, notes = tensors | more, notes | shares
     result = _with_units(landscape, Result(tensors, notes, tables))
     known = {**result.notes, "_path": path.source if isinstance(path, PathResult) else None}
     return ScanResult("scans", Made(notes["scan"], lambda: result, known))
