@@ -279,6 +279,9 @@ def test_what_is_found_has_the_face_of_what_is_loaded(study, landscape):
         found = scan(landscape, where, ends)
         assert isinstance(found.plot()[0].figure, mpl.figure.Figure)
         assert len(found.frame) == found.tensors["train_loss"].numel()
+    curved = scan(landscape, RandomPlane(**few, statistics="held", measures=["exact", "curvature"]), minima[:1])
+    assert curved.frame["hessian_converged"].all()
+    assert curved.notes["hessian"]["statistics"] == "given"
     assert found.trajectory.frame["epoch"].tolist() == [0, 1, 2]
     assert len(found.trajectory.plot()[0].lines) >= 4
 

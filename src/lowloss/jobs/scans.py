@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, OnceError
 from lowloss.imports import pd, torch
 from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage, Study, sort_of
 from lowloss.jobs.minima import minimum
 from lowloss.jobs.paths import PathJob, check_path, load_path
-from lowloss.jobs.spectra import ENDS, extremes
+from lowloss.jobs.spectra import ENDS, extremes, samples
 from lowloss.jobs.trajectories import at_epoch, check_epochs, collected, losses_of, trajectory
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Scan(Job):
         if "curvature" in plane.measures:
             ends = extremes(bench)
             measures.append(replace(ends, hessian=with_statistics(ends.hessian, statistics)))
-            notes["hessian"] = measures[-1].hessian.about
+            notes["hessian"] = {**measures[-1].hessian.about, "samples": samples(bench)}
         table = bench.tabulate(grid.points, work, f"scan {self.scan}", measures, count=prod(grid.shape))
         tensors, tables = kept_grid(grid, table, path)
         if plane.begins == "trajectory":
@@ -103,7 +104,8 @@ class Scan(Job):
             )
             tensors, notes = tensors | more, notes | shares
         if not grid.is_lines and plane.statistics == "held":
-            notes["centre"] = self._centre(grid, statistics, work)
+            with suppress(OnceError):  # what has no second derivative has no such note
+                notes["centre"] = self._centre(grid, statistics, work)
         if "normalization" in self.node and not grid.is_lines and "files" not in bench.config["minima"]:
             at = bench.tabulate(self._initial()[None], work / "initial", "initial point")
             notes["initial_train_loss"] = float(at["train_loss"])
@@ -149,13 +151,14 @@ def statistics_on(landscape: NetworkLandscape, grid: Grid, policy: str) -> Stati
 def kept_grid(
     grid: Grid, table: Columns, path: WeightPath | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, pd.DataFrame]]:
-    """The tensors that are kept of a grid with the columns of its points, and scan.csv: a row a point.
+    """The tensors that are kept of a grid with the columns of its points, and scan.csv: a row a point, of what is one
+    number a point.
 
     Args:
         path: one that is projected onto it.
     """
     tensors = {"directions": grid.directions_DP, "origin": grid.origin_P, "anchors": grid.anchors_AD}
-    tensors |= {name: column.view(grid.shape) for name, column in table.items()}
+    tensors |= {name: column.view(*grid.shape, *column.shape[1:]) for name, column in table.items()}
     tensors |= {f"axis-{d}": axis for d, axis in enumerate(grid.axes)}
     if path is not None:
         tensors["bends_projected"] = bends_B2 = grid.project(path.bends_BP)
@@ -164,7 +167,7 @@ def kept_grid(
         tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
     names = ("direction", "x") if grid.is_lines and len(grid.axes) > 1 else ("x", "y")[: len(grid.axes)]
     at = pd.MultiIndex.from_product([axis.tolist() for axis in grid.axes], names=names).to_frame(index=False)
-    rows = at.assign(**{name: column.numpy() for name, column in table.items()})
+    rows = at.assign(**{name: column.numpy() for name, column in table.items() if column.dim() == 1})
     return tensors, {"scan.csv": rows}
 
 
@@ -204,12 +207,15 @@ class ScanStage(Stage):
                 )
 
     def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
+        from lowloss.measure.curvature import check_twice
         from lowloss.points.directions import NO_FILTERS
 
         for name, plane in bench.planes.items():
             how = getattr(plane, "normalization", "none")
             if how != "none" and not any(len(shape) >= 2 for shape in landscape.layout.shapes):
                 raise LowlossError(f"scan.{name}: {NO_FILTERS.format(how)}")
+        if any("curvature" in plane.measures for plane in bench.planes.values()):
+            check_twice(landscape)
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [Scan(bench, name) for name in bench.config["scan"]]

@@ -103,7 +103,7 @@ def _columns(scan: ScanResult) -> dict[str, Any]:
             columns[name] = values
         elif split in ("train", "test") and metric == "error" and scan.notes["units"].get("error") == "fraction":
             columns[f"{split}_acc"] = 100 * (1 - values)
-        elif name in ("hessian_min", "hessian_max"):
+        elif name in ("hessian_min", "hessian_max", "hessian_converged"):
             columns[f"{metric}_eig"] = values
     return columns
 

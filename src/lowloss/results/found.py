@@ -25,7 +25,8 @@ from lowloss.jobs.paths import kept_path
 from lowloss.jobs.scans import kept_grid, statistics_on
 from lowloss.jobs.trajectories import losses_of
 from lowloss.landscape.base import Columns, Landscape
-from lowloss.measure import Exact
+from lowloss.measure import Exact, Extremes, Hessian
+from lowloss.measure.curvature import with_statistics
 from lowloss.points import Grid, Plane
 from lowloss.points.grid import Rays
 from lowloss.points.path import Path
@@ -149,9 +150,13 @@ def scan(
     if isinstance(grid, Rays):
         settings["directions"] = len(grid.directions_DP)
     every: list[Measure] = [Exact(statistics=statistics), *measures]
+    if recipe is not None and "curvature" in recipe.measures:
+        every.append(Extremes(with_statistics(Hessian(), statistics)))
     table = tabulate(landscape, grid.points, prod(grid.shape), every, trainer, title="scan")
     tensors, tables = kept_grid(grid, table, curve)
     notes: Config = {"scan": _option("scan", where), "lines": grid.is_lines}
+    if isinstance(every[-1], Extremes):
+        notes["hessian"] = every[-1].hessian.about
     notes |= {"anchor_names": list(grid.anchor_names), "settings": settings}
     if trajectory is not None and recipe.begins == "trajectory":
 
