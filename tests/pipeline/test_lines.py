@@ -101,10 +101,21 @@ def test_figures_of_lines(scanned):
             "scan.random_line: normalization=filter gives directions of zero norm",
         ),
         (("scan=[random_line]", "scan.random_line.directions=0"), "scan.random_line.directions must be at least 1"),
+        (("scan=[plane]",), "scan.plane.path=autoneb, but finder has none: add it there, or change scan.plane"),
+        (
+            ("finder=[line]", "scan=[plane]", "scan.plane.path=line"),
+            "scan.plane.path=line, but a straight line spans no plane: set it to another finder, or scan=[line]",
+        ),
+        (
+            ("data=arrays", "data.path={}/single.npz", "scan=[random_plane]"),
+            "all training labels are of class 1, so there is nothing to scan: give data of at least two classes",
+        ),
     ],
 )
-def test_directions_of_zero_norm_are_told_before_training(lowloss, tmp_path, settings, told):
-    made = lowloss(tmp_path, *STUDY.split(), *settings)
+def test_scans_with_nothing_to_see_are_told_before_training(lowloss, tmp_path, settings, told):
+    x, y = np.eye(4, dtype=np.float32), np.ones(4, dtype=np.int64)
+    np.savez(tmp_path / "single.npz", x_train=x, y_train=y, x_test=x, y_test=1 - y)
+    made = lowloss(tmp_path, *STUDY.split(), *(setting.format(tmp_path) for setting in settings))
     assert told in made.message
     assert not list(tmp_path.glob("t/minima/0*"))
 

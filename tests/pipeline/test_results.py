@@ -18,9 +18,11 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from lowloss import (
     FGE,
+    Data,
     Line,
     LowlossError,
     MullerBrown,
@@ -286,6 +288,11 @@ def test_what_is_found_has_the_face_of_what_is_loaded(study, landscape):
     assert len(found.trajectory.plot()[0].lines) >= 4
 
 
+def one_class():
+    x, y = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+    return NetworkLandscape(nn.Linear(4, 2), Data(x, y, x, y, 2))
+
+
 def test_surfaces_without_a_test_split_are_drawn():
     a_P, b_P = torch.tensor([-0.558, 1.442]), torch.tensor([0.623, 0.028])
     path = find_path(MullerBrown(), a_P, b_P, Line())
@@ -303,6 +310,7 @@ def test_surfaces_without_a_test_split_are_drawn():
     ("ask", "told"),
     [
         (lambda land, theta: scan(land, RandomPlane(), theta), "RandomPlane needs 1 minima, got 2"),
+        (lambda land, theta: scan(one_class(), RandomPlane(), theta[:1]), "all training labels are of class 0"),
         (lambda land, theta: scan(land, PathPlane(), theta), "PathPlane needs a path: give path="),
         (lambda land, theta: scan(land, MinimaLine(), theta[[0, 0]]), "are the same point"),
         (lambda land, theta: scan(land, TrajectoryPlane(), theta[:1]), "TrajectoryPlane needs the way to a minimum"),

@@ -19,7 +19,7 @@ from lowloss.jobs.trajectories import at_epoch, check_epochs, collected, losses_
 
 if TYPE_CHECKING:
     from lowloss.landscape import NetworkLandscape
-    from lowloss.landscape.base import Columns
+    from lowloss.landscape.base import Columns, Landscape
     from lowloss.measure.exact import Statistics
     from lowloss.points import Grid
     from lowloss.points.path import Path as WeightPath
@@ -136,6 +136,17 @@ class Scan(Job):
         return {"spacing": spacings, **{name: column[0].tolist() for name, column in found.items()}}
 
 
+def check_classes(landscape: Landscape) -> None:
+    """Raise LowlossError where all training labels are of one class."""
+    from lowloss.landscape import NetworkLandscape
+
+    if isinstance(landscape, NetworkLandscape) and (only := landscape.data.single_class) is not None:
+        raise LowlossError(
+            f"all training labels are of class {only}, so there is nothing to scan: give data of at least two classes, "
+            "or raise samples"
+        )
+
+
 def statistics_on(landscape: NetworkLandscape, grid: Grid, policy: str) -> Statistics | None:
     """BatchNorm's statistics on a grid, unless each point has its own; see Plane."""
     from lowloss.measure.exact import interpolated
@@ -186,6 +197,11 @@ class ScanStage(Stage):
                 bench.check_minimum(f"{key}.{end}", node[end])
             if "path" in node:
                 check_path(bench, key, node)
+                if bench.config["finder"][node["path"]].get("_target_") == "lowloss.finder.Line":
+                    raise LowlossError(
+                        f"{key}.path={node['path']}, but a straight line spans no plane: set it to another finder, or "
+                        "scan=[line]"
+                    )
             named = [node[end] for end in ENDPOINTS if end in node]
             if "minimum" not in node and len({*named}) < len(named):
                 raise LowlossError(f"{key} needs different minima, got {', '.join(map(str, named))}: change {key}.end")
@@ -214,6 +230,8 @@ class ScanStage(Stage):
             how = getattr(plane, "normalization", "none")
             if how != "none" and not any(len(shape) >= 2 for shape in landscape.layout.shapes):
                 raise LowlossError(f"scan.{name}: {NO_FILTERS.format(how)}")
+        if bench.planes:
+            check_classes(landscape)
         if any("curvature" in plane.measures for plane in bench.planes.values()):
             check_twice(landscape)
 

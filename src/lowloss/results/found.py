@@ -22,7 +22,7 @@ from lowloss.finder.base import Finder
 from lowloss.jobs.ensembles import distances, members_table
 from lowloss.jobs.minima import kept_minimum
 from lowloss.jobs.paths import kept_path
-from lowloss.jobs.scans import kept_grid, statistics_on
+from lowloss.jobs.scans import check_classes, kept_grid, statistics_on
 from lowloss.jobs.trajectories import losses_of
 from lowloss.landscape.base import Columns, Landscape
 from lowloss.measure import Exact, Extremes, Hessian
@@ -125,6 +125,7 @@ def scan(
 
     Raises LowlossError: the recipe asks for other points, or they span no such lines or plane.
     """
+    check_classes(landscape)
     curve = path.path if isinstance(path, PathResult) else path
     # What a recipe says beyond the grid that it makes.
     recipe: Any = where if isinstance(where, Plane) else None
