@@ -16,6 +16,10 @@ class OtherConfigError(LowlossError):
     """A result was made with another configuration."""
 
 
+class OnceError(LowlossError):
+    """A network's loss has no second derivative."""
+
+
 class NonFiniteLossError(LowlossError):
     """A loss became NaN or infinite during training."""
 

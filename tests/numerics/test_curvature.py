@@ -1,7 +1,7 @@
 """Extreme eigenvalues, trace and density of Hessians against dense algebra and closed forms."""
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,10 +10,12 @@ from scipy.integrate import trapezoid
 from scipy.optimize import root
 from scipy.stats import norm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, multi_margin_loss
 
-from lowloss import Data, LowlossError, MullerBrown, NetworkLandscape, tabulate
+from lowloss import Data, LowlossError, MullerBrown, NetworkLandscape, Task, tabulate
+from lowloss.errors import OnceError
 from lowloss.landscape.analytic import AnalyticSurface, Quadratic, Rosenbrock
 from lowloss.landscape.engine import products
 from lowloss.measure import Density, Extremes, Hessian, Large, Layers, Trace, curvature
@@ -349,6 +351,49 @@ def test_what_cannot_be_measured_is_told() -> None:
     with pytest.raises(LowlossError, match="at least 6"):
         Trace(products=5)
     assert Hessian(samples=100).about == {"of": "mean loss", "split": "train", "samples": 100, "statistics": "held"}
+
+
+class Once(torch.autograd.Function):
+    """A tanh that can be differentiated once alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Any:
+        ctx.save_for_backward(x.tanh())
+        return x.tanh()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * (1 - ctx.saved_tensors[0].square())
+
+
+class Tanh(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        activations: Tensor = Once.apply(x)
+        return activations
+
+
+class Margin(Task):
+    """A loss whose second derivative torch does not have."""
+
+    units: ClassVar = {"loss": "margin"}
+
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return multi_margin_loss(outputs, y, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("middle", "task", "told"),
+    [(Tanh(), None, "once_differentiable"), (nn.Tanh(), Margin(), "multi_margin_loss_backward is not implemented")],
+)
+def test_a_loss_without_a_second_derivative_is_told(middle: nn.Module, task: Task | None, told: str) -> None:
+    x_N4, y_N = torch.randn(12, 4), torch.arange(12) % 3
+    land = NetworkLandscape(
+        nn.Sequential(nn.Linear(4, 3), middle, nn.Linear(3, 3)), Data(x_N4, y_N, x_N4, y_N, task=task)
+    )
+    for measure in (Extremes(), Trace(), Density()):
+        with pytest.raises(OnceError, match=rf"the loss of Sequential has no second derivative \(.*{told}\): leave"):
+            measure(land, land.initial(0)[None])
 
 
 def test_large_eigenvalues_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

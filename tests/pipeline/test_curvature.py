@@ -60,6 +60,8 @@ def test_spectra_are_loaded_drawn_and_exported(curved, tmp_path):
     with h5py.File(made["random_plane-0000.h5"]) as archive:
         np.testing.assert_array_equal(archive["min_eig"], study.scans["random_plane-0000"].arrays["hessian_min"].T)
         assert "max_eig" in archive
+        converged = study.scans["random_plane-0000"].arrays["hessian_converged"].T
+        np.testing.assert_array_equal(archive["converged_eig"], converged)
 
 
 def test_spectra_of_minima_and_paths_against_scipys_lanczos(curved):
@@ -137,6 +139,61 @@ def test_a_map_at_the_centres_statistics(curved):
     shown, hessian = (" and ".join(f"{c:.3g}" for c in notes["centre"][of]) for of in ("shown", "hessian"))
     told = (f"has the curvatures {shown} along", f"the Hessian's are {hessian}", "the minimum's initial point had")
     assert all(part in unescape(page) for part in told)
+
+
+def test_several_eigenvalues_on_a_map_of_more_samples_than_there_are(lowloss, tmp_path):
+    some = ("curvature.count=2", "curvature.samples=9999", "curvature.tolerance=1e-5", "curvature.pivots=null")
+    stages = ("~scan.plane", "minima.count=2", "stages=[minima,curvature,scan,report]")
+    made = lowloss.tiny(tmp_path, *PLANE, *some, *stages)
+    assert made.status == 0, made.err
+    grid, notes = load_tensors(tmp_path / "t/scans/random_plane-0000/result.safetensors")
+    for name in ("highest", "lowest"):
+        assert grid[f"hessian_{name}"].shape == (3, 3, 2)
+    torch.testing.assert_close(grid["hessian_highest"][..., 0], grid["hessian_max"])
+    assert (grid["hessian_highest"][..., 1] < grid["hessian_max"]).all()
+    (row, *_) = rows(tmp_path / "t/scans/random_plane-0000/scan.csv")
+    assert "hessian_max" in row
+    assert "hessian_highest" not in row
+    # All that the split has, of which as many are told.
+    row, _ = rows(tmp_path / "t/report/spectra.csv")
+    told = len(digits().y_train)
+    assert (row["samples"], notes["hessian"]["samples"]) == (str(told), told)
+
+
+@pytest.mark.parametrize(
+    "asked", [("stages=[minima,curvature]",), (*PLANE, "finder=[]", "scan=[random_plane]", "stages=[minima,scan]")]
+)
+def test_a_loss_without_a_second_derivative_is_told_before_training(lowloss, tmp_path, asked):
+    (tmp_path / "once.py").write_text(ONCE)
+    model = ("model=mlp", "model._target_=once.Once", "~model.hidden", "~model.batch_norm", "~model.activation")
+    made = lowloss.plain(tmp_path, *model, *asked, "study=t", "outputs=.", "trainer=cpu")
+    assert "the loss of Once has no second derivative (it has a function that is once_differentiable)" in made.message
+    assert not list(tmp_path.glob("t/minima/0*"))
+
+
+ONCE = """
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+class Tanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.tanh())
+        return x.tanh()
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y.square())
+
+class Once(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 4), nn.Linear(4, num_classes)
+    def forward(self, x):
+        return self.b(Tanh.apply(self.a(x.flatten(1))))
+"""
 
 
 def test_again_it_does_nothing_and_other_settings_are_refused(lowloss, curved):

@@ -101,12 +101,58 @@ def test_figures_of_lines(scanned):
             "scan.random_line: normalization=filter gives directions of zero norm",
         ),
         (("scan=[random_line]", "scan.random_line.directions=0"), "scan.random_line.directions must be at least 1"),
+        (("scan=[plane]",), "scan.plane.path=autoneb, but finder has none: add it there, or change scan.plane"),
+        (
+            ("finder=[line]", "scan=[plane]", "scan.plane.path=line"),
+            "scan.plane.path=line, but a straight line spans no plane: set it to another finder, or scan=[line]",
+        ),
+        (
+            ("data=arrays", "data.path={}/single.npz", "scan=[random_plane]"),
+            "all training labels are of class 1, so there is nothing to scan: give data of at least two classes",
+        ),
     ],
 )
-def test_directions_of_zero_norm_are_told_before_training(lowloss, tmp_path, settings, told):
-    made = lowloss(tmp_path, *STUDY.split(), *settings)
+def test_scans_with_nothing_to_see_are_told_before_training(lowloss, tmp_path, settings, told):
+    x, y = np.eye(4, dtype=np.float32), np.ones(4, dtype=np.int64)
+    np.savez(tmp_path / "single.npz", x_train=x, y_train=y, x_test=x, y_test=1 - y)
+    made = lowloss(tmp_path, *STUDY.split(), *(setting.format(tmp_path) for setting in settings))
     assert told in made.message
     assert not list(tmp_path.glob("t/minima/0*"))
+
+
+def test_minima_that_part_from_the_first_have_its_initial_point(lowloss, tmp_path, landscape):
+    part = ("minima.collect=[0]", "minima.branch=[1]", "scan=[initial_line,random_plane]")
+    where = ("scan.initial_line.minimum=1", "scan.random_plane.minimum=1")
+    few = ("scan.initial_line.resolution=3", "scan.random_plane.resolution=[2,2]", "stages=[minima,scan]")
+    made = lowloss(tmp_path, *STUDY.split(), *part, *where, *few)
+    assert made.status == 0, made.err
+    began_P = load_tensors(tmp_path / "t/minima/0001/trajectory/0000.safetensors")[0]["theta"]
+    grid, _ = load_tensors(tmp_path / "t/scans/initial_line-0001/result.safetensors")
+    assert torch.equal(grid["origin"], began_P)
+    _, notes = load_tensors(tmp_path / "t/scans/random_plane-0001/result.safetensors")
+    expected = landscape.evaluate(began_P[None], "train")["loss"].item()
+    assert notes["initial_train_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_random_directions_tell_their_own_shares_of_a_trajectory(lowloss, tmp_path, centred):
+    few = ("minima.count=1", "minima.collect=every", "scan=[trajectory]", "scan.trajectory.resolution=[2,2]")
+    how = ("scan.trajectory.directions=random", f"scan.trajectory.centred={centred}")
+    made = lowloss(tmp_path, *STUDY.split(), *few, *how)
+    assert made.status == 0, made.err
+    kept = sorted((tmp_path / "t/minima/0000/trajectory").iterdir())
+    theta_EP = torch.stack([load_tensors(file)[0]["theta"] for file in kept]).double()
+    rows_EP = theta_EP - theta_EP.mean(0) if centred else theta_EP - theta_EP[-1]
+    (scan,) = load(tmp_path / "t").scans
+    along_ED = rows_EP @ scan.tensors["directions"].double().T
+    expected = along_ED.square().sum(0) / rows_EP.square().sum()
+    assert expected.sum() < 0.1
+    np.testing.assert_allclose(scan.notes["captured"], expected, rtol=1e-4)
+    (exported,) = export(tmp_path / "t", ["h5"], tmp_path)
+    with h5py.File(exported) as archive:
+        np.testing.assert_allclose(archive["explained_variance_ratio_"], expected, rtol=1e-4)
+    page = (tmp_path / "t/report/index.html").read_text(encoding="utf-8")
+    assert f"those of the plane {expected[0]:.2g}, {expected[1]:.2g}" in page
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +178,7 @@ def test_a_trajectory_on_its_plane(followed, landscape):
     # An SVD of the rows, and the coordinates by hand.
     left, value, right = np.linalg.svd((theta_EP - theta_EP[-1]).double().numpy(), full_matrices=False)
     np.testing.assert_allclose(notes["variance"], value**2 / (value**2).sum(), atol=1e-9)
+    np.testing.assert_allclose(notes["captured"], notes["variance"][:2], atol=1e-6)
     np.testing.assert_allclose(np.abs(grid["directions"].numpy() @ right[:2].T), np.eye(2), atol=1e-5)
     found = np.array([[float(row["x"]), float(row["y"])] for row in rows])
     np.testing.assert_allclose(np.abs(found), np.abs(left[:, :2] * value[:2]), atol=1e-4)

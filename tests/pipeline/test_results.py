@@ -18,9 +18,11 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from lowloss import (
     FGE,
+    Data,
     Line,
     LowlossError,
     MullerBrown,
@@ -279,8 +281,16 @@ def test_what_is_found_has_the_face_of_what_is_loaded(study, landscape):
         found = scan(landscape, where, ends)
         assert isinstance(found.plot()[0].figure, mpl.figure.Figure)
         assert len(found.frame) == found.tensors["train_loss"].numel()
+    curved = scan(landscape, RandomPlane(**few, statistics="held", measures=["exact", "curvature"]), minima[:1])
+    assert curved.frame["hessian_converged"].all()
+    assert curved.notes["hessian"]["statistics"] == "given"
     assert found.trajectory.frame["epoch"].tolist() == [0, 1, 2]
     assert len(found.trajectory.plot()[0].lines) >= 4
+
+
+def one_class():
+    x, y = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+    return NetworkLandscape(nn.Linear(4, 2), Data(x, y, x, y, 2))
 
 
 def test_surfaces_without_a_test_split_are_drawn():
@@ -300,6 +310,7 @@ def test_surfaces_without_a_test_split_are_drawn():
     ("ask", "told"),
     [
         (lambda land, theta: scan(land, RandomPlane(), theta), "RandomPlane needs 1 minima, got 2"),
+        (lambda land, theta: scan(one_class(), RandomPlane(), theta[:1]), "all training labels are of class 0"),
         (lambda land, theta: scan(land, PathPlane(), theta), "PathPlane needs a path: give path="),
         (lambda land, theta: scan(land, MinimaLine(), theta[[0, 0]]), "are the same point"),
         (lambda land, theta: scan(land, TrajectoryPlane(), theta[:1]), "TrajectoryPlane needs the way to a minimum"),

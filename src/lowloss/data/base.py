@@ -243,6 +243,13 @@ class Data:
     def device(self) -> torch.device:
         return self._splits["train"][1].device
 
+    @property
+    def single_class(self) -> int | None:
+        """The class of all training labels of a classification, where they are of one."""
+        if type(self.task) is not Classification or (self.y_train != self.y_train[0]).any():
+            return None
+        return int(self.y_train[0])
+
     def split(self, name: str) -> tuple[Inputs, Tensor]:
         """x (N, ...) and y (N, ...) of a split; of AUGMENTED, x is drawn once and the same in every study."""
         if name == AUGMENTED and self.augments_images:

@@ -154,7 +154,8 @@ def check_path(bench: Bench, key: str, node: Config) -> None:
     """Raise LowlossError if the path of a node, between its start and end, is not one that the study makes or has."""
     finders, start, end = bench.config["finder"], node["start"], node["end"]
     if node["path"] not in finders:
-        raise LowlossError(f"{key}.path={node['path']}, but finder has {', '.join(finders)}")
+        has = ", ".join(finders) or "none"
+        raise LowlossError(f"{key}.path={node['path']}, but finder has {has}: add it there, or change {key}")
     wanted = (min(start, end), max(start, end)) in Plan(bench, node["path"]).pairs()
     if not wanted and not PathJob(bench, node["path"], start, end).artifact.complete:
         raise LowlossError(

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowloss.errors import LowlossError
+from lowloss.errors import LowlossError, OnceError
 from lowloss.imports import pd, torch
 from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage, Study, sort_of
 from lowloss.jobs.minima import minimum
 from lowloss.jobs.paths import PathJob, check_path, load_path
-from lowloss.jobs.spectra import ENDS, extremes
+from lowloss.jobs.spectra import ENDS, extremes, samples
 from lowloss.jobs.trajectories import at_epoch, check_epochs, collected, losses_of, trajectory
 
 if TYPE_CHECKING:
     from lowloss.landscape import NetworkLandscape
-    from lowloss.landscape.base import Columns
+    from lowloss.landscape.base import Columns, Landscape
     from lowloss.measure.exact import Statistics
     from lowloss.points import Grid
     from lowloss.points.path import Path as WeightPath
@@ -87,7 +88,7 @@ class Scan(Job):
         if "curvature" in plane.measures:
             ends = extremes(bench)
             measures.append(replace(ends, hessian=with_statistics(ends.hessian, statistics)))
-            notes["hessian"] = measures[-1].hessian.about
+            notes["hessian"] = {**measures[-1].hessian.about, "samples": samples(bench)}
         table = bench.tabulate(grid.points, work, f"scan {self.scan}", measures, count=prod(grid.shape))
         tensors, tables = kept_grid(grid, table, path)
         if plane.begins == "trajectory":
@@ -98,12 +99,13 @@ class Scan(Job):
             def by_epochs(name: str, theta_EP: torch.Tensor, measure: Measure) -> Columns:
                 return bench.tabulate(theta_EP, work / name, f"{name} by epochs", [measure])
 
-            more, notes["variance"], tables["trajectory.csv"] = losses_of(
+            more, shares, tables["trajectory.csv"] = losses_of(
                 by_epochs, grid, epochs, minima_KP, history, centred, statistics
             )
-            tensors |= more
+            tensors, notes = tensors | more, notes | shares
         if not grid.is_lines and plane.statistics == "held":
-            notes["centre"] = self._centre(grid, statistics, work)
+            with suppress(OnceError):  # what has no second derivative has no such note
+                notes["centre"] = self._centre(grid, statistics, work)
         if "normalization" in self.node and not grid.is_lines and "files" not in bench.config["minima"]:
             at = bench.tabulate(self._initial()[None], work / "initial", "initial point")
             notes["initial_train_loss"] = float(at["train_loss"])
@@ -113,7 +115,9 @@ class Scan(Job):
 
     def _initial(self) -> torch.Tensor:
         """Where the first minimum began (P,)."""
-        return self.bench.landscape.initial(self.bench.seed("initial", self.minima[0]))
+        # Minima that part from minimum 0 began where it did.
+        leader = 0 if self.bench.config["minima"].get("branch") else self.minima[0]
+        return self.bench.landscape.initial(self.bench.seed("initial", leader))
 
     def _with_begin(self, begins: str | None, minima_KP: torch.Tensor) -> torch.Tensor:
         """The points that the plane asks for: before its minimum what it says of its way there."""
@@ -132,6 +136,17 @@ class Scan(Job):
         return {"spacing": spacings, **{name: column[0].tolist() for name, column in found.items()}}
 
 
+def check_classes(landscape: Landscape) -> None:
+    """Raise LowlossError where all training labels are of one class."""
+    from lowloss.landscape import NetworkLandscape
+
+    if isinstance(landscape, NetworkLandscape) and (only := landscape.data.single_class) is not None:
+        raise LowlossError(
+            f"all training labels are of class {only}, so there is nothing to scan: give data of at least two classes, "
+            "or raise samples"
+        )
+
+
 def statistics_on(landscape: NetworkLandscape, grid: Grid, policy: str) -> Statistics | None:
     """BatchNorm's statistics on a grid, unless each point has its own; see Plane."""
     from lowloss.measure.exact import interpolated
@@ -147,13 +162,14 @@ def statistics_on(landscape: NetworkLandscape, grid: Grid, policy: str) -> Stati
 def kept_grid(
     grid: Grid, table: Columns, path: WeightPath | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, pd.DataFrame]]:
-    """The tensors that are kept of a grid with the columns of its points, and scan.csv: a row a point.
+    """The tensors that are kept of a grid with the columns of its points, and scan.csv: a row a point, of what is one
+    number a point.
 
     Args:
         path: one that is projected onto it.
     """
     tensors = {"directions": grid.directions_DP, "origin": grid.origin_P, "anchors": grid.anchors_AD}
-    tensors |= {name: column.view(grid.shape) for name, column in table.items()}
+    tensors |= {name: column.view(*grid.shape, *column.shape[1:]) for name, column in table.items()}
     tensors |= {f"axis-{d}": axis for d, axis in enumerate(grid.axes)}
     if path is not None:
         tensors["bends_projected"] = bends_B2 = grid.project(path.bends_BP)
@@ -162,7 +178,7 @@ def kept_grid(
         tensors["bends_distance"] = torch.linalg.vector_norm(offset_BP.double(), dim=1)
     names = ("direction", "x") if grid.is_lines and len(grid.axes) > 1 else ("x", "y")[: len(grid.axes)]
     at = pd.MultiIndex.from_product([axis.tolist() for axis in grid.axes], names=names).to_frame(index=False)
-    rows = at.assign(**{name: column.numpy() for name, column in table.items()})
+    rows = at.assign(**{name: column.numpy() for name, column in table.items() if column.dim() == 1})
     return tensors, {"scan.csv": rows}
 
 
@@ -181,6 +197,11 @@ class ScanStage(Stage):
                 bench.check_minimum(f"{key}.{end}", node[end])
             if "path" in node:
                 check_path(bench, key, node)
+                if bench.config["finder"][node["path"]].get("_target_") == "lowloss.finder.Line":
+                    raise LowlossError(
+                        f"{key}.path={node['path']}, but a straight line spans no plane: set it to another finder, or "
+                        "scan=[line]"
+                    )
             named = [node[end] for end in ENDPOINTS if end in node]
             if "minimum" not in node and len({*named}) < len(named):
                 raise LowlossError(f"{key} needs different minima, got {', '.join(map(str, named))}: change {key}.end")
@@ -202,12 +223,17 @@ class ScanStage(Stage):
                 )
 
     def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
+        from lowloss.measure.curvature import check_twice
         from lowloss.points.directions import NO_FILTERS
 
         for name, plane in bench.planes.items():
             how = getattr(plane, "normalization", "none")
             if how != "none" and not any(len(shape) >= 2 for shape in landscape.layout.shapes):
                 raise LowlossError(f"scan.{name}: {NO_FILTERS.format(how)}")
+        if bench.planes:
+            check_classes(landscape)
+        if any("curvature" in plane.measures for plane in bench.planes.values()):
+            check_twice(landscape)
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [Scan(bench, name) for name in bench.config["scan"]]

@@ -13,6 +13,7 @@ from lowloss.jobs.paths import PathJob, load_path
 from lowloss.study import Study
 
 if TYPE_CHECKING:
+    from lowloss.landscape import NetworkLandscape
     from lowloss.landscape.base import Columns
     from lowloss.measure import Extremes, Hessian
 
@@ -27,6 +28,12 @@ def hessian(bench: Bench) -> Hessian:
 
     settings = {key: bench.config["curvature"][key] for key in WHICH}
     return Hessian(**settings, seed=bench.seed("curvature"))
+
+
+def samples(bench: Bench) -> int:
+    """Of how many samples it is: no more than the split has."""
+    wanted, (_, y_N) = bench.config["curvature"]["samples"], bench.landscape.data.split(hessian(bench).split)
+    return min(wanted or len(y_N), len(y_N))
 
 
 def extremes(bench: Bench) -> Extremes:
@@ -85,15 +92,14 @@ class Spectrum(Job):
         # There are few points, which take long.
         kept, chunk = (work / "each", 1) if bench.several else (work, 4)
         table = bench.tabulate(theta_KP, kept, f"curvature {self.name}", measures, chunk=chunk)
-        samples = of.samples or len(bench.landscape.data.split(of.split)[1])
-        about: dict[str, Any] = {"split": of.split, "samples": samples, "statistics": of.statistics}
+        about: dict[str, Any] = {"split": of.split, "samples": samples(bench), "statistics": of.statistics}
         columns = [name for name, column in table.items() if column.dim() == 1 and column.is_floating_point()]
         at = pd.DataFrame({**where, "t": t_K.tolist()})
         rows = at.assign(**{name: table[name].numpy() for name in (*columns, "hessian_index", "hessian_products")})
         tables = {"spectra.csv": rows.assign(status=_status(table["hessian_converged"]), **about)}
         if layers:
             tables["layers.csv"] = _by_layers(at, layers, table).assign(**about)
-        notes = {**where, "hessian": {**of.about, "samples": samples}}
+        notes = {**where, "hessian": {**of.about, "samples": samples(bench)}}
         return Result({**table, **on}, notes, tables)
 
     def _places(self, job: PathJob) -> torch.Tensor:
@@ -127,6 +133,11 @@ class CurvatureStage(Stage):
     """Measures the Hessian at minima and on paths; it is not among the stages unless it is asked for."""
 
     name, kind, after = "curvature", "spectra", ("minima", "path")
+
+    def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
+        from lowloss.measure.curvature import check_twice
+
+        check_twice(landscape)
 
     def jobs(self, bench: Bench) -> list[Job]:
         paths = bench.stages["path"].jobs(bench) if bench.config["curvature"]["pivots"] is not None else []

@@ -70,7 +70,7 @@ def losses_of(
     history: pd.DataFrame,
     centred: bool,
     statistics: Statistics | None,
-) -> tuple[dict[str, torch.Tensor], list[float], pd.DataFrame]:
+) -> tuple[dict[str, torch.Tensor], Config, pd.DataFrame]:
     """What a trajectory's points lose, with BatchNorm's statistics recomputed at each, beside their projections.
 
     Args:
@@ -83,8 +83,8 @@ def losses_of(
 
     Returns:
         Tensors: the rate at which training went on from each point, from the last that of the last step; coordinates of
-        the projections, distances to the plane, metrics of both; the share of variance of each principal component of
-        the rows theta_i - theta_n; and all of it as a table.
+        the projections, distances to the plane, metrics of both; notes: the share of variance of each principal
+        component of the rows theta_i - theta_n, and of each of the plane's directions; and all of it as a table.
     """
     from lowloss.measure import Exact
     from lowloss.points.directions import principal_components
@@ -103,8 +103,12 @@ def losses_of(
     for name in real:
         tensors |= {f"trajectory_{name}": real[name], f"projection_{name}": plane[name]}
         columns |= {name: real[name], f"{name}_projected": plane[name]}
-    _, share_E = principal_components(points_EP - points_EP[-1], 2, centred)
-    return tensors, share_E.tolist(), pd.DataFrame(columns)
+    rows_EP, along_ED = points_EP - points_EP[-1], coordinates_ED
+    if centred:
+        rows_EP, along_ED = rows_EP - rows_EP.mean(0), along_ED - along_ED.mean(0)
+    _, share_E = principal_components(rows_EP, 2)
+    captured_D = along_ED.square().sum(0) / sum(row_P.double().square().sum() for row_P in rows_EP)
+    return tensors, {"variance": share_E.tolist(), "captured": captured_D.tolist()}, pd.DataFrame(columns)
 
 
 def _rates(history: pd.DataFrame, epochs: list[float]) -> torch.Tensor:

@@ -400,6 +400,12 @@ class Layers:
         }
 
 
+def check_twice(landscape: Landscape) -> None:
+    """Raise OnceError for a network whose loss has no second derivative, by one product on two samples."""
+    theta_1P = landscape.initial(0)[None]
+    landscape.product(theta_1P, torch.ones_like(theta_1P), landscape.subset("train", 2, 0), "batch")
+
+
 def with_statistics(hessian: Hessian, statistics: Statistics | None) -> Hessian:
     """The same Hessian at statistics that are given, as a scan's; with None as it is."""
     return hessian if statistics is None else replace(hessian, statistics=statistics)

@@ -126,11 +126,13 @@ def _caption(grid: dict[str, Any], notes: dict[str, Any]) -> str:
         )
     if "trajectory_projected" in grid:
         shares = ", ".join(f"{share:.3g}" for share in notes["variance"][:2])
+        random = settings["directions"] == "random" and "captured" in notes
+        captured = f", those of the plane {', '.join(f'{c:.2g}' for c in notes['captured'])}" if random else ""
         return (
             f"The trajectory of {notes['anchor_names'][0]}, projected onto the plane (directions: "
             f"{settings['directions']}); the first two of its principal components have the shares {shares} of its "
-            f"variance. It lies up to {grid['trajectory_distance'].max():.2g} off the plane. Diamonds: the learning "
-            f"rate fell by half or more.{statistics}"
+            f"variance{captured}. It lies up to {grid['trajectory_distance'].max():.2g} off the plane. Diamonds: the "
+            f"learning rate fell by half or more.{statistics}"
         )
     if "normalization" not in settings:
         return f"The plane through {', '.join(notes['anchor_names'])}. Axes are distances in weight space.{statistics}"

@@ -85,7 +85,8 @@ def _to_h5(study: StudyResults, folder: Path) -> Drawn:
                 keys[name] = column[d] if several else column.T
             if "trajectory_projected" in grid:
                 keys["proj_xcoord"], keys["proj_ycoord"] = grid["trajectory_projected"].T
-                keys["explained_variance_ratio_"] = np.array(scan.notes["variance"])
+                components = scan.notes["settings"]["directions"] == "pca"
+                keys["explained_variance_ratio_"] = scan.notes["variance" if components else "captured"]
             file = folder / f"{scan.name}{f'_{d + 1}' if several else ''}.h5"
             with files.replacing(file) as temporary, h5py.File(temporary, "w") as archive:
                 for name, values in keys.items():
@@ -102,7 +103,7 @@ def _columns(scan: ScanResult) -> dict[str, Any]:
             columns[name] = values
         elif split in ("train", "test") and metric == "error" and scan.notes["units"].get("error") == "fraction":
             columns[f"{split}_acc"] = 100 * (1 - values)
-        elif name in ("hessian_min", "hessian_max"):
+        elif name in ("hessian_min", "hessian_max", "hessian_converged"):
             columns[f"{metric}_eig"] = values
     return columns
 

@@ -22,10 +22,11 @@ from lowloss.finder.base import Finder
 from lowloss.jobs.ensembles import distances, members_table
 from lowloss.jobs.minima import kept_minimum
 from lowloss.jobs.paths import kept_path
-from lowloss.jobs.scans import kept_grid, statistics_on
+from lowloss.jobs.scans import check_classes, kept_grid, statistics_on
 from lowloss.jobs.trajectories import losses_of
 from lowloss.landscape.base import Columns, Landscape
-from lowloss.measure import Exact
+from lowloss.measure import Exact, Extremes, Hessian
+from lowloss.measure.curvature import with_statistics
 from lowloss.points import Grid, Plane
 from lowloss.points.grid import Rays
 from lowloss.points.path import Path
@@ -124,6 +125,7 @@ def scan(
 
     Raises LowlossError: the recipe asks for other points, or they span no such lines or plane.
     """
+    check_classes(landscape)
     curve = path.path if isinstance(path, PathResult) else path
     # What a recipe says beyond the grid that it makes.
     recipe: Any = where if isinstance(where, Plane) else None
@@ -149,9 +151,13 @@ def scan(
     if isinstance(grid, Rays):
         settings["directions"] = len(grid.directions_DP)
     every: list[Measure] = [Exact(statistics=statistics), *measures]
+    if recipe is not None and "curvature" in recipe.measures:
+        every.append(Extremes(with_statistics(Hessian(), statistics)))
     table = tabulate(landscape, grid.points, prod(grid.shape), every, trainer, title="scan")
     tensors, tables = kept_grid(grid, table, curve)
     notes: Config = {"scan": _option("scan", where), "lines": grid.is_lines}
+    if isinstance(every[-1], Extremes):
+        notes["hessian"] = every[-1].hessian.about
     notes |= {"anchor_names": list(grid.anchor_names), "settings": settings}
     if trajectory is not None and recipe.begins == "trajectory":
 
@@ -160,10 +166,10 @@ def scan(
 
         history = minima[0].frame  # type: ignore[union-attr]
         epochs = [*trajectory.epochs, history["step"].iloc[-1] / history["step"].iloc[0]]
-        more, notes["variance"], tables["trajectory.csv"] = losses_of(
+        more, shares, tables["trajectory.csv"] = losses_of(
             tabulated, grid, epochs, points_AP, history, recipe.centred, statistics
         )
-        tensors |= more
+        tensors, notes = tensors | more, notes | shares
     result = _with_units(landscape, Result(tensors, notes, tables))
     known = {**result.notes, "_path": path.source if isinstance(path, PathResult) else None}
     return ScanResult("scans", Made(notes["scan"], lambda: result, known))

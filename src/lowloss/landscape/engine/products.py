@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
+from lowloss.errors import OnceError
 from lowloss.landscape.engine.twice import Plainly, Twice
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 KEPT = 1 << 30
 """Bytes that kept gradients may need on a processor; on a GPU it is half of what is free there."""
+
+
+ONCE = (
+    "the loss of {} has no second derivative ({}): leave curvature out of stages and of scans' measures, or write it "
+    "of functions that have one"
+)
 
 
 class Samples(NamedTuple):
@@ -60,6 +67,7 @@ class Products:
 
     def __init__(self, loop: Loop) -> None:
         self._loop, self._faster, self._room, self._left = loop, True, nan, nan
+        self._seen = False
         self._kept: dict[Hashable, list[_Gradient]] | None = None
         self._needed: dict[Hashable, int] = {}
 
@@ -131,7 +139,12 @@ class Products:
                 return torch.zeros_like(theta_P)
             along, outputs_along = zip(*curved, strict=True)
             given = list(parameters.values())
-            found = torch.autograd.grad(along, given, outputs_along, retain_graph=keep, materialize_grads=True)
+            try:
+                found = torch.autograd.grad(along, given, outputs_along, retain_graph=keep, materialize_grads=True)
+            except RuntimeError as error:
+                if "is not implemented" not in str(error):
+                    raise
+                raise OnceError(ONCE.format(type(loop.module).__name__, error)) from error
         if alike is not None and not known:
             self._needed[samples.which] = needed
             if keep:
@@ -158,4 +171,22 @@ class Products:
             loss = task.columns(outputs, y)["loss"].sum() if samples.whole else task.mean_loss(outputs, y)
             given = list(parameters.values())
             parts = torch.autograd.grad(loss, given, create_graph=True, materialize_grads=True)
+        if not self._seen and _cut(parts):
+            raise OnceError(ONCE.format(type(loop.module).__name__, "it has a function that is once_differentiable"))
+        self._seen = True
         return parts, needed
+
+
+def _cut(gradients: tuple[Tensor, ...]) -> bool:
+    """Whether a function by which these were taken can be differentiated once alone: torch would take what leads
+    through it as zero."""
+    left = [gradient.grad_fn for gradient in gradients]
+    seen = set()
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [before for before, _ in node.next_functions]
+            if node.name() == "torch::autograd::Error":
+                return True
+    return False
