@@ -162,6 +162,17 @@ def test_permutation_points_are_critical_and_their_plateaus_flat(contracted):
         assert (found["gradient_otherwise"] >= 20 * found["gradient_in_proportion"]).all()
 
 
+def test_eigenvalues_across_are_of_the_hessian_and_have_all_negative_ones(contracted):
+    _, _, _, neurons, _, found = contracted
+    assert found["across"].shape[1] == neurons.incoming_NS.shape[1] + neurons.outgoing_NO.shape[1]
+    for all_P, across_B in zip(found["eigenvalues"], found["across"], strict=True):
+        nearest_B = (across_B[:, None] - all_P).abs().amin(1)
+        assert (nearest_B <= 1e-9 * all_P.abs().max()).all()
+    # The descent ended in a minimum of the network in which the two neurons are one.
+    negative_R = (found["eigenvalues"] < -1e-6 * found["across"].abs().amax(1, keepdim=True)).sum(1)
+    assert found["across_negative"].tolist() == negative_R.tolist()
+
+
 def test_rows_of_several_teachers_are_those_of_each_alone(caplog):
     landscape, theta_P, neurons = student(2)
     theta_KP = torch.stack([theta_P, theta_P.flip(0), theta_P])

@@ -117,7 +117,8 @@ class PermutationJob(OfMinimum):
         rows["between"] = found["between"].amax(1)
         rows |= {"point": _alike(loss_RB[:, -1].tolist(), settings["gradient_norm"]), "gradient": found["gradient"]}
         rows["converged"] = (found["gradient_norm"] <= settings["gradient_norm"]).double().mean(1)
-        names = ("flatness", "plateau_change", "gradient_in_proportion", "gradient_otherwise", "negative", "vanishing")
+        names = ["flatness", "plateau_change", "gradient_in_proportion", "gradient_otherwise"]
+        names += ["across_negative", "across_vanishing", "negative", "vanishing"]
         rows["parallel"] = found["along_parallel"].amin(1)
         if "along_negative" in found:
             rows["negative_most"] = found["along_negative"].nan_to_num(0).amax(1)
@@ -127,8 +128,9 @@ class PermutationJob(OfMinimum):
         notes |= {"neurons": len(self.neurons), "steps": settings["steps"], "to": settings["to"]}
         notes |= {"shares": shares, "next_layer": self.neurons.next_layer, "highest": float(table_R["highest"].max())}
         notes["between"] = float(table_R["between"].max())
-        if "negative" in table_R:
-            notes["share_of_saddles"] = float((table_R["negative"] == 1).mean())
+        # All of the Hessian's where the network is small, else those that the smaller network does not have.
+        negative_R = table_R["negative" if "negative" in table_R else "across_negative"]
+        notes["share_of_saddles"] = float((negative_R == 1).mean())
         tables = {"along.csv": pd.concat(along), "points.csv": table_R}
         if settings["order"] > 1:
             tables["orders.csv"] = self._orders(found)

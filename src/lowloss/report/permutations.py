@@ -13,7 +13,10 @@ from lowloss.report.looks import look
 from lowloss.report.pictures import Picture, Shown, Table, panels, save
 from lowloss.study import Source, Study
 
-EXTREMES = ("gradient", "negative", "vanishing", "flatness", "plateau_change")
+EXTREMES = (
+    *("gradient", "negative", "vanishing", "across_negative", "across_vanishing"),
+    *("flatness", "plateau_change"),
+)
 
 CLASSES = {
     "rising": "rising",
@@ -45,7 +48,7 @@ def permutations(study: Study) -> pd.DataFrame:
         columns[f"train_{metric}"] = tables.scale(unit) * tensors[f"train_{metric}"].amax(1)
         for name, column_R in columns.items():
             row |= {f"{name}_lowest": float(column_R.min()), f"{name}_highest": float(column_R.max())}
-        row |= {"share_of_saddles": notes["share_of_saddles"]} if "share_of_saddles" in notes else {}
+        row["share_of_saddles"] = notes["share_of_saddles"]
         rows.append(row | {column: notes["shares"].get(name, 0.0) for column, name in CLASSES.items()})
     return pd.DataFrame(rows)
 

@@ -1,9 +1,11 @@
 """Paths from a minimum to itself with two neurons exchanged (Brea et al. 2019, sec. 4.1 and 4.2).
 
-Shapes: R pairs of neurons as rows, P parameters, H vectors of L-BFGS's memory, N neurons, U points of a plateau.
+Shapes: R pairs of neurons as rows, P parameters, H vectors of L-BFGS's memory, N neurons, U points of a plateau, M
+numbers of a neuron.
 """
 
 from collections.abc import Sequence
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -180,6 +182,19 @@ def hessian(landscape: Landscape, theta_P: Tensor) -> Tensor:
     eye_PP = torch.eye(len(theta_P), dtype=theta_P.dtype)
     found_PP = landscape.product(theta_P.expand(len(theta_P), -1), eye_PP, "train")
     return (found_PP + found_PP.T) / 2
+
+
+def across(landscape: Landscape, theta_P: Tensor, neurons: Neurons, l: int, m: int) -> Tensor:  # noqa: E741
+    """The eigenvalues of the Hessian, one a number of a neuron, whose vectors move two equal neurons apart.
+
+    Where the two are equal their exchange leaves the point as it is. So the Hessian commutes with it, and its vectors
+    are reversed by it, which are these, or kept, which are those of the network in which the two are one.
+    """
+    places_2M = torch.cat([neurons.incoming_NS[[l, m]], neurons.outgoing_NO[[l, m]]], dim=1)
+    apart_MP = theta_P.new_zeros(places_2M.shape[1], len(theta_P))
+    apart_MP.scatter_(1, places_2M.T, sqrt(0.5) * theta_P.new_tensor([1, -1]).expand(len(apart_MP), -1))
+    found_MM = landscape.product(theta_P.expand(len(apart_MP), -1), apart_MP, "train").cpu() @ apart_MP.cpu().T
+    return torch.linalg.eigvalsh((found_MM + found_MM.T) / 2)
 
 
 def signs(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:

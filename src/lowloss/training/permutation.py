@@ -1,6 +1,6 @@
 """Permutation paths of many pairs at once, as a measure that keeps every step.
 
-Shapes: R pairs, B points up to the permutation point, P parameters, U points of a plateau.
+Shapes: R pairs, B points up to the permutation point, P parameters, U points of a plateau, M numbers of a neuron.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from lowloss.landscape.wrappers import Charted
 from lowloss.progress import bar
 from lowloss.symmetry.neurons import Neurons
 from lowloss.symmetry.permutation import (
+    across,
     at_distance,
     between,
     descend,
@@ -113,11 +114,12 @@ def contract(
         along_parallel (R, B), its cosine with the way, 1 where there is none; up to DENSE parameters along_negative (R,
         B), the negative eigenvalues of the Hessian, NaN where it is not computed. At the points (R,): gradient,
         flatness of the six moves (the largest change of the loss), plateau_change of the loss, and the largest
-        gradients on the plateau where outgoing weights are split in proportion and otherwise; and up to DENSE
-        parameters eigenvalues (R, P), negative and vanishing (R,). For orders above 1 also those of the points of every
-        order (R, K): order_pair (R, K, 2), the last that was merged, order_loss, order_gradient, order_change and
-        order_dimensions, the largest change of the loss along random directions of proposition 2 and how many of these
-        are independent, and order_negative and order_vanishing.
+        gradients on the plateau where outgoing weights are split in proportion and otherwise; the eigenvalues across
+        (R, M), which move the two neurons apart, and of them across_negative and across_vanishing (R,), see `across`;
+        and up to DENSE parameters all eigenvalues (R, P), negative and vanishing (R,). For orders above 1 also those of
+        the points of every order (R, K): order_pair (R, K, 2), the last that was merged, order_loss, order_gradient,
+        order_change and order_dimensions, the largest change of the loss along random directions of proposition 2 and
+        how many of these are independent, and order_negative and order_vanishing.
 
     Raises LowlossError: two neurons are equal already.
     """
@@ -273,7 +275,9 @@ class _Contracted:
             "plateau_change": (landscape.evaluate(split)["loss"] - loss).abs().max(),
             "gradient_in_proportion": slopes[1 : 1 + SPLITS].max(),
             "gradient_otherwise": slopes[1 + SPLITS :].max(),
+            "across": across(landscape, theta_P, neurons, l, m),
         }
+        point["across_negative"], point["across_vanishing"] = signs(point["across"])
         if len(theta_P) <= DENSE:
             point["eigenvalues"] = torch.linalg.eigvalsh(hessian(landscape, theta_P).cpu())
             point["negative"], point["vanishing"] = signs(point["eigenvalues"])
