@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lowloss.declared import declared
 from lowloss.errors import LowlossError
 from lowloss.launch import SWEPT, VALUE, study_name
 from lowloss.overview import help_text
-from lowloss.settings import MADE, SEVERAL, check_data, check_optimizer_settings, check_settings, check_study
+from lowloss.settings import MADE, SEVERAL, Training, check_data, check_optimizer_settings, check_settings, check_study
 from lowloss.subcommands import run_other
 from lowloss.telling import causes_of, explain, tell
 
@@ -114,6 +115,11 @@ def job_bench(config: Any, overrides: Sequence[str]) -> Any:
 
     own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     plain: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    if "files" in plain["minima"]:
+        # What an experiment says of how its minima are trained is of no use to those that are.
+        asked = {override.lstrip("+").partition("=")[0] for override in overrides}
+        ours = {f"minima.{field.name}" for field in fields(Training)} - asked
+        plain["minima"] = {key: value for key, value in plain["minima"].items() if f"minima.{key}" not in ours}
     check_settings(plain, group_options("finder"))
     check_study(str(plain["study"]), [stage.kind for stage in stages().values() if stage.kind is not None])
     for key in ("model", *MADE):

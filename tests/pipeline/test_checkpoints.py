@@ -319,3 +319,13 @@ def test_a_minimum_that_is_not_among_the_files_is_refused(lowloss, files, tmp_pa
     assert re.search(r"names \[1,3\], but the minima are 0 … 1: name more files in minima\.files", message), message
     message = lowloss(tmp_path, *NETWORK.split(), "scan=[]", "ensemble.fge.minimum=4", named(files[:2])).message
     assert "ensemble.fge.minimum=4, but the minima are 0 … 1: name more files in minima.files" in message
+
+
+def test_an_experiment_takes_networks_that_are_trained(lowloss, files, tmp_path):
+    """What it says of the training of its own minima, as quickstart of their number, is left out."""
+    asked = [*NETWORK.split(), "experiment=quickstart", "study=t", "stages=[minima]", named(files[:2])]
+    made = lowloss(tmp_path, *asked)
+    assert made.status == 0, made.err
+    assert sorted(folder.name for folder in (tmp_path / "t/minima").iterdir()) == ["0000", "0001"]
+    message = lowloss(tmp_path, *asked, "minima.epochs=3").message
+    assert "minima has no epochs; it has files" in message

@@ -232,3 +232,9 @@ def test_points_lower_than_their_eight_neighbours() -> None:
     loss[0, 4] = 0.1  # at the rim
     loss[3, 1] = loss[3, 2] = 0.2  # neither is lower than the other
     assert pits(loss) == 2
+
+
+def test_curvature_at_minima_needs_no_paths(lowloss, tmp_path):
+    made = lowloss.tiny(tmp_path, "stages=[minima,curvature]", "minima.count=2", *SETTINGS[:3])
+    assert made.status == 0, made.err
+    assert sorted(file.name for file in (tmp_path / "t/spectra").iterdir()) == ["0000", "0001"]

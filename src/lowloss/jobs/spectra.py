@@ -141,6 +141,8 @@ class CurvatureStage(Stage):
 
     def jobs(self, bench: Bench) -> list[Job]:
         paths = bench.stages["path"].jobs(bench) if bench.config["curvature"]["pivots"] is not None else []
+        if "path" not in bench.config["stages"]:
+            paths = [job for job in paths if job.complete]
         return [Spectrum(bench, job) for job in [*(minimum(bench, k) for k in range(bench.count)), *paths]]
 
     def numbers(self, study: Study) -> dict[str, float]:
