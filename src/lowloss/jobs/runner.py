@@ -77,7 +77,7 @@ def make(group: Sequence[Job], held: Sequence[Claim] = ()) -> None:
 def check_needs(job: Job, coming: Container[str] = ()) -> None:
     """Raise LowlossError if an artifact that a job needs is missing, and of none of the coming stages."""
     for needed in job.needs():
-        if not needed.complete and needed.stage not in coming:
+        if needed.stage not in coming and not needed.complete:
             command = f"{needed.bench.command} stages=[{needed.stage}]"
             raise LowlossError(f"{needed.artifact.folder} is missing: make it with `{command}`")
 
