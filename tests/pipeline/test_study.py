@@ -386,12 +386,15 @@ def test_the_barrier_of_a_surface_is_no_lower_than_that_of_its_vertices(lowloss,
     made = lowloss(
         tmp_path, "study=t", "landscape=wedge", "landscape.dim=12", "landscape.n=8", "stages=[minima,connector]",
         "minima.count=5", "minima.epochs=2", "minima.batch_size=1", "finder=[]", "scan=[]", "ensemble=[]",
-        "optimizer.weight_decay=0", "optimizer.lr=0.05", "connector.m=[3,4]", "connector.samples=1",
+        "optimizer.weight_decay=0", "optimizer.lr=0.05", "connector.m=[2,3,4]", "connector.samples=1",
         "connector.steps=1", "connector.batch_size=1", "trainer=cpu",
     )  # fmt: skip
     assert made.status == 0, made.err
     connectors = Study(tmp_path / "t").complete("connectors")
-    assert len(connectors) == 2
+    assert len(connectors) == 3
+    for artifact in connectors:  # the middle, through which cuts lead, is one of the points that were optimised
+        tensors = artifact.load()[0]
+        assert (tensors["vertices"] - tensors["middle"]).norm(dim=1).min() <= 1e-6
     for notes in (artifact.notes() for artifact in connectors):
         assert notes["barrier_surface_train_loss"] >= notes["barrier_vertex_train_loss"] > 0
         assert notes["barrier_linear_train_loss"] >= 0

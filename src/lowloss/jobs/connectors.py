@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowloss.errors import LowlossError
 from lowloss.imports import pd, torch
 from lowloss.jobs.base import Bench, Config, Cost, Job, Result, Stage
 from lowloss.jobs.minima import minimum, points
 from lowloss.seeding import derive
+
+if TYPE_CHECKING:
+    from lowloss.points.simplex import Simplex
 
 
 class ConnectorJob(Job):
@@ -37,10 +41,8 @@ class ConnectorJob(Job):
         return [minimum(self.bench, k) for k in range(self.m + 1)]
 
     def cost(self) -> Cost:
-        from lowloss.points.simplex import Simplex
-
         settings, corners = self.bench.config["connector"], self.m + 1
-        simplex, samples = Simplex(self.m, settings["resolution"]), settings["samples"]
+        simplex, samples = _simplex(self.bench, self.m), settings["samples"]
         vertices, samples = len(simplex.weights_VC), len(simplex.grid(samples)) if self.m <= 2 else samples
         # On the surface, on the linear simplex, at the vertices and in the middle; then both ensembles.
         evaluated = 2 * samples + vertices + 1 + corners + vertices
@@ -48,12 +50,11 @@ class ConnectorJob(Job):
 
     def make(self, work: Path) -> Result:
         from lowloss.ensemble import ensemble_metrics
-        from lowloss.points.simplex import Simplex
         from lowloss.training.charts import find_connector
 
         bench, settings = self.bench, self.bench.config["connector"]
         corners_CP = points(bench, range(self.m + 1))
-        simplex, seed = Simplex(self.m, settings["resolution"]), bench.seed("connector", self.m)
+        simplex, seed = _simplex(bench, self.m), bench.seed("connector", self.m)
         optimizer = bench.build("connector.optimizer", partial=True)
         training = {name: settings[name] for name in ("steps", "batch_size", "weight_decay")}
         found = bench.everywhere(find_connector, corners_CP, simplex, optimizer, seed=seed, folder=work, **training)
@@ -93,6 +94,13 @@ def _combined(weights_KV: torch.Tensor, vertices_VP: torch.Tensor, index: torch.
     return weights_KV[index].to(vertices_VP) @ vertices_VP
 
 
+def _simplex(bench: Bench, m: int) -> Simplex:
+    """The simplex, so finely divided that its middle, which cuts lead through, is a vertex."""
+    from lowloss.points.simplex import Simplex
+
+    return Simplex(m, -(-bench.config["connector"]["resolution"] // (m + 1)) * (m + 1))
+
+
 class ConnectorStage(Stage):
     """Makes the connectors that are asked for, of the first minima."""
 
@@ -106,11 +114,9 @@ class ConnectorStage(Stage):
                 )
 
     def check_made(self, bench: Bench) -> None:
-        from lowloss.points.simplex import Simplex
-
         bench.check_optimizer("connector.optimizer", "set it to 0, and connector.weight_decay")
         for m in bench.config["connector"]["m"]:
-            Simplex(m, bench.config["connector"]["resolution"])
+            _simplex(bench, m)
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [ConnectorJob(bench, m) for m in dict.fromkeys(bench.config["connector"]["m"])]
