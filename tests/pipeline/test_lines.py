@@ -18,6 +18,7 @@ from lowloss import LowlossError, NetworkLandscape, export, load
 from lowloss.data import digits
 from lowloss.files import load_tensors
 from lowloss.model import MLP
+from lowloss.points.directions import random_directions
 from lowloss.seeding import derive
 
 STUDY = """
@@ -129,9 +130,17 @@ def test_minima_that_part_from_the_first_have_its_initial_point(lowloss, tmp_pat
     began_P = load_tensors(tmp_path / "t/minima/0001/trajectory/0000.safetensors")[0]["theta"]
     grid, _ = load_tensors(tmp_path / "t/scans/initial_line-0001/result.safetensors")
     assert torch.equal(grid["origin"], began_P)
-    _, notes = load_tensors(tmp_path / "t/scans/random_plane-0001/result.safetensors")
+    plane, notes = load_tensors(tmp_path / "t/scans/random_plane-0001/result.safetensors")
     expected = landscape.evaluate(began_P[None], "train")["loss"].item()
     assert notes["initial_train_loss"] == pytest.approx(expected, rel=1e-4)
+    # Whether the plane is like others: along its own directions, and along five more of the same lengths.
+    others_DP = random_directions(
+        plane["origin"], landscape.layout, derive(0, "scan", "random_plane", "spread"), 5, "filter"
+    )
+    assert plane["spread_x"].tolist() == [-1, -0.5, 0.5, 1]
+    for direction_P, loss_X in zip([*plane["directions"], *others_DP], plane["spread_train_loss"], strict=True):
+        points_KP = torch.stack([plane["origin"] + float(x) * direction_P for x in plane["spread_x"]])
+        torch.testing.assert_close(loss_X, landscape.evaluate(points_KP)["loss"], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("centred", [False, True])

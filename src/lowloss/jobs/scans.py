@@ -30,12 +30,17 @@ ENDPOINTS = ("start", "end", "third")
 """The keys of a plane that name minima, but for the one of a single minimum."""
 
 
+OTHERS, AT = 5, (-1.0, -0.5, 0.5, 1.0)
+"""How many other directions a random plane is compared with, and at which parts of its extent."""
+
+
 class Scan(Job):
     """A grid of points, by a recipe of the configuration's.
 
     Tensors: directions, origin, anchors and axes of the grid, the exact columns in its shape, and of a plane through
-    a path where that lies. scan.csv: a row a point. Notes: of a plane whose statistics are held, the curvature at its
-    centre along its axes.
+    a path where that lies; of a random plane the train loss at some coordinates along its own directions and along
+    others. scan.csv: a row a point. Notes: of a plane whose statistics are held, the curvature at its centre along its
+    axes.
     """
 
     kind, stage = "scans", "scan"
@@ -50,6 +55,12 @@ class Scan(Job):
     def path(self) -> PathJob | None:
         """The path that it goes through, if any."""
         return PathJob(self.bench, self.node["path"], *self.minima) if "path" in self.node else None
+
+    @property
+    def is_random_plane(self) -> bool:
+        from lowloss.points import RandomPlane
+
+        return isinstance(self.bench.planes[self.scan], RandomPlane)
 
     def needs(self) -> Sequence[Job]:
         # The path first: of all that may be missing it is told, as it needs the minima itself.
@@ -67,7 +78,8 @@ class Scan(Job):
         if "curvature" in plane.measures:
             settings = self.bench.config["curvature"]
             return Cost(2 * settings["products"] * points, points, 3, "at most", points, settings["samples"])
-        return Cost(0, points, 3, grid=points)
+        spread = len(AT) * (2 + OTHERS) if self.is_random_plane else 0
+        return Cost(0, points + spread, 3, grid=points)
 
     def make(self, work: Path) -> Result:
         from lowloss.measure import Exact
@@ -106,7 +118,9 @@ class Scan(Job):
         if not grid.is_lines and plane.statistics == "held":
             with suppress(OnceError):  # what has no second derivative has no such note
                 notes["centre"] = self._centre(grid, statistics, work)
-        if "normalization" in self.node and not grid.is_lines and "files" not in bench.config["minima"]:
+        if self.is_random_plane:
+            tensors |= self._spread(grid, statistics, work)
+        if self.is_random_plane and "files" not in bench.config["minima"]:
             at = bench.tabulate(self._initial()[None], work / "initial", "initial point")
             notes["initial_train_loss"] = float(at["train_loss"])
         notes |= {"scan": self.scan, "lines": grid.is_lines, "anchor_names": list(grid.anchor_names)}
@@ -125,6 +139,23 @@ class Scan(Job):
             return minima_KP
         way_EP = trajectory(self.bench, self.minima[0]) if begins == "trajectory" else self._initial()[None]
         return torch.cat([way_EP.to(minima_KP), minima_KP])
+
+    def _spread(self, grid: Grid, statistics: Statistics | None, work: Path) -> dict[str, torch.Tensor]:
+        """Whether a random plane is like others: the train loss along its own directions (the first two rows) and along
+        others, at some coordinates."""
+        from lowloss.measure import Exact
+        from lowloss.points.directions import random_directions
+        from lowloss.points.grid import Rays
+
+        bench, at_X = self.bench, float(grid.axes[0].abs().max()) * torch.tensor(AT, dtype=torch.float64)
+        given = bench.landscape.layout, bench.seed("scan", self.scan, "spread"), OTHERS, self.node["normalization"]
+        directions_DP = torch.cat([grid.directions_DP, random_directions(grid.origin_P, *given)])
+        anchors_1D = torch.zeros(1, len(directions_DP), dtype=torch.float64)
+        axes = torch.arange(len(directions_DP)), at_X
+        rays = Rays(grid.origin_P, directions_DP, axes, anchors_1D, grid.anchor_names)
+        measures, title = [Exact(statistics=statistics)], f"scan {self.scan}, other directions"
+        table = bench.tabulate(rays.points, work / "spread", title, measures, count=prod(rays.shape))
+        return {"spread_x": at_X, "spread_train_loss": table["train_loss"].view(rays.shape)}
 
     def _centre(self, grid: Grid, statistics: Statistics | None, work: Path) -> Config:
         """What a plane shows of the curvature at its centre along each axis, at its own spacing, and the Hessian's."""

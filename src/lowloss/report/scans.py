@@ -138,8 +138,22 @@ def _caption(grid: dict[str, Any], notes: dict[str, Any]) -> str:
         return f"The plane through {', '.join(notes['anchor_names'])}. Axes are distances in weight space.{statistics}"
     return (
         f"Random directions around {notes['anchor_names'][0]}, normalization: {settings['normalization']} "
-        f"(Li et al. 2018; biases and BatchNorm parameters stay fixed unless it is none).{statistics}"
+        f"(Li et al. 2018; biases and BatchNorm parameters stay fixed unless it is none).{_spread(grid)}{statistics}"
     )
+
+
+def _spread(grid: dict[str, Any]) -> str:
+    """Whether other directions look like those of a random plane."""
+    if "spread_x" not in grid:
+        return ""
+    told, loss_DX = [], grid["spread_train_loss"]
+    for at in sorted({*np.abs(grid["spread_x"])}):
+        own_2, other_D = (part.mean(1) for part in np.split(loss_DX[:, np.abs(grid["spread_x"]) == at], [2]))
+        told.append(
+            f"{own_2[0]:.3g} and {own_2[1]:.3g} at ±{at:g}, and along {len(other_D)} others to {other_D.mean():.3g} ± "
+            f"{other_D.std(ddof=1):.2g}"
+        )
+    return f" Along its axes the train loss rises to {'; to '.join(told)}."
 
 
 def contours(figure: Figure, axis: Axes, grid: dict[str, Any], values_RC: Any, label: str, logarithmic: bool) -> None:
