@@ -153,8 +153,8 @@ class Scan(Job):
         anchors_1D = torch.zeros(1, len(directions_DP), dtype=torch.float64)
         axes = torch.arange(len(directions_DP)), at_X
         rays = Rays(grid.origin_P, directions_DP, axes, anchors_1D, grid.anchor_names)
-        measures, title = [Exact(statistics=statistics)], f"scan {self.scan}, other directions"
-        table = bench.tabulate(rays.points, work / "spread", title, measures, count=prod(rays.shape))
+        measures = [Exact(statistics=statistics)]
+        table = bench.tabulate(rays.points, work / "spread", "other directions", measures, count=prod(rays.shape))
         return {"spread_x": at_X, "spread_train_loss": table["train_loss"].view(rays.shape)}
 
     def _centre(self, grid: Grid, statistics: Statistics | None, work: Path) -> Config:
