@@ -145,17 +145,15 @@ class Scan(Job):
         others, at some coordinates."""
         from lowloss.measure import Exact
         from lowloss.points.directions import random_directions
-        from lowloss.points.grid import Rays
+        from lowloss.points.grid import rays
 
         bench, at_X = self.bench, float(grid.axes[0].abs().max()) * torch.tensor(AT, dtype=torch.float64)
         given = bench.landscape.layout, bench.seed("scan", self.scan, "spread"), OTHERS, self.node["normalization"]
         directions_DP = torch.cat([grid.directions_DP, random_directions(grid.origin_P, *given)])
-        anchors_1D = torch.zeros(1, len(directions_DP), dtype=torch.float64)
-        axes = torch.arange(len(directions_DP)), at_X
-        rays = Rays(grid.origin_P, directions_DP, axes, anchors_1D, grid.anchor_names)
+        lines = rays(grid.origin_P, directions_DP, at_X, grid.anchor_names)
         measures = [Exact(statistics=statistics)]
-        table = bench.tabulate(rays.points, work / "spread", "other directions", measures, count=prod(rays.shape))
-        return {"spread_x": at_X, "spread_train_loss": table["train_loss"].view(rays.shape)}
+        table = bench.tabulate(lines.points, work / "spread", "other directions", measures, count=prod(lines.shape))
+        return {"spread_x": at_X, "spread_train_loss": table["train_loss"].view(lines.shape)}
 
     def _centre(self, grid: Grid, statistics: Statistics | None, work: Path) -> Config:
         """What a plane shows of the curvature at its centre along each axis, at its own spacing, and the Hessian's."""

@@ -109,7 +109,6 @@ class Krylov:
         self.Q_KJP[:, 0] = start_KP / start_KP.norm(dim=1, keepdim=True)
         self.T_KJJ = start_KP.new_zeros(len(start_KP), self.room, self.room, dtype=torch.float64)
         self.beta_K = start_KP.new_zeros(len(start_KP), dtype=torch.float64)
-        self.seen_K = torch.zeros(len(start_KP), dtype=torch.bool)
 
     def grow(self) -> None:
         """Take one product with every point's Hessian."""
@@ -141,8 +140,8 @@ class Krylov:
         value_KJ[wild_K] = torch.nan
         return value_KJ, s_KJJ, self.beta_K.cpu()[:, None] * s_KJJ[:, -1].abs() + 0 * value_KJ
 
-    def look(self, low_K: Tensor, high_K: Tensor) -> None:
-        """Note in `seen_K` where no eigenvalue is at or beyond these, but for odds of ODDS at each end.
+    def sees(self, low_K: Tensor, high_K: Tensor) -> Tensor:
+        """Whether (K,) no eigenvalue is at or beyond these, but for odds of ODDS at each end, before any restart.
 
         The vectors are q_j = p_j(H) q_0 with orthonormal polynomials p_j, so an eigenvector u at mu has u·q_j = p_j(mu)
         u·q_0, and since it is of unit length, sum_j p_j(mu)^2 (u·q_0)^2 <= 1. Beyond the Ritz values that sum grows
@@ -151,18 +150,18 @@ class Krylov:
         T_KJJ, beta_K = self.T_KJJ[:, : self.size, : self.size].cpu(), self.beta_K.cpu()
         beta_KJ = torch.cat([T_KJJ.diagonal(1, 1, 2), beta_K[:, None]], 1)
         enough = self.Q_KJP.shape[2] / (pi / 2 * ODDS**2)
-        ends_K = []
+        whole_K = torch.ones(len(low_K), dtype=torch.bool)
         for mu_K in (low_K, high_K):
             before_K, p_K, sum_K = torch.zeros_like(mu_K), torch.ones_like(mu_K), torch.ones_like(mu_K)
-            seen_K = torch.zeros_like(self.seen_K)
+            seen_K = torch.zeros_like(whole_K)
             for j in range(self.size):
                 # An exhausted space, of beta = 0, holds all eigenvectors that the start has a part of.
                 left_K = beta_KJ[:, j - 1] * before_K if j else 0.0
                 before_K, p_K = p_K, ((mu_K - T_KJJ[:, j, j]) * p_K - left_K) / beta_KJ[:, j]
                 sum_K = sum_K + p_K.square()
                 seen_K |= (sum_K >= enough) | (beta_KJ[:, j] == 0)
-            ends_K.append(seen_K)
-        self.seen_K |= ends_K[0] & ends_K[1]
+            whole_K &= seen_K
+        return whole_K
 
     def vectors(self, s_KJC: Tensor) -> Tensor:
         """Vectors (K, C, P) from their coefficients in the basis."""
@@ -183,7 +182,6 @@ class Krylov:
         """Go on with some of the points."""
         rows = rows.to(self.Q_KJP.device)
         self.Q_KJP, self.T_KJJ, self.beta_K = self.Q_KJP[rows], self.T_KJJ[rows], self.beta_K[rows]
-        self.seen_K = self.seen_K[rows.cpu()]
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ class Extremes:
         room = max(BASIS, 6 * count)
         (start_KP,) = _random(theta_KP, self.hessian, "lanczos", 1)
         krylov = Krylov(lambda q_KP: product(theta_KP[left_K], q_KP), start_KP, room)
-        columns, restarted = Columns(), False
+        columns: Columns = {}
         for taken in range(1, self.products + 1):
             krylov.grow()
             full = krylov.size == krylov.room
@@ -224,10 +222,12 @@ class Extremes:
             value_KJ, s_KJJ, residual_KJ = krylov.ritz()
             places = [*range(min(count, krylov.size)), *range(max(0, krylov.size - count), krylov.size)]
             scale_K = value_KJ[:, [0, -1]].abs().amax(1)
-            if not restarted:
-                krylov.look(value_KJ[:, 0] - BEYOND * scale_K, value_KJ[:, -1] + BEYOND * scale_K)
             small_K = (residual_KJ[:, places] <= self.tolerance * scale_K[:, None]).all(1)
-            converged_K = small_K & (krylov.seen_K | restarted) & (krylov.size >= count)
+            converged_K = small_K & (krylov.size >= count)
+            # A full basis of a random start misses more than BEYOND with about such odds, whatever the spectrum:
+            # 1.65 sqrt(P) exp(-sqrt(BEYOND) (2 BASIS - 1)) at most (Kuczyński & Woźniakowski 1992).
+            if taken <= krylov.room:
+                converged_K &= krylov.sees(value_KJ[:, 0] - BEYOND * scale_K, value_KJ[:, -1] + BEYOND * scale_K)
             done_K = converged_K | scale_K.isnan() | (taken == self.products)
             for k in done_K.nonzero().flatten().tolist():
                 lowest_C, highest_C = value_KJ[k, :count], value_KJ[k, -count:].flip(0)
@@ -257,9 +257,6 @@ class Extremes:
                 left_K = left_K[~done_K]
                 krylov.select(~done_K)
             if full:
-                # Whatever the spectrum, so many products of a random start miss more than BEYOND with about such odds,
-                # 1.65 sqrt(P) exp(-sqrt(BEYOND) (2 BASIS - 1)) at most (Kuczyński & Woźniakowski 1992).
-                restarted = True
                 krylov.restart(max(count + 2, room // 4))
         return columns
 

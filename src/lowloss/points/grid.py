@@ -66,6 +66,12 @@ class Rays(Grid):
         return (torch.eye(count, dtype=at_T.dtype)[:, None] * at_T[None, :, None]).reshape(-1, count)
 
 
+def rays(origin_P: Tensor, directions_DP: Tensor, axis: Tensor, names: tuple[str, ...]) -> Rays:
+    """The lines through a point in some directions, at the same coordinates along each."""
+    anchors_1D = torch.zeros(1, len(directions_DP), dtype=torch.float64)
+    return Rays(origin_P, directions_DP, (torch.arange(len(directions_DP)), axis), anchors_1D, names)
+
+
 def line(a_P: Tensor, b_P: Tensor, resolution: int, margin: float = 0.0, names: tuple[str, ...] = ("a", "b")) -> Grid:
     """The line through a (coordinate 0) and b (1), reaching `margin` beyond both.
 

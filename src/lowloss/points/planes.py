@@ -17,7 +17,7 @@ from lowloss.checking import Index
 from lowloss.errors import LowlossError, is_number
 from lowloss.landscape.layout import Layout
 from lowloss.points.directions import check_normalization, principal_components, random_directions
-from lowloss.points.grid import Grid, Rays, axes_around, axes_over, line, plane
+from lowloss.points.grid import Grid, axes_around, axes_over, line, plane, rays
 from lowloss.points.path import Path
 from lowloss.seeding import derive
 
@@ -280,6 +280,5 @@ class RandomLine(Plane):
 
     def grid(self, minima_KP: Tensor, path: Path | None, layout: Layout, seed: int) -> Grid:
         directions_DP = random_directions(minima_KP[0], layout, seed, self.directions, self.normalization)
-        axes = torch.arange(self.directions), *axes_around(self.extent, (self.resolution,))
-        anchors_1D = torch.zeros(1, self.directions, dtype=torch.float64)
-        return Rays(minima_KP[0], directions_DP, axes, anchors_1D, tuple(self.names))
+        (axis,) = axes_around(self.extent, (self.resolution,))
+        return rays(minima_KP[0], directions_DP, axis, tuple(self.names))

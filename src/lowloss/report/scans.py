@@ -126,8 +126,8 @@ def _caption(grid: dict[str, Any], notes: dict[str, Any]) -> str:
         )
     if "trajectory_projected" in grid:
         shares = ", ".join(f"{share:.3g}" for share in notes["variance"][:2])
-        random = settings["directions"] == "random" and "captured" in notes
-        captured = f", those of the plane {', '.join(f'{c:.2g}' for c in notes['captured'])}" if random else ""
+        own = ", ".join(f"{share:.2g}" for share in notes["captured"])
+        captured = f", those of the plane {own}" if settings["directions"] == "random" else ""
         return (
             f"The trajectory of {notes['anchor_names'][0]}, projected onto the plane (directions: "
             f"{settings['directions']}); the first two of its principal components have the shares {shares} of its "

@@ -177,11 +177,12 @@ def merged(landscape: Landscape, neurons: Neurons, label_RN: Tensor) -> Charted:
     return Charted(landscape, Tied(neurons.sources(landscape.dim, label_RN)))
 
 
-def hessian(landscape: Landscape, theta_P: Tensor) -> Tensor:
-    """The Hessian (P, P) of the exact train loss at a point."""
-    eye_PP = torch.eye(len(theta_P), dtype=theta_P.dtype)
-    found_PP = landscape.product(theta_P.expand(len(theta_P), -1), eye_PP, "train")
-    return (found_PP + found_PP.T) / 2
+def hessian(landscape: Landscape, theta_P: Tensor, axes_MP: Tensor | None = None) -> Tensor:
+    """The Hessian (P, P) of the exact train loss at a point, or what it is between some axes (M, M)."""
+    given_MP = torch.eye(len(theta_P), dtype=theta_P.dtype) if axes_MP is None else axes_MP
+    found_MP = landscape.product(theta_P.expand(len(given_MP), -1), given_MP, "train").cpu()
+    found_MM = found_MP if axes_MP is None else found_MP @ axes_MP.cpu().T
+    return (found_MM + found_MM.T) / 2
 
 
 def across(landscape: Landscape, theta_P: Tensor, neurons: Neurons, l: int, m: int) -> Tensor:  # noqa: E741
@@ -193,8 +194,7 @@ def across(landscape: Landscape, theta_P: Tensor, neurons: Neurons, l: int, m: i
     places_2M = torch.cat([neurons.incoming_NS[[l, m]], neurons.outgoing_NO[[l, m]]], dim=1)
     apart_MP = theta_P.new_zeros(places_2M.shape[1], len(theta_P))
     apart_MP.scatter_(1, places_2M.T, sqrt(0.5) * theta_P.new_tensor([1, -1]).expand(len(apart_MP), -1))
-    found_MM = landscape.product(theta_P.expand(len(apart_MP), -1), apart_MP, "train").cpu() @ apart_MP.cpu().T
-    return torch.linalg.eigvalsh((found_MM + found_MM.T) / 2)
+    return torch.linalg.eigvalsh(hessian(landscape, theta_P, apart_MP))
 
 
 def signs(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:

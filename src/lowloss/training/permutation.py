@@ -201,7 +201,7 @@ class _Contracted:
             "order_dimensions": torch.linalg.matrix_rank(shift_UNO.flatten(1), rtol=1e-9),
         }
         if len(theta_P) <= DENSE:
-            eigenvalues = torch.linalg.eigvalsh(hessian(landscape, theta_P).cpu())
+            eigenvalues = torch.linalg.eigvalsh(hessian(landscape, theta_P))
             columns["order_negative"], columns["order_vanishing"] = signs(eigenvalues)
         return columns
 
@@ -279,7 +279,7 @@ class _Contracted:
         }
         point["across_negative"], point["across_vanishing"] = signs(point["across"])
         if len(theta_P) <= DENSE:
-            point["eigenvalues"] = torch.linalg.eigvalsh(hessian(landscape, theta_P).cpu())
+            point["eigenvalues"] = torch.linalg.eigvalsh(hessian(landscape, theta_P))
             point["negative"], point["vanishing"] = signs(point["eigenvalues"])
         return point
 
@@ -295,7 +295,7 @@ def _third(landscape: NetworkLandscape, theta_BP: Tensor) -> Columns:
     if theta_BP.shape[1] <= DENSE:
         found["along_negative"] = torch.full_like(cosine_B, torch.nan)
         for place in range(0, len(theta_BP), -(-theta_BP.numel() // PRODUCTS)):
-            eigenvalues = torch.linalg.eigvalsh(hessian(landscape, theta_BP[place]).cpu())
+            eigenvalues = torch.linalg.eigvalsh(hessian(landscape, theta_BP[place]))
             found["along_negative"][place] = float(signs(eigenvalues)[0])
     return found
 
