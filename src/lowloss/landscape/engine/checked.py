@@ -168,7 +168,6 @@ def verify(graph: Graph, sample: Tensor, targets: Tensor) -> int:
     seeds_2 = torch.zeros(2, dtype=torch.int64, device=graph.device)
     buffers = graph.loop.fresh_buffers()
     given = {name: buffers[name].expand(2, *buffers[name].shape) for name in graph._running}
-    sums_2C = torch.zeros(2, sum(graph._widths), device=graph.device)
     once = [part for part in graph.training.modules() if isinstance(part, (FoldedDropout, FoldedBatchNorm))]
     once = [part for part in once if not isinstance(part, FoldedDropout) or part.p]
     calls: Counter[nn.Module] = Counter()
@@ -218,8 +217,8 @@ def verify(graph: Graph, sample: Tensor, targets: Tensor) -> int:
                 room = close * AGREEMENT * exact[k].norm() + MOVED * (near[k] - exact[k]).norm()
                 pairs.append((ours[k], exact[k], room))
         if graph.batch_norms:
-            graph._outputs(graph.recording, parameters, inputs, graph._given(sums_2C))
-            summed = graph._given(sums_2C)
+            summed = dict(zip(graph._running, graph._zeros(2), strict=True))
+            graph._outputs(graph.recording, parameters, inputs, summed)
             for k in range(2):
                 known, _ = graph.loop.statistics(own_2P[k], x_2B[k], None)
                 for mean, var in zip(graph._running[::2], graph._running[1::2], strict=True):

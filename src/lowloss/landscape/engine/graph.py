@@ -101,7 +101,6 @@ class Graph:
         self._running = [f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")]
         buffers = dict(self.module.named_buffers())
         self._sizes = [buffers[name].numel() for name in self._running]
-        self._widths = [-(-size // 4) * 4 for size in self._sizes]
         dropouts = [name for name, part in self.training.named_modules() if isinstance(part, FoldedDropout)]
         self._dropouts = {f"{name}.seed": derive(0, "dropout", name) for name in dropouts}
         self._drops = any(part.p for part in self.training.modules() if isinstance(part, FoldedDropout))
@@ -161,11 +160,11 @@ class Graph:
                 means, outputs = self._recorded(parameters, self._narrowed_whole(x_N))
             else:
                 # A part has statistics of its own, as a point has: several go through as so many points.
-                outputs, means = None, torch.zeros(1, sum(self._widths), device=self.device)
+                outputs, means = None, self._zeros(1)
                 for group in self._groups(parts):
                     x = x_N[torch.cat(group).to(x_N.device)].unflatten(0, (len(group), -1))
-                    means += self._recorded(parameters, self._narrowed(x))[0] / len(parts)
-            return buffers | {name: mean[0] for name, mean in self._given(means).items()}, outputs
+                    torch._foreach_add_(means, self._recorded(parameters, self._narrowed(x))[0], alpha=1 / len(parts))
+            return buffers | {name: mean_1C[0] for name, mean_1C in zip(self._running, means, strict=True)}, outputs
 
         least = len(x_N) if parts is None else len(parts[0])
         return self._fitting(run, lambda: self.loop.statistics(theta_P, x_N, parts), len(x_N), least)
@@ -194,24 +193,25 @@ class Graph:
             self._samples_at_once = min(self._samples_at_once, parts.size)
             yield outputs
 
-    def _recorded(self, parameters: list[Tensor], x_KB: Tensor) -> tuple[Tensor, Tensor]:
-        """BatchNorm's statistics at one point, added up over K parts and side by side (1, ...), and the outputs."""
-        points = len(x_KB)
-        # One allocation for all, each starting where compiled code expects tensors to start.
-        zeros = torch.zeros(points, sum(self._widths), device=self.device)
-        given = self._given(zeros)
+    def _recorded(self, parameters: list[Tensor], x_KB: Tensor) -> tuple[list[Tensor], Tensor]:
+        """BatchNorm's statistics at one point, each added up over K parts (1, C), and the outputs."""
+        points, sums = len(x_KB), self._zeros(len(x_KB))
         if points > 1:
             parameters = [part.expand(points, -1).contiguous() for part in parameters]
-            for tensor in (*parameters, *given.values()):
+            for tensor in (*parameters, *sums):
                 torch._dynamo.mark_dynamic(tensor, 0)
-        outputs = self._evaluated(self.recording, parameters, x_KB, given)
-        return zeros.sum(0, keepdim=True), outputs
+        outputs = self._evaluated(self.recording, parameters, x_KB, dict(zip(self._running, sums, strict=True)))
+        return sums if points == 1 else [sum_KC.sum(0, keepdim=True) for sum_KC in sums], outputs
 
-    def _given(self, side_by_side_KC: Tensor) -> Buffers:
-        parts_KC = side_by_side_KC.split(self._widths, 1)
-        return {
-            name: part_KC[:, :size] for name, part_KC, size in zip(self._running, parts_KC, self._sizes, strict=True)
-        }
+    def _zeros(self, points: int) -> list[Tensor]:
+        """For what BatchNorms keep, each in memory of its own.
+
+        Of tensors that are written to and share memory the compiler compares all pairs: minutes, where there are a
+        hundred and their sizes are not fixed.
+        """
+        zeros = [torch.empty(points, size, device=self.device) for size in self._sizes]
+        torch._foreach_zero_(zeros)
+        return zeros
 
     def _groups(self, parts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Parts of one length that go through together."""
