@@ -1,5 +1,7 @@
 """Extreme eigenvalues, trace and density of Hessians against dense algebra and closed forms."""
 
+import gc
+import weakref
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -83,8 +85,11 @@ def test_each_gradient_is_taken_once_where_there_is_memory_for_it(
     measures = [kind(Hessian("train", samples, statistics=statistics)) for kind in (Extremes, Trace, Density)]
     found, taken = [], []
     # Of all points, of one at a time, of all its parts but one, and of none.
-    for kept in (lambda _: products.KEPT, int, lambda one: one - 1, lambda _: 0):
-        monkeypatch.setattr(products, "KEPT", kept(sum(land.loop.products._needed.values())))
+    for kept in ("all", "one", "parts", "none"):
+        needed = list(land.loop.products._needed.values()) or [0]
+        one = sum(needed) + products.SPARE * max(needed)
+        room = {"all": products.KEPT, "one": one, "parts": one - 1, "none": 0}
+        monkeypatch.setattr(products, "KEPT", room[kept])
         calls[0] = 0
         found.append([measure(land, theta_KP) for measure in measures])
         taken.append(calls[0])
@@ -99,6 +104,48 @@ def test_each_gradient_is_taken_once_where_there_is_memory_for_it(
             # Products of matrices of several points are rounded otherwise than those of one.
             for name in one:
                 torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-6)
+
+
+class _Token:
+    """Lives as long as a graph that it is noted in."""
+
+
+class Noted(torch.autograd.Function):
+    token: ClassVar[Any] = None
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.token = _Token()
+        Noted.token = weakref.ref(ctx.token)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class Notes(nn.Module):
+    """Its first layer is noted, and its second saves what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        noted: Tensor = Noted.apply(x @ self.weight.T)
+        return noted.tanh()
+
+
+def test_kept_gradients_are_given_up_in_the_end() -> None:
+    data = Data(torch.randn(20, 6), torch.randint(5, (20,)), torch.randn(8, 6), torch.randint(5, (8,)))
+    land = NetworkLandscape(Notes(), data)
+    theta_1P = torch.randn(1, land.dim)
+    with land.keeping():
+        land.product(theta_1P, theta_1P, "train")
+        gc.collect()
+        assert Noted.token() is not None
+    gc.collect()
+    assert Noted.token() is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from lowloss.landscape.engine.loop import Buffers, Loop
 
 KEPT = 1 << 30
-"""Bytes that kept gradients may need on a processor; on a GPU it is half of what is free there."""
+"""Bytes that kept gradients may need on a processor; on a GPU it is three quarters of what is free there."""
+
+SPARE = 3
+"""Times what is kept of a part of the samples that a product with it needs besides."""
 
 
 ONCE = (
@@ -76,7 +79,7 @@ class Products:
         """While gradients are kept for products with other vectors; gives what tells of how many points they fit."""
         self._kept, self._room, self._needed = {}, nan, {}
         try:
-            yield lambda: int(self._room // max(1, sum(self._needed.values()))) if self._needed else 0
+            yield self._fitting
         finally:
             self._kept = None
 
@@ -93,15 +96,22 @@ class Products:
             self._drop()
             raise
 
+    def _fitting(self) -> int:
+        """Of how many points gradients may be kept, as far as is known from those before."""
+        if not self._needed:
+            return 0
+        spare = SPARE * max(self._needed.values())
+        return max(0, int((self._room - spare) // max(1, sum(self._needed.values()))))
+
     def _fits(self, needed: int, device: torch.device) -> bool:
         """Whether so many bytes more may be kept."""
         if isnan(self._room):
             self._room = KEPT
             if device.type == "cuda":
                 unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-                self._room = (torch.cuda.mem_get_info(device)[0] + unused) / 2
+                self._room = 0.75 * (torch.cuda.mem_get_info(device)[0] + unused)
             self._left = self._room
-        return needed <= self._left
+        return (1 + SPARE) * needed <= self._left
 
     def _drop(self) -> None:
         if self._kept is not None:
@@ -154,12 +164,12 @@ class Products:
 
     def _first(self, parameters: dict[str, Tensor], samples: Samples, counted: bool) -> tuple[tuple[Tensor, ...], int]:
         """The gradient, and if it is counted, how many bytes are held for differentiating it again."""
-        loop, x, needed = self._loop, samples.x, 0
+        loop, x, needed = self._loop, samples.x, dict[int, int]()
 
         def saved(tensor: Tensor) -> Tensor:
-            nonlocal needed
-            needed += tensor.nbytes
-            return tensor
+            # Several functions may save one tensor. With its own function one would be held for ever by what it holds.
+            needed[tensor.data_ptr()] = tensor.nbytes
+            return tensor.detach()
 
         # In float32 a GPU's kernels for channels last are far slower.
         if x.dim() == 4 and x.is_cuda and torch.backends.cudnn.allow_tf32:
@@ -174,7 +184,7 @@ class Products:
         if not self._seen and _cut(parts):
             raise OnceError(ONCE.format(type(loop.module).__name__, "it has a function that is once_differentiable"))
         self._seen = True
-        return parts, needed
+        return parts, sum(needed.values())
 
 
 def _cut(gradients: tuple[Tensor, ...]) -> bool:
