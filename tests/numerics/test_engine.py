@@ -897,6 +897,15 @@ def only_float32(**settings):
     return NetworkLandscape(OnlyFloat32(4, 2), Data(x, y, x, y), engine=Engine(**settings))
 
 
+@pytest.mark.parametrize(("groups", "steps"), [(1, "bfloat16"), (4, "bfloat16"), (16, "float32")])
+def test_a_processor_with_units_for_bfloat16_takes_it_where_it_pays(groups, steps, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    layers = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3, groups=groups), nn.Conv2d(32, 64, 3), nn.Flatten()
+    x, y = torch.randn(8, 3, 16, 16), torch.randint(2, (8,))
+    land = NetworkLandscape(nn.Sequential(*layers, nn.Linear(64 * 100, 2)), Data(x, y, x, y))
+    assert land.arithmetic == f"loop, steps in {steps}, evaluation in float32"
+
+
 def test_a_module_that_fails_in_bfloat16_takes_its_steps_in_float32(monkeypatch, caplog):
     monkeypatch.setattr("lowloss.landscape.engine.loop._bfloat16_pays", lambda module, x: True)
     land, exact = only_float32(), only_float32(precision="float32")

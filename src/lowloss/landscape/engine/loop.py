@@ -55,7 +55,8 @@ class Engine:
         kind: "graph", K points in one compiled CUDA graph; "loop", one after the other; "auto", graph on a GPU and
             loop elsewhere.
         precision: of activations in steps. "auto" is bfloat16 on the graph engine and on a processor with units for
-            it (AMX or AVX512-BF16) where a sample costs a million multiply-adds or more, float32 elsewhere.
+            it (AMX or AVX512-BF16) where a sample costs a million multiply-adds or more and no convolution is
+            depthwise, float32 elsewhere.
             Evaluation on the graph engine is in float16, or in float32 if this says so; on the loop in float32.
 
     Raises LowlossError: an unknown kind or precision.
@@ -99,6 +100,9 @@ class Engine:
 def _bfloat16_pays(loop: Loop, x: Tensor) -> bool:
     tests = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     if not any(test is not None and test() for test in tests) or not x.is_floating_point():
+        return False
+    # Depthwise convolutions lose more by it than all others gain.
+    if any(1 < getattr(part, "groups", 1) == getattr(part, "in_channels", 0) for part in loop.module.modules()):
         return False
     theta_P = loop.layout.flatten(dict(loop.module.named_parameters()))
     # A module that takes gradients as it runs cannot be counted.
