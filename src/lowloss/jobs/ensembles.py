@@ -275,13 +275,15 @@ class Together(EnsembleJob):
 class CurvePoints(EnsembleJob):
     """Points of a path: as they are, with logits rescaled by the loss, and by factors fitted where a split is held out.
 
+    The first point is `start`: where that is the larger index, a path is walked backwards, and t falls from 1 to 0.
+
     Tensors: t of the points, and of each way, under its name and a dot, the columns of EnsembleJob, the factors, and
     pair_<metric>: of the first end and each point together (Garipov et al. 2018, fig. 4).
     members.csv: those columns, a row a point; members and the metrics of all before it are of points taken in order.
     """
 
     refers = ("start", "end")
-    reads: ClassVar = {"path": str}
+    reads: ClassVar = {"path": str, "points": int, "weight_decay": float}
     shown = (*refers, "path")
 
     def __init__(self, bench: Bench, key: str) -> None:
@@ -299,6 +301,10 @@ class CurvePoints(EnsembleJob):
         return [*([self.path] if self.path else []), *(minimum(self.bench, self.node[end]) for end in self.refers)]
 
     def check(self) -> None:
+        start, end = (self.node[one] for one in self.refers)
+        if start == end:
+            key = f"ensemble.{self.key}"
+            raise LowlossError(f"{key}.start and {key}.end are both {start}: name two minima")
         if self.path:
             check_path(self.bench, f"ensemble.{self.key}", self.node)
 
@@ -326,6 +332,8 @@ class CurvePoints(EnsembleJob):
 
         landscape, count = self.bench.landscape, self.node["points"]
         (path, searched), t_T = self._found(), torch.linspace(0, 1, count, dtype=torch.float64)
+        if self.path and self.node["start"] > self.node["end"]:
+            t_T = t_T.flip(0)
         theta_TP = path.points(t_T)
         names = list(landscape.task.units)
         table = self.bench.tabulate(theta_TP, work, f"{self.key} on train", [Exact(["train"])])
