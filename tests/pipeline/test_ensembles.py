@@ -123,6 +123,11 @@ def test_a_curves_first_point_is_its_start(family, lowloss, tmp_path):
     [
         ("ensemble.fge.budget=2", "ensemble.fge.budget=2 epochs is less than the 3 of the training before"),
         ("ensemble.fge.budget=8", "ensemble.fge.budget=8 epochs is less than the 9 that a run takes"),
+        # Of four iterations an epoch a cycle takes six, not 5.2.
+        (
+            "ensemble.fge.cycle_epochs=1.3 ensemble.fge.budget=7",
+            "ensemble.fge.budget=7 epochs is less than the 7.5 that a run takes",
+        ),
         (
             "ensemble.fge.starts=[1]",
             "ensemble.fge starts from epoch 1, which minima.collect=[2, 3] in 4 epochs does not",
