@@ -41,7 +41,7 @@ Advance = Callable[[int, str], None]
 class Record:
     """The record of this process in a study: a JSON file that is there while the process works, and stays if it fails.
 
-    It begins with the first piece of work, so that a command that finds everything complete changes nothing, and one
+    It begins with the first piece of work, so that a command that finds everything complete writes nothing, and one
     that fails before leaves alone what there is; in a study that holds nothing yet its failure is kept too. Whoever may
     not write it works without.
 
@@ -79,7 +79,7 @@ class Record:
             if not (self.begun or any(root.glob("*/.*.work")) or any(root.glob("*/*/result.safetensors"))):
                 self.begun, self.held = True, self.held | {"stages": {}, "work": {}}
             self.tell(now=True, end=why)
-        elif self.begun:
+        else:
             for file in self.file.parent.glob("*"):
                 with contextlib.suppress(OSError):
                     if file == self.file or _over(file):

@@ -95,6 +95,8 @@ def watch(job):
         if event != "os.rename":
             return
         source, target = (os.path.join(job["folder"], os.fsdecode(path)) for path in arguments[:2])
+        if target.endswith(".pyc"):  # Python's own, of modules that are imported for the first time
+            return
         renames.write(f"{source}\t{target}\n")
         if name and fnmatch.fnmatch(target, pattern):
             seen += 1

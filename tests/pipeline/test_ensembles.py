@@ -103,11 +103,31 @@ def test_two_networks_along_a_random_segment(family):
         assert title in page
 
 
+def test_a_curves_first_point_is_its_start(family, lowloss, tmp_path):
+    back = ["ensemble.curve.start=1", "ensemble.curve.end=0"]
+    assert lowloss(tmp_path, *FAMILY.split(), *back).status == 0
+    there, here = (
+        load_tensors(outputs / "t" / "ensembles" / f"curve-{ends}-polychain" / "result.safetensors")[0]
+        for outputs, ends in ((family, "0000-0001"), (tmp_path, "0001-0000"))
+    )
+    assert here["t"].tolist() == [1, 0.5, 0]
+    for name in ("curve.loss_alone", "curve-by-loss.factor", "train_loss_l2", "distance"):
+        torch.testing.assert_close(here[name], there[name].flip(0))
+    # The first end with itself is that network alone, and each pair has the same two ends.
+    assert here["curve.pair_loss"][0] == pytest.approx(float(here["curve.loss_alone"][0]))
+    assert here["curve.pair_loss"][-1] == pytest.approx(float(there["curve.pair_loss"][-1]))
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
         ("ensemble.fge.budget=2", "ensemble.fge.budget=2 epochs is less than the 3 of the training before"),
         ("ensemble.fge.budget=8", "ensemble.fge.budget=8 epochs is less than the 9 that a run takes"),
+        # Of four iterations an epoch a cycle takes six, not 5.2.
+        (
+            "ensemble.fge.cycle_epochs=1.3 ensemble.fge.budget=7",
+            "ensemble.fge.budget=7 epochs is less than the 7.5 that a run takes",
+        ),
         (
             "ensemble.fge.starts=[1]",
             "ensemble.fge starts from epoch 1, which minima.collect=[2, 3] in 4 epochs does not",
@@ -118,10 +138,14 @@ def test_two_networks_along_a_random_segment(family):
         (f"+scan.early={EARLY}", "scan.early starts from epoch 1, which minima.collect=[2, 3] in 4 epochs does not"),
         ("ensemble.curve.path=bezier", "ensemble.curve.path=bezier, but finder has polychain"),
         ("ensemble.curve.end=2", "ensemble.curve needs the path [0,2] by polychain"),
+        ("ensemble.curve.end=0", "ensemble.curve.start and ensemble.curve.end are both 0: name two minima"),
+        ("ensemble.curve.end=0 ensemble.curve.path=random", "ensemble.curve.end are both 0: name two minima"),
+        ("~ensemble.curve.points", "the configuration has no ensemble.curve.points: do not take it out"),
+        ("~ensemble.curve.weight_decay", "the configuration has no ensemble.curve.weight_decay: do not take it out"),
         ("ensemble.swa._target_=lowloss.finder.Line", "ensemble.swa._target_ must be a recipe of FGE"),
     ],
 )
 def test_what_cannot_be_is_told_before_any_training(lowloss, tmp_path, settings, told):
-    assert told in lowloss(tmp_path, *FAMILY.split(), settings).message
+    assert told in lowloss(tmp_path, *FAMILY.split(), *settings.split()).message
     assert not list(tmp_path.rglob("*.ckpt"))
     assert not list(tmp_path.rglob("result.safetensors"))

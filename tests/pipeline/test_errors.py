@@ -74,6 +74,8 @@ WRONG = {
         "stages=[minima,dimension] dimension.column=foo_error dimension.dims=[3]",
         "dimension.column=foo_error, but there are train_loss, train_error, test_loss, test_error: choose one of them",
     ),
+    "trivial-with-batchnorm": ("finder=[autoneb,trivial] model.batch_norm=true", "weights and biases alone"),
+    "trivial-with-tanh": ("finder=[autoneb,trivial] model.activation=Tanh", "needs ReLU networks"),
     "no-connector": ("stages=[minima,connector] connector.m=[]", "connector.m must be a list that is not empty"),
     "no-dimension": ("stages=[minima,dimension] dimension.dims=[]", "dimension.dims must be a list that is not empty"),
     "cuts-through-what-is-not-made": (

@@ -117,6 +117,17 @@ def test_a_process_that_is_gone_has_stopped(study, record):
     assert status.gather(study).studies[0].state == "at work"
 
 
+def test_a_command_that_has_nothing_left_to_do_forgets_processes_that_are_gone(lowloss, whole, tmp_path):
+    root = whole.copy(tmp_path)
+    # Killed after its last artifact, before the record was taken away.
+    gone = processes.identity(os.getpid()) | {"started": "0"}
+    progress.Record(root, lambda: PLAN).tell(now=True, work={}, owner=gone)
+    assert [one.state for one in status.gather(root).studies] == ["stopped"]
+    assert lowloss.tiny(tmp_path).status == 0
+    assert [one.state for one in status.gather(root).studies] == ["done"]
+    assert not (root / progress.FOLDER).exists()
+
+
 def test_a_study_that_has_just_begun_is_not_done(study, tmp_path):
     claim = study / "minima" / ".0001.claim"
     claim.write_text(json.dumps(processes.identity(os.getpid())))

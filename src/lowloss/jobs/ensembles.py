@@ -20,6 +20,7 @@ from lowloss.jobs.paths import PathJob, check_path, load_path
 from lowloss.jobs.trajectories import at_epoch, check_epochs
 
 if TYPE_CHECKING:
+    from lowloss.landscape import NetworkLandscape
     from lowloss.points.path import Path as WeightPath
     from lowloss.training.ensembles import Ensemble
 
@@ -59,6 +60,9 @@ class EnsembleJob(Job):
 
     def check(self) -> None:
         """Raise LowlossError for settings that cannot be used here; nothing heavy is imported."""
+
+    def check_network(self, landscape: NetworkLandscape) -> None:
+        """Raise LowlossError for settings that do not fit the network and the data."""
 
     @property
     def trained(self) -> float:
@@ -157,6 +161,11 @@ class FastGeometric(Walked):
         return self.node["starts"] or [None]
 
     @property
+    def before(self) -> float:
+        """The epochs of training before a run's walks."""
+        return float(max(self.node["starts"] or [self.trained]))
+
+    @property
     def minima(self) -> list[int]:
         return [self.node["minimum"] + run for run in range(self.node["runs"])]
 
@@ -166,12 +175,22 @@ class FastGeometric(Walked):
     def check(self) -> None:
         self.bench.check_minimum(f"ensemble.{self.key}.minimum + runs - 1", self.minima[-1])
         check_epochs(self.bench, f"ensemble.{self.key}", self.node["starts"] or ())
-        budget, before = self.node["budget"], max(self.node["starts"] or [self.trained])
-        walk = (self.node["members"] - 0.5) * self.node["cycle_epochs"]
-        key, needed = f"ensemble.{self.key}.budget", before + len(self.starts) * walk
+        budget, before, key = self.node["budget"], self.before, f"ensemble.{self.key}.budget"
         if budget is not None and budget < before:
             raise LowlossError(f"{key}={budget:g} epochs is less than the {before:g} of the training before: raise it")
+        self._check_budget((self.node["members"] - 0.5) * self.node["cycle_epochs"])
+
+    def check_network(self, landscape: NetworkLandscape) -> None:
+        # A cycle is an even number of iterations, which may be more than its epochs have.
+        recipe: Any = self.bench.ensembles[self.key]
+        per_epoch = landscape.batches(recipe.batch_size, [0], shared=True).steps_per_epoch
+        self._check_budget(recipe.steps(recipe.cycle(per_epoch)) / per_epoch)
+
+    def _check_budget(self, walk: float) -> None:
+        """Raise LowlossError if walks of so many epochs take more than a run may."""
+        budget, needed = self.node["budget"], self.before + len(self.starts) * walk
         if budget is not None and budget < needed:
+            key = f"ensemble.{self.key}.budget"
             raise LowlossError(f"{key}={budget:g} epochs is less than the {needed:g} that a run takes: raise it")
 
     def cost(self) -> Cost:
@@ -186,8 +205,8 @@ class FastGeometric(Walked):
         per_epoch = self.bench.landscape.batches(recipe.batch_size, [0], shared=True).steps_per_epoch
         columns = {"from_start": torch.linalg.vector_norm(torch.cat(away), dim=1)}
         columns["iteration"] = torch.tensor([round(per_epoch * here) for one in found for here in one.epochs])
-        before, single = max(self.node["starts"] or [self.trained]), self.single(self.minima[0])
-        result, cycle = self.kept(found, history, before, len(self.starts), **columns), recipe.cycle(per_epoch)
+        single = self.single(self.minima[0])
+        result, cycle = self.kept(found, history, self.before, len(self.starts), **columns), recipe.cycle(per_epoch)
         rates = [recipe.rate(i, cycle) for i in range(1, recipe.steps(cycle) + 1)]
         tensors = {**result.tensors, "lr": torch.tensor(rates, dtype=torch.float64)}
         rows = {"minimum": self.node["minimum"], "rows": [single, *result.notes["rows"]]}
@@ -275,13 +294,15 @@ class Together(EnsembleJob):
 class CurvePoints(EnsembleJob):
     """Points of a path: as they are, with logits rescaled by the loss, and by factors fitted where a split is held out.
 
+    The first point is `start`: where that is the larger index, a path is walked backwards, and t falls from 1 to 0.
+
     Tensors: t of the points, and of each way, under its name and a dot, the columns of EnsembleJob, the factors, and
     pair_<metric>: of the first end and each point together (Garipov et al. 2018, fig. 4).
     members.csv: those columns, a row a point; members and the metrics of all before it are of points taken in order.
     """
 
     refers = ("start", "end")
-    reads: ClassVar = {"path": str}
+    reads: ClassVar = {"path": str, "points": int, "weight_decay": float}
     shown = (*refers, "path")
 
     def __init__(self, bench: Bench, key: str) -> None:
@@ -299,6 +320,10 @@ class CurvePoints(EnsembleJob):
         return [*([self.path] if self.path else []), *(minimum(self.bench, self.node[end]) for end in self.refers)]
 
     def check(self) -> None:
+        start, end = (self.node[one] for one in self.refers)
+        if start == end:
+            key = f"ensemble.{self.key}"
+            raise LowlossError(f"{key}.start and {key}.end are both {start}: name two minima")
         if self.path:
             check_path(self.bench, f"ensemble.{self.key}", self.node)
 
@@ -326,6 +351,8 @@ class CurvePoints(EnsembleJob):
 
         landscape, count = self.bench.landscape, self.node["points"]
         (path, searched), t_T = self._found(), torch.linspace(0, 1, count, dtype=torch.float64)
+        if self.path and self.node["start"] > self.node["end"]:
+            t_T = t_T.flip(0)
         theta_TP = path.points(t_T)
         names = list(landscape.task.units)
         table = self.bench.tabulate(theta_TP, work, f"{self.key} on train", [Exact(["train"])])
@@ -374,6 +401,11 @@ class EnsembleStage(Stage):
         for job in self.jobs(bench):
             assert isinstance(job, EnsembleJob)
             job.check()
+
+    def check_network(self, bench: Bench, landscape: NetworkLandscape) -> None:
+        for job in self.jobs(bench):
+            assert isinstance(job, EnsembleJob)
+            job.check_network(landscape)
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [KINDS[_kind(node)](bench, key) for key, node in bench.config["ensemble"].items()]

@@ -187,6 +187,9 @@ class PathStage(Stage):
                 "path.augmented=true keeps all augmented images, but these are read when they are asked for: set it to "
                 "false"
             )
+        for finder in bench.finders.values():
+            if not finder.phases:  # as the trivial curve, which few networks have
+                finder.begin(landscape, landscape.initial(0), landscape.initial(1))
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [PathJob(bench, name, *pair) for name in bench.config["finder"] for pair in Plan(bench, name).pairs()]
