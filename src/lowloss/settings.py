@@ -28,6 +28,7 @@ class Settings:
     objective: str | None
     published: str | None
     evaluation_batch: Count
+    held_out: Count | None
     samples: Count | None
     minima: Config
     path: Config

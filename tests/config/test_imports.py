@@ -43,7 +43,7 @@ MAY = {
     "landscape": {*SMALL, "data.base", "data.task"},
     "points": {*SMALL, "landscape.layout"},
     "finder": {*SMALL, "landscape", "data.base", "points.path", "schedule"},
-    "ensemble": {*SMALL, "landscape", "data.task"},
+    "ensemble": {*SMALL, "landscape", "data.base", "data.task"},
     "symmetry": {*SMALL, "data.base", "landscape"},
     "measure": {*SMALL, "landscape"},
     "training": {
@@ -75,6 +75,7 @@ MAY = {
     "jobs": {
         *SMALL,
         "claims",
+        "data.base",
         "digests",
         "files",
         "imports",

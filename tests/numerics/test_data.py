@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from lowloss import Data, LowlossError
+from lowloss import Data, LanguageModel, LowlossError
 from lowloss.data import Batches, Classification, CropFlip, Regression, arrays, cifar10, mnist, tiny
 from lowloss.data.base import Pixels
 from lowloss.data.sources import digits, stratified_split
@@ -183,6 +183,34 @@ def stored(file: Path, **changed: Any) -> str:
     kept = {"x_train": pixels(20, 2, 5, 4), "y_train": np.arange(20) % 3, "x_test": pixels(6, 2, 5, 4)}
     np.savez(file, **{**kept, "y_test": np.arange(6) % 3, **changed})
     return str(file)
+
+
+def test_samples_are_held_out_evenly_as_a_split_of_their_own(tmp_path: Path) -> None:
+    data = numbered(20)
+    held = data.holding_out(5)
+    assert held.splits == ("train", "test", "valid")
+    assert held.split("valid")[0][:, 0].tolist() == [0, 4, 8, 12, 16]
+    assert held.x_train[:, 0].tolist() == [i for i in range(20) if i % 4]
+    for split in held.splits:
+        x, y = held.split(split)
+        assert torch.equal(x[:, 0] % 3, y.float())
+    assert data.splits == ("train", "test")
+    assert len(data.y_train) == 20
+    images = arrays(stored(tmp_path / "a.npz"))
+    part = images.holding_out(3).split("valid")[0]
+    assert isinstance(part, Pixels)
+    assert torch.equal(part[:], images.x_train[torch.arange(3) * len(images.y_train) // 3])
+
+
+def test_what_cannot_be_held_out_is_refused() -> None:
+    with pytest.raises(LowlossError, match=r"^held_out=20 leaves none of 20 training samples: lower it$"):
+        numbered(20).holding_out(20)
+    with pytest.raises(LowlossError, match=r"^held_out=2, but these data have a split valid: set it to null$"):
+        numbered(20).holding_out(5).holding_out(2)
+    x, y = torch.arange(20)[:, None].expand(20, 3), torch.arange(60).view(20, 3) % 3
+    data = Data(x, y, x, y, task=LanguageModel(20), streams=4)
+    with pytest.raises(LowlossError, match=r"^held_out=2, but these data continue one another: set it to null$"):
+        data.holding_out(2)
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -5,7 +5,11 @@ import csv
 import pytest
 import torch
 
+from lowloss import NetworkLandscape
+from lowloss.data import tiny
+from lowloss.ensemble.curve import fitted_factor
 from lowloss.files import load_tensors
+from lowloss.model import MLP
 
 FAMILY = """
     model=mlp model.hidden=[8] data=tiny minima.count=3 minima.epochs=4 minima.batch_size=16 minima.collect=[2,3]
@@ -118,9 +122,28 @@ def test_a_curves_first_point_is_its_start(family, lowloss, tmp_path):
     assert here["curve.pair_loss"][-1] == pytest.approx(float(there["curve.pair_loss"][-1]))
 
 
+def test_temperatures_are_fitted_to_samples_that_no_minimum_saw(lowloss, tmp_path):
+    alone = ["ensemble=[curve]", "ensemble.curve.points=3", "held_out=10"]
+    some = [setting for setting in FAMILY.split() if not setting.startswith("ensemble")]
+    assert lowloss(tmp_path, *some, *alone).status == 0
+    root = tmp_path / "t"
+    found, _ = load_tensors(root / "ensembles" / "curve-0000-0001-polychain" / "result.safetensors")
+    data = tiny(samples=48).holding_out(10)
+    landscape = NetworkLandscape(MLP(data.input_shape, data.num_classes, hidden=[8]), data)
+    minimum, _ = load_tensors(root / "minima" / "0000" / "result.safetensors")
+    factor = fitted_factor(landscape, minimum["theta"])
+    assert float(found["curve-fitted.factor"][0]) == pytest.approx(factor, rel=1e-5)
+    exact = landscape.evaluate(minimum["theta"][None], "valid")
+    told = rows(root / "report" / "each_minimum.csv")[0]["valid_loss"]
+    assert float(told) == pytest.approx(float(exact["loss"]), rel=1e-6)
+    changed = lowloss(tmp_path, *some, *alone[:2], "held_out=11")
+    assert "held_out=10, now held_out=11" in changed.message
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
+        ("held_out=48", "held_out=48 leaves none of"),
         ("ensemble.fge.budget=2", "ensemble.fge.budget=2 epochs is less than the 3 of the training before"),
         ("ensemble.fge.budget=8", "ensemble.fge.budget=8 epochs is less than the 9 that a run takes"),
         # Of four iterations an epoch a cycle takes six, not 5.2.

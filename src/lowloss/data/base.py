@@ -76,6 +76,10 @@ class Pixels:
         x.div_(torch.full((), 255.0, device=x.device)).sub_(self.mean.view(-1, *after))
         return x.div_(self.std.view(-1, *after)).to(self.dtype)
 
+    def taken(self, index: Tensor) -> Pixels:
+        """Some of them, as uint8 too."""
+        return Pixels(self.pixels[index], self.mean, self.std, self.dtype)
+
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Pixels:
         pixels, mean, std = (tensor.to(device=device) for tensor in (self.pixels, self.mean, self.std))
         return Pixels(pixels, mean, std, dtype or self.dtype)
@@ -120,6 +124,9 @@ class Batch(NamedTuple):
         x, y = (t[first:end] if self.shared else t[:, first:end] for t in (self.x, self.y))
         return self._replace(x=x, y=y)
 
+
+HELD_OUT = "valid"
+"""The split that no minimum saw, of data that have one."""
 
 AUGMENTED = "augmented"
 """What `Data.split` calls the training split after one augmentation; `Data.splits` does not name it."""
@@ -318,6 +325,28 @@ class Data:
             index = torch.arange(max(1, min(count, len(y)) // self.streams) * self.streams)
         other = self.moved()
         other._splits["train"], other.augment = (x[index], y[index]), None
+        return other
+
+    def holding_out(self, count: int) -> Data:
+        """The same data with `count` training samples, evenly from all, as the split HELD_OUT instead.
+
+        Raises LowlossError: fewer than one sample is left, there is such a split, or samples continue one another or
+            are read when they are asked for.
+        """
+        x, y = self._splits["train"]
+        if HELD_OUT in self._splits or self.streams or self.requested:
+            why = f"have a split {HELD_OUT}" if HELD_OUT in self._splits else "continue one another"
+            why = "are read when they are asked for" if self.requested else why
+            raise LowlossError(f"held_out={count}, but these data {why}: set it to null")
+        if count >= len(y):
+            raise LowlossError(f"held_out={count} leaves none of {len(y):,} training samples: lower it")
+        held_N = torch.zeros(len(y), dtype=torch.bool)
+        held_N[torch.arange(count) * len(y) // count] = True
+        other = self.moved()
+        for name, of_N in (("train", ~held_N), (HELD_OUT, held_N)):
+            index = of_N.nonzero()[:, 0].to(y.device)
+            other._splits[name] = x.taken(index) if isinstance(x, Pixels) else x[index], y[index]
+        other.splits = tuple(other._splits)
         return other
 
     def move(self, device: torch.device) -> None:

@@ -13,12 +13,10 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from lowloss.checking import Index
+from lowloss.data.base import HELD_OUT
 from lowloss.ensemble.base import EnsembleRecipe
 from lowloss.errors import LowlossError
 from lowloss.landscape.base import Landscape
-
-HELD = "valid"
-"""The split that no minimum saw, of data that have one; temperatures are fitted on it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def factors_by_loss(losses_K: Tensor) -> Tensor:
     return losses_K[[0, -1]].mean() / losses_K
 
 
-def fitted_factor(landscape: Landscape, theta_P: Tensor, split: str = HELD, iterations: int = 30) -> float:
+def fitted_factor(landscape: Landscape, theta_P: Tensor, split: str = HELD_OUT, iterations: int = 30) -> float:
     """The factor on a network's logits that minimises its cross-entropy on a split, by Newton's method.
 
     The cross-entropy is convex in the factor b: its derivatives are the means of E_p[z] - z_y and of Var_p[z], for

@@ -139,6 +139,7 @@ class Bench:
             factory, data = as_network(self.build("landscape"))
         else:
             factory, data = self.build("model", partial=True), self.build("data")
+            data = data.holding_out(self.config["held_out"]) if self.config["held_out"] else data
             data = data.some(self.config["samples"]) if self.config["samples"] else data
         self._check_room(counted(factory, data))
         landscape = NetworkLandscape(factory, data, self.config["evaluation_batch"], self.build("engine"))
@@ -157,8 +158,8 @@ class Bench:
     @property
     def ground(self) -> tuple[str, ...]:
         """The sections of the configuration that describe the landscape: a surface, or a network and data."""
-        some = ["samples"] if self.config["samples"] else []
-        return ("landscape",) if self.config["landscape"].get("_target_") else ("model", "data", *some)
+        parts = [key for key in ("held_out", "samples") if self.config[key]]
+        return ("landscape",) if self.config["landscape"].get("_target_") else ("model", "data", *parts)
 
     def _disk(self) -> tuple[Path, int]:
         """The folder where the study is to lie, as far as there is one, and the bytes that are free there."""

@@ -344,8 +344,9 @@ class CurvePoints(EnsembleJob):
         return Cost(0, self.node["points"] * (1 + 3 * 3), 0, "at most")
 
     def make(self, work: Path) -> Result:
+        from lowloss.data.base import HELD_OUT
         from lowloss.ensemble.averaging import ensemble_columns
-        from lowloss.ensemble.curve import HELD, factors_by_loss, fitted_factor
+        from lowloss.ensemble.curve import factors_by_loss, fitted_factor
         from lowloss.finder.base import l2
         from lowloss.measure import Exact
 
@@ -360,7 +361,7 @@ class CurvePoints(EnsembleJob):
         ways: dict[str, torch.Tensor | None] = {self.key: None}
         if self.path and landscape.task.logits(*next(iter(landscape.outputs(theta_TP[0], "test")))) is not None:
             ways[f"{self.key}-by-loss"] = factors_by_loss(loss_T)
-            if HELD in landscape.splits:
+            if HELD_OUT in landscape.splits:
                 fitted = [fitted_factor(landscape, theta_P) for theta_P in theta_TP]
                 ways[f"{self.key}-fitted"] = torch.tensor(fitted, dtype=torch.float64)
         tensors, rows = {"t": t_T, "train_loss_l2": loss_T}, []
