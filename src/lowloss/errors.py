@@ -53,8 +53,11 @@ def check_collect(key: str, epochs: object) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error of a library or of a user's code tells; its type where it tells nothing."""
-    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+    """The first line of what an error of a library or of a user's code tells; its type where it tells nothing, and
+    before a number that is alone, as of a key that is not there."""
+    kind = type(error).__name__
+    told = str(getattr(error, "strerror", None) or str(error) or kind).splitlines()[0]
+    return told if any(letter.isalpha() for letter in told) else f"{kind} {told}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
