@@ -36,7 +36,11 @@ class _Residual(nn.Module):
         init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
+        x = self.stem(x)
+        # One call of all would hold what the first one takes to the end.
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(x.mean((2, 3)))
 
 
 SHORTCUTS = ("identity", "projection", "none")
