@@ -155,6 +155,7 @@ def test_temperatures_are_fitted_to_samples_that_no_minimum_saw(lowloss, tmp_pat
             "ensemble.fge.starts=[1]",
             "ensemble.fge starts from epoch 1, which minima.collect=[2, 3] in 4 epochs does not",
         ),
+        ("ensemble.fge.starts=[2,2]", "ensemble.fge starts from epoch 2 twice: name it once"),
         ("ensemble.fge.runs=4", "ensemble.fge.minimum + runs - 1=3, but the minima are 0 … 2: raise minima.count"),
         ("ensemble.snapshot.cycles=4", "ensemble.snapshot: cycles=4 does not divide epochs=3"),
         ("ensemble.swa.start=7", "ensemble.swa starts from epoch 7"),

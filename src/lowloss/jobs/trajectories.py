@@ -51,12 +51,14 @@ def at_epoch(bench: Bench, k: int, epoch: float | None) -> torch.Tensor:
 
 
 def check_epochs(bench: Bench, key: str, epochs: Iterable[float]) -> None:
-    """Raise LowlossError for epochs at which the minima are not kept."""
+    """Raise LowlossError for epochs at which the minima are not kept, and for one that is named twice."""
     minima, wanted = bench.config["minima"], list(epochs)
     if wanted and "files" in minima:
         raise LowlossError(f"{key} starts from an epoch, and minima from files have none: set it to null")
     kept = minima.get("collect")
-    for epoch in wanted:
+    for i, epoch in enumerate(wanted):
+        if epoch in wanted[:i]:
+            raise LowlossError(f"{key} starts from epoch {epoch:g} twice: name it once")
         if epoch > minima["epochs"] or (kept != "every" and epoch not in (kept or ())) or epoch != round(epoch):
             told = f"minima.collect={kept} in {minima['epochs']:g} epochs"
             raise LowlossError(f"{key} starts from epoch {epoch:g}, which {told} does not keep: add it there")
