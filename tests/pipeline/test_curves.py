@@ -67,7 +67,7 @@ def test_the_loss_over_augmented_images_along_a_path(lowloss, tmp_path):
 
 
 def test_images_that_are_read_when_asked_for_are_refused():
-    bench = SimpleNamespace(config={"path": {"augmented": True}})
+    bench = SimpleNamespace(config={"path": {"augmented": True}}, finders={})
     STAGE.check_network(bench, SimpleNamespace(data=SimpleNamespace(requested=False)))
     with pytest.raises(LowlossError, match=r"path\.augmented=true keeps all augmented images.*set it to false"):
         STAGE.check_network(bench, SimpleNamespace(data=SimpleNamespace(requested=True)))
