@@ -60,6 +60,9 @@ class Finder(ABC):
     momentum: float = 0.9
     profile_batch: int = 2048
 
+    def check(self, landscape: Landscape) -> None:  # noqa: B027  # most take any
+        """Raise LowlossError for a landscape that has no such paths, before its minima are trained."""
+
     @abstractmethod
     def start(self, a_P: Tensor, b_P: Tensor) -> Path:
         """The initial path between two points."""

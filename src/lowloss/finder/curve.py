@@ -132,6 +132,10 @@ class Trivial(Line):
     Raises LowlossError for other networks.
     """
 
+    def check(self, landscape: Landscape) -> None:
+        theta_P = landscape.initial(0)
+        self.begin(landscape, theta_P, theta_P)
+
     def begin(self, landscape: Landscape, a_P: Tensor, b_P: Tensor) -> Path:
         layout = getattr(landscape, "layout", None)
         if not isinstance(layout, Layout):

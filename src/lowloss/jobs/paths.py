@@ -188,8 +188,7 @@ class PathStage(Stage):
                 "false"
             )
         for finder in bench.finders.values():
-            if not finder.phases:  # as the trivial curve, which few networks have
-                finder.begin(landscape, landscape.initial(0), landscape.initial(1))
+            finder.check(landscape)
 
     def jobs(self, bench: Bench) -> list[Job]:
         return [PathJob(bench, name, *pair) for name in bench.config["finder"] for pair in Plan(bench, name).pairs()]
