@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowloss import Data, LanguageModel, LowlossError
 from lowloss.data import Batches, Classification, CropFlip, Regression, arrays, cifar10, mnist, tiny
-from lowloss.data.base import Pixels
+from lowloss.data.pixels import Pixels
 from lowloss.data.sources import digits, stratified_split
 
 

@@ -12,7 +12,8 @@ from torch.nn.functional import interpolate
 
 from lowloss import Data, LanguageModel, NetworkLandscape, Regression, train_minima
 from lowloss.data import CropFlip
-from lowloss.data.base import Carry, Pixels
+from lowloss.data.base import Carry
+from lowloss.data.pixels import Pixels
 from lowloss.landscape import Batch, Engine
 from lowloss.landscape.engine import checked, graph
 from lowloss.landscape.engine.convolution import convolution, convolution_backward

@@ -12,6 +12,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from lowloss.data.pixels import Pixels
 from lowloss.data.task import Classification, Task
 from lowloss.errors import LowlossError, check_number
 from lowloss.seeding import derive
@@ -52,37 +53,6 @@ class Requested(Inputs, Protocol):
             index_KB: on the CPU.
         """
         ...
-
-
-class Pixels:
-    """Images kept as uint8, a quarter of their size; those that are asked for come scaled to [0, 1] and normalised.
-
-    Args:
-        pixels: (N, channels, ...) uint8.
-        mean, std: of each channel (C,), or of all (1,).
-    """
-
-    def __init__(self, pixels: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32) -> None:
-        self.pixels, self.mean, self.std, self.dtype = pixels, mean, std, dtype
-        self.shape, self.device = tuple(pixels.shape), pixels.device
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: Any, /) -> Tensor:
-        after = (1,) * (self.pixels.dim() - 2)
-        x = self.pixels[index].float()
-        # Divided by a tensor of the device: a GPU multiplies by the reciprocal of a number, which rounds otherwise.
-        x.div_(torch.full((), 255.0, device=x.device)).sub_(self.mean.view(-1, *after))
-        return x.div_(self.std.view(-1, *after)).to(self.dtype)
-
-    def taken(self, index: Tensor) -> Pixels:
-        """Some of them, as uint8 too."""
-        return Pixels(self.pixels[index], self.mean, self.std, self.dtype)
-
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Pixels:
-        pixels, mean, std = (tensor.to(device=device) for tensor in (self.pixels, self.mean, self.std))
-        return Pixels(pixels, mean, std, dtype or self.dtype)
 
 
 class Carry:
@@ -320,7 +290,7 @@ class Data:
         """The same data with `count` training samples, evenly from all, read once and not augmented; of rows that
         continue one another, the first ones."""
         x, y = self._splits["train"]
-        index = torch.arange(min(count, len(y))) * len(y) // min(count, len(y))
+        index = _evenly(min(count, len(y)), len(y))
         if self.streams:
             index = torch.arange(max(1, min(count, len(y)) // self.streams) * self.streams)
         other = self.moved()
@@ -341,7 +311,7 @@ class Data:
         if count >= len(y):
             raise LowlossError(f"held_out={count} leaves none of {len(y):,} training samples: lower it")
         held_N = torch.zeros(len(y), dtype=torch.bool)
-        held_N[torch.arange(count) * len(y) // count] = True
+        held_N[_evenly(count, len(y))] = True
         other = self.moved()
         for name, of_N in (("train", ~held_N), (HELD_OUT, held_N)):
             index = of_N.nonzero()[:, 0].to(y.device)
@@ -352,6 +322,11 @@ class Data:
     def move(self, device: torch.device) -> None:
         """Move this object itself, so that minibatches which it handed out come from the device too."""
         self._splits, self._augmented = self.moved(device=device)._splits, None
+
+
+def _evenly(count: int, total: int) -> Tensor:
+    """So many indices, evenly from 0 … total - 1."""
+    return torch.arange(count) * total // count
 
 
 class Batches:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lowloss.checking import Few, Index, Positive
-from lowloss.data.base import Data, Inputs, Pixels
+from lowloss.data.base import Data, Inputs
+from lowloss.data.pixels import Pixels
 from lowloss.errors import LowlossError, check_number, reason
 
 HELD = 2 * 1024**3

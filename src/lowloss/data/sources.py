@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lowloss.checking import Count, Few, Index, Positive
-from lowloss.data.base import Augmentation, Data, Inputs, Pixels
+from lowloss.data.base import Augmentation, Data, Inputs
 from lowloss.data.language import SPLITS, Text
+from lowloss.data.pixels import Pixels
 from lowloss.data.task import Regression, Task
 from lowloss.errors import LowlossError, check_number
 
